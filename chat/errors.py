@@ -1,0 +1,17 @@
+"""Errors whose text is shown to the user as it stands: what is wrong, where, and what to do."""
+
+
+class ChatError(Exception):
+    """A sentence for the user. The screen shows it; the command line prints it without a traceback."""
+
+
+class ModelFileError(ChatError):
+    """A GGUF file is missing, cut short, not a GGUF, or needs more than this machine has."""
+
+
+class TemplateError(ChatError):
+    """A chat template failed, looped, or asked for more than it may have."""
+
+
+class EngineDied(ChatError):
+    """The engine stopped in the middle of a reply; the turn can be retried after a restart."""
