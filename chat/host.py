@@ -1,0 +1,174 @@
+"""The one model in memory: loads it, shares it between chats, swaps it when nobody uses it, restarts it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from chat.engine import Engine, Stats
+from chat.errors import ChatError, ModelFileError
+from chat.gguf_file import GgufFile, read_gguf
+from chat.machine import human_size, memory_limit_bytes, thread_count, verdict
+from chat.prompt import FALLBACK_TEMPLATE, PromptEncoder
+from chat.registry import Entry, Registry
+from chat.templates import TemplateRenderer
+
+ENGINES = ("auto", "in-process", "llama-server")
+REMEMBERED_TOKENS = 1_000_000  # of replies, so that a chat's next prompt has the very ids that are in the cache
+SLOTS_SHARE = 0.1  # of the memory limit that further chats' context may take
+
+
+class Replies(OrderedDict[str, list[int]]):
+    """The ids with which the last replies were generated, by their text; the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tokens = 0
+        self._lock = threading.Lock()
+
+    def remember(self, text: str, ids: list[int]) -> None:
+        with self._lock:
+            self._tokens += len(ids) - len(self.pop(text, []))
+            self[text] = ids
+            while self._tokens > REMEMBERED_TOKENS:
+                self._tokens -= len(self.popitem(last=False)[1])
+
+
+@dataclass
+class Model:
+    """A loaded model: its file, its engine and the prompts that it understands."""
+
+    name: str
+    entry: Entry
+    file: GgufFile
+    engine: Engine
+    encoder: PromptEncoder
+    replies: Replies = field(default_factory=Replies)
+
+    @property
+    def warning(self) -> str:
+        """What the page must say about this model; empty when there is nothing."""
+        if self.file.chat_template:
+            return ""
+        return (
+            f"{self.name} has no chat template: a plain one is used, and replies may wander. "
+            "A model made for chat brings its own."
+        )
+
+    def remember(self, text: str, stats: Stats) -> None:
+        """Keep a reply's ids for the prompts to come."""
+        if text and -1 not in stats.ids:
+            self.replies.remember(text, stats.ids)
+
+
+class Host:
+    """Chats take the model with `use`; who asks for another one waits until it is free."""
+
+    def __init__(self, registry: Registry, engine: str = "auto") -> None:
+        self.registry = registry
+        self.engine = choose_engine(engine)
+        self._renderer = TemplateRenderer()
+        self._model: Model | None = None
+        self._users = 0
+        self._waiting = 0  # turns that wait for another model; later ones stand behind them
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[Model]:
+        """Hold the model called `name` for one turn, loading it first if need be. Raises ChatError."""
+        with self._changed:
+            while not self._serves(name) or self._waiting:
+                if self._users == 0:
+                    self._load(name)
+                    break
+                self._waiting += 1
+                self._changed.wait()
+                self._waiting -= 1
+            model = self._model
+            assert model is not None
+            self._users += 1
+        try:
+            yield model
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+    def _serves(self, name: str) -> bool:
+        return self._model is not None and self._model.name == name and self._model.engine.alive()
+
+    def _load(self, name: str) -> None:
+        if self._serves(name):
+            return
+        entry = self.registry.entries.get(name)
+        if entry is None:
+            raise ChatError(f"No model is called {name!r}; choose one of: {', '.join(self.registry.entries)}.")
+        path = self.registry.locate(entry)
+        if path is None:
+            raise ChatError(f"{name} is not on this disk. Choose it in the model menu to download it.")
+        file = read_gguf(path)
+        _check_memory(name, file, entry.n_ctx)
+        replies = self._model.replies if self._model and self._model.name == name else Replies()
+        self._unload()  # two models at once may not fit
+        engine = self._start(path, entry, file)
+        self._model = Model(name, entry, file, engine, self._encoder(file, engine, replies), replies)
+
+    def _start(self, path: Path, entry: Entry, file: GgufFile) -> Engine:
+        adapters = [str(self.registry.folder / adapter) for adapter in entry.adapters]
+        if self.engine == "in-process":
+            from chat.in_process import InProcessEngine  # loads llama.cpp's library: not before it is needed
+
+            return InProcessEngine(path, entry.n_ctx, thread_count(), adapters)
+        from chat.llama_server import LlamaServerEngine
+
+        kv_bytes = file.kv_bytes_per_token * entry.n_ctx
+        slots = 2 if kv_bytes < memory_limit_bytes() * SLOTS_SHARE else 1
+        return LlamaServerEngine(path, entry.n_ctx, thread_count(), adapters, slots)
+
+    def _encoder(self, file: GgufFile, engine: Engine, replies: Replies) -> PromptEncoder:
+        vocab = file.vocab
+        render = partial(
+            self._renderer.render, file.chat_template or FALLBACK_TEMPLATE, bos=vocab.bos, eos=vocab.eos
+        )
+        return PromptEncoder(render, engine.tokenize, vocab.control, vocab.bos_id, vocab.add_bos, replies)
+
+    def _unload(self) -> None:
+        if self._model:
+            self._model.engine.close()
+            self._model = None
+
+    def close(self) -> None:
+        """Free the model and end every child process."""
+        with self._changed:
+            self._unload()
+        self._renderer.close()
+
+
+def choose_engine(name: str) -> str:
+    """Resolve `--engine`: the child process where its binary is there, else inside the app."""
+    from chat.llama_server import find_binary
+
+    if name not in ENGINES:
+        raise ChatError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
+    if name == "auto":
+        return "llama-server" if find_binary() else "in-process"
+    if name == "llama-server" and not find_binary():
+        raise ChatError(
+            "this installation of llama-cpp-python has no llama-server; "
+            "run 'make chat' once to build it, or use --engine in-process"
+        )
+    return name
+
+
+def _check_memory(name: str, file: GgufFile, n_ctx: int) -> None:
+    if verdict(file.file_size, file.kv_bytes_per_token, n_ctx) == "too big":
+        needed = human_size(file.file_size + file.kv_bytes_per_token * n_ctx)
+        raise ModelFileError(
+            f"{name} needs {needed} for its file and a context of {n_ctx:,} tokens; this machine allows "
+            f"{human_size(memory_limit_bytes())} in all. Choose a smaller model or quantisation."
+        )

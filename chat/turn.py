@@ -1,0 +1,118 @@
+"""One turn of a chat: fit the messages into the context, let the agent reply, count what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from chat.agent import EngineProvider, Messages, start_reply
+from chat.engine import Engine, Sampling, Stats
+from chat.errors import ChatError
+
+BYTES_PER_TOKEN_LIMIT = 64  # a text of more bytes than this for each token of context can't fit: refused unread
+KEEP_SHARE = 0.6  # after turns drop out, the rest fills this much, so that the next turns find their prefix cached
+MIN_REPLY = 16  # tokens that must be left for a reply
+
+Encode = Callable[[Messages], list[int]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is sent to the model."""
+
+    messages: Messages
+    ids: list[int]
+    left_out: int  # messages at the start of the chat that no longer fit, the system message not counted
+
+
+@dataclass
+class Progress:
+    """Where a turn stands. `stats` is complete, and `done` true, in the last one only."""
+
+    text: str = ""
+    prompt_done: int = 0
+    prompt_tokens: int = 0
+    left_out: int = 0
+    done: bool = False
+    stats: Stats = field(default_factory=Stats)
+
+
+def plan(messages: Messages, encode: Encode, n_ctx: int, max_tokens: int, left_out: int = 0) -> Plan:
+    """Choose the messages that fit `n_ctx` tokens with room for a reply; the newest one and the system message stay.
+
+    `left_out` messages are out already and stay out: a start that moved every turn would be evaluated anew
+    every turn. Raises ChatError when the newest message alone is too large.
+    """
+    system, chat = ([messages[0]], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
+    size = max(len(m["content"].encode()) for m in (*system, chat[-1]))
+    if size > n_ctx * BYTES_PER_TOKEN_LIMIT:
+        raise ChatError(
+            f"This message has {size:,} bytes; the model's context of {n_ctx:,} tokens holds "
+            f"{n_ctx * BYTES_PER_TOKEN_LIMIT:,} at the very most. Shorten it."
+        )
+    left_out = left_out if left_out < len(chat) else 0
+    reserve = min(max_tokens, n_ctx // 4)
+    ids = encode(system + chat[left_out:])
+    if len(ids) + reserve > n_ctx:
+        left_out, ids = _drop_a_block(system, chat, encode, left_out, ids, int((n_ctx - reserve) * KEEP_SHARE))
+    if len(ids) + MIN_REPLY > n_ctx:
+        raise ChatError(
+            f"This message has {len(ids):,} tokens with its surroundings; the model's context is {n_ctx:,} "
+            f"and a reply needs {MIN_REPLY}. Shorten it, or choose a model with a larger context."
+        )
+    return Plan(system + chat[left_out:], ids, left_out)
+
+
+def _drop_a_block(
+    system: Messages, chat: Messages, encode: Encode, left_out: int, ids: list[int], target: int
+) -> tuple[int, list[int]]:
+    """Leave out the fewest oldest turns that bring the prompt down to `target` tokens, found by bisection."""
+    starts = [i for i, m in enumerate(chat) if i > left_out and m["role"] == "user"]
+    low, high = 0, len(starts) - 1
+    while low <= high:
+        middle = (low + high) // 2
+        shorter = encode(system + chat[starts[middle] :])
+        if len(shorter) <= target:
+            high = middle - 1
+        else:
+            low = middle + 1
+        if len(shorter) <= target or middle == len(starts) - 1:
+            left_out, ids = starts[middle], shorter
+    return left_out, ids
+
+
+class Turn:
+    """One reply in the making: iterate over `run()`; `cancel()` from any other thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._provider = EngineProvider(engine)
+        self._cancelled = False
+
+    def run(self, planned: Plan, sampling: Sampling, prefix: str = "") -> Iterator[Progress]:
+        """Reply to `planned`. `prefix` is the text that a continued reply begins with."""
+        started = time.perf_counter()
+        progress = Progress(prefix, prompt_tokens=len(planned.ids), left_out=planned.left_out)
+        pieces = start_reply(self._provider, planned.messages, planned.ids, sampling)
+        generation = self._provider.generation
+        assert generation is not None
+        try:
+            if self._cancelled:
+                generation.cancel()
+            for piece in pieces:
+                # A reply's first space belongs to the tokenizer (SentencePiece), not to the text.
+                progress.text += piece if progress.text else piece.lstrip()
+                progress.prompt_done = self._provider.prompt_done
+                if piece and not generation.stats.first_token_s:
+                    generation.stats.first_token_s = time.perf_counter() - started
+                yield progress
+        finally:
+            generation.cancel()  # the reader may leave at any point; the engine must not go on without one
+        progress.stats, progress.done = generation.stats, True
+        yield progress
+
+    def cancel(self) -> None:
+        """Stop the reply; what has been written stays."""
+        self._cancelled = True
+        if self._provider.generation:
+            self._provider.generation.cancel()
