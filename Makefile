@@ -1,0 +1,38 @@
+# One command for each thing that people do here. Options for the program go in ARGS: make chat ARGS="--port 7861"
+PYTHON ?= python3
+ARGS ?=
+IN_VENV := .venv/bin/python
+
+.PHONY: chat test lint fix bench clean
+
+chat:  ## install what is missing and serve the chat on http://127.0.0.1:7860
+	@$(PYTHON) scripts/setup_env.py chat
+	@exec $(IN_VENV) app.py $(ARGS)
+
+test:  ## install what is missing, check style and types, run every test that this machine can run
+	@$(PYTHON) scripts/setup_env.py test
+	@$(MAKE) --no-print-directory check
+	$(IN_VENV) -m pytest -m '' -rs $(ARGS)
+
+lint:  ## check style and types
+	@$(PYTHON) scripts/setup_env.py lint
+	@$(MAKE) --no-print-directory check
+
+.PHONY: check
+check:
+	$(IN_VENV) -m ruff check
+	$(IN_VENV) -m ruff format --check
+	$(IN_VENV) -m mypy
+
+fix:  ## repair what the linter can repair
+	@$(PYTHON) scripts/setup_env.py lint
+	$(IN_VENV) -m ruff check --fix
+	$(IN_VENV) -m ruff format
+
+bench:  ## measure every figure of the README
+	@$(PYTHON) scripts/setup_env.py chat
+	$(IN_VENV) -m bench.chat $(ARGS)
+
+clean:  ## remove everything that these commands made, except your models/ and outputs/
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

