@@ -1,0 +1,152 @@
+"""The shape of the repository: who imports whom, what files are called, and how long they are."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("chat", "train", "convert", "scripts", "bench", "tests")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+FILES += [ROOT / "app.py"] if (ROOT / "app.py").exists() else []
+PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("tests", "bench", "scripts")]
+
+# Which of our own modules a folder may import; bench and tests may import anything.
+ALLOWED = {
+    "app.py": ("chat", "chat.*"),
+    "chat": ("chat", "chat.*"),
+    "train": ("train", "train.*", "chat", "chat.prompt"),  # importing chat.prompt imports the empty chat too
+    "convert": ("convert", "convert.*", "chat", "chat.*"),
+    "scripts": ("scripts", "scripts.*"),
+}
+
+# The only product files that may import a library.
+KEPT_IN = {
+    "llama_cpp": ("chat/in_process.py", "chat/agent.py"),
+    "llama_cpp_agent": ("chat/in_process.py", "chat/agent.py"),
+    "gradio": ("app.py", "chat/screen*.py"),
+    "subprocess": ("chat/child.py", "convert/llamacpp.py"),
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line and full name of each import; for `from a import b`, `a.b` when that is a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno} use an absolute import"
+            assert node.module is not None
+            below = ROOT / node.module.replace(".", "/")
+            modules = [alias.name for alias in node.names if (below / f"{alias.name}.py").exists()]
+            yield from ((node.lineno, f"{node.module}.{name}") for name in modules)
+            if len(modules) < len(node.names):
+                yield node.lineno, node.module
+
+
+def test_folders_import_only_what_the_arrow_allows() -> None:
+    ours = {"app", *FOLDERS}
+    for path in FILES:
+        allowed = ALLOWED.get(path.relative_to(ROOT).parts[0])
+        for line, module in imports_of(path):
+            if allowed and module.split(".")[0] in ours:
+                message = f"{name_of(path)}:{line} imports {module}; allowed are {', '.join(allowed)}"
+                assert any(fnmatch(module, pattern) for pattern in allowed), message
+
+
+def test_each_large_library_stays_in_its_files() -> None:
+    for path in PRODUCT:
+        for line, module in imports_of(path):
+            homes = KEPT_IN.get(module.split(".")[0], ("*",))
+            message = f"{name_of(path)}:{line} imports {module}; only {', '.join(homes)} may"
+            assert any(fnmatch(name_of(path), home) for home in homes), message
+
+
+def test_the_prompt_is_pure() -> None:
+    """Training renders with it too, so it and all of ours that it imports need the stdlib and jinja2 only."""
+    waiting, seen = ["chat.prompt"], set[str]()
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        path = ROOT / (module.replace(".", "/") + ".py")
+        for line, imported in imports_of(path):
+            top = imported.split(".")[0]
+            message = f"{name_of(path)}:{line} imports {imported}"
+            assert top in sys.stdlib_module_names or top in ("jinja2", "chat"), message
+            if top == "chat" and imported not in seen:
+                waiting.append(imported)
+
+
+def test_no_module_hides_a_library() -> None:
+    taken = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions()}
+    # A dependency that ships its tests under this name can't be helped, and nobody imports them.
+    ours = {path.stem: name_of(path) for path in FILES if path.parts[-2] != "tests"}
+    ours |= {folder: folder for folder in FOLDERS if folder != "tests"}
+    hidden = {where for name, where in ours.items() if name in taken and not name.startswith("__")}
+    assert not hidden, f"these have the name of a library: {sorted(hidden)}"
+
+
+def test_what_the_product_imports_is_in_requirements() -> None:
+    required = {name.split("==")[0].lower() for name in (ROOT / "requirements.txt").read_text().splitlines()}
+    distributions = importlib.metadata.packages_distributions()
+    for path in [path for path in PRODUCT if name_of(path).startswith(("app", "chat"))]:
+        for line, module in imports_of(path):
+            top = module.split(".")[0]
+            if top not in sys.stdlib_module_names and top not in FOLDERS:
+                names = {name.lower().replace("_", "-") for name in distributions.get(top, [top])}
+                names |= {name.replace("-", "_") for name in names}
+                assert names & required, (
+                    f"{name_of(path)}:{line} imports {module}, which requirements.txt doesn't pin"
+                )
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_is_short_and_says_what_it_is_for(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 300, f"{name_of(path)} has over 300 lines: split it"
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree) or not tree.body, (
+        f"{name_of(path)} needs a first line that says its purpose"
+    )
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, (
+                f"{name_of(path)}:{node.lineno} {node.name} is too long"
+            )
+
+
+@pytest.mark.skipif(not (ROOT / "app.py").exists(), reason="app.py is not written yet")
+def test_app_only_assembles_and_importing_it_loads_nothing() -> None:
+    assert (ROOT / "app.py").read_text().count("\n") < 60
+    code = "import sys, app; print(sorted({'torch', 'llama_cpp'} & set(sys.modules)))\n"
+    code += "from pathlib import Path; maps = Path('/proc/self/maps')\n"
+    code += "print('.gguf' in maps.read_text() if maps.exists() else False)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["[]", "False"]
+
+
+def test_git_holds_no_weights_and_nothing_large() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        assert not name.endswith((".gguf", ".safetensors")), f"{name}: weights belong on a hub, not in git"
+        picture = name.endswith((".png", ".jpg", ".webp", ".gif", ".svg"))
+        path = ROOT / name
+        assert picture or not path.is_file() or path.stat().st_size <= 500_000, (
+            f"{name} is larger than 500 kB"
+        )
