@@ -1,0 +1,171 @@
+"""Chat messages to token ids: the one renderer and tokenising rule, for training and chatting alike.
+
+Pure: jinja2 and the standard library, no llama.cpp and no torch.
+
+The rule. The rendered chat is tokenised whole, as the reference does. Only where the text of a message holds
+the surface of a control token (somebody types `<|im_end|>`) it is cut, and that surface is tokenised as
+plain text. To know such places after rendering, each surface travels through the template as one private-use
+character that occurs nowhere in the chat; a template can trim, split or lower-case around it but not take it
+apart. In the end, the control ids must be those of the same roles with harmless texts. If they aren't (a
+template that builds a surface out of pieces), whole messages travel as one character each, and the template
+can't look into them at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from chat.errors import TemplateError
+from chat.placeholders import Placeholders, Surfaces, splice
+from chat.render import FALLBACK_TEMPLATE, Messages, checked, render
+
+__all__ = ["FALLBACK_TEMPLATE", "Messages", "PromptEncoder", "render"]
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Turns chats into the ids that one model is given.
+
+    `render(messages, add_generation_prompt)` fills the model's template. `tokenize(text, special)` adds no
+    BOS; `special` lets the surface of a control token become that token. It is called once for each stretch
+    of the prompt between two replies, nearly always with the same arguments as in the turn before: where a
+    call is dear, wrap it in `functools.lru_cache`. `control` maps the surface of each token with the
+    attribute CONTROL or UNKNOWN, or that ends generation, to its id. `add_bos` is the model's own rule.
+    `replies` holds the ids that replies were generated with, by their text.
+    """
+
+    render: Callable[[Messages, bool], str]
+    tokenize: Callable[[str, bool], Sequence[int]]
+    control: Mapping[str, int]
+    bos_id: int | None
+    add_bos: bool
+    replies: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def encode(self, messages: Messages, *, add_generation_prompt: bool = True) -> list[int]:
+        """Return the ids of the prompt, with one BOS if the model wants it.
+
+        A reply found in `replies` keeps its ids (tokenising its text again may give others, and then the
+        cache holds nothing of what follows), unless the template edits replies or the ids hold a control
+        token: then the text counts. Raises TemplateError.
+        """
+        chat = checked(messages)
+        ids = self._guarded(chat, add_generation_prompt)
+        allowed = self._control_ids(self._probe(chat, add_generation_prompt))
+        if self._control_ids(ids) != allowed:
+            ids = self._opaque(chat, add_generation_prompt)
+        if self._control_ids(ids) != allowed:
+            raise TemplateError(
+                "This model's chat template turns text of the chat into control tokens: a message could pose "
+                "as somebody else's. Remove the last message or choose another model."
+            )
+        return ids
+
+    def encode_continue(self, messages: Messages) -> list[int]:
+        """Return the ids of a chat whose last message, a partial reply, is to be continued.
+
+        The reply is put after the generation prompt, where it came from, and no end of turn follows.
+        Raises TemplateError.
+        """
+        if len(messages) < 2 or messages[-1].get("role") != "assistant":
+            raise TemplateError("Only a reply can be continued, and the chat doesn't end with one.")
+        text = checked(messages)[-1]["content"]
+        ids = self.encode(messages[:-1])
+        return [*ids, *(self._known(text) or self._literal(ids, text))]
+
+    def _guarded(self, chat: Messages, generate: bool) -> list[int]:
+        """Tokenise with control surfaces in texts hidden from the template and known replies as ids."""
+        placeholders = Placeholders(message["content"] for message in chat)
+        hidden, marked, cores = [], [], {}
+        for message in chat:
+            text = self._surfaces.hide(message["content"], placeholders)
+            hidden.append(message | {"content": text})
+            core = text.strip()
+            known = self._known(message["content"]) if message["role"] == "assistant" else None
+            if core and known is not None:
+                mark = placeholders.for_ids(known)
+                cores[mark] = core
+                text = f"{mark}{core}{mark}"
+            marked.append(message | {"content": text})
+        rendered = self.render(hidden, generate)
+        if cores:
+            rendered = splice(rendered, self.render(marked, generate), cores)
+        return self._ids(rendered, placeholders)
+
+    def _opaque(self, chat: Messages, generate: bool) -> list[int]:
+        """Tokenise with the whole text of each message hidden from the template, outer whitespace apart."""
+        placeholders = Placeholders(message["content"] for message in chat)
+        opaque = []
+        for message in chat:
+            text = message["content"]
+            if core := text.strip():
+                text = text.replace(core, placeholders.for_text(core), 1)
+            opaque.append(message | {"content": text})
+        return self._ids(self.render(opaque, generate), placeholders)
+
+    def _probe(self, chat: Messages, generate: bool) -> list[int]:
+        """Return the ids of the same roles with texts that hold nothing."""
+        harmless = [
+            message | {"content": f"x{number}" if message["content"].strip() else message["content"]}
+            for number, message in enumerate(chat)
+        ]
+        return self._ids(self.render(harmless, generate), Placeholders([]))
+
+    def _ids(self, rendered: str, placeholders: Placeholders) -> list[int]:
+        """Tokenise what was rendered, cut at the placeholders only, and see to BOS."""
+        ids: list[int] = []
+        for piece in placeholders.split(rendered):
+            insert = placeholders.inserts.get(piece)
+            if insert is None:
+                ids += self._following(ids, piece, True)
+            else:
+                ids += self._literal(ids, insert) if isinstance(insert, str) else insert
+        if self.bos_id is not None:
+            while ids[:2] == [self.bos_id, self.bos_id]:
+                del ids[0]
+            if self.add_bos and ids[:1] != [self.bos_id]:
+                ids.insert(0, self.bos_id)
+        return ids
+
+    def _literal(self, before: Sequence[int], text: str) -> Sequence[int]:
+        """Tokenise `text` as plain text: no control id, whatever it holds."""
+        ids = list(self._following(before, text, False))
+        if self._control_ids(ids):
+            # A token that ends generation may lack the attribute CONTROL; only taking it apart helps.
+            ids = []
+            for letter in text:
+                ids += (i for i in self._following(ids or before, letter, False) if i not in self._controls)
+        return ids
+
+    def _following(self, before: Sequence[int], text: str, special: bool) -> Sequence[int]:
+        """Tokenise `text` as what follows `before`.
+
+        SentencePiece vocabularies of the Llama kind put a space before every text that is tokenised on its
+        own: there, a line break goes in front and its ids come off again.
+        """
+        line_break = self._line_break
+        if len(line_break) > 1 and before and before[-1] not in self._controls:
+            ids = list(self.tokenize("\n" + text, special))
+            if ids[: len(line_break)] == line_break:
+                return ids[len(line_break) :]
+        return self.tokenize(text, special)
+
+    def _known(self, text: str) -> Sequence[int] | None:
+        ids = self.replies.get(text)
+        return None if ids is None or self._control_ids(ids) else ids
+
+    def _control_ids(self, ids: Sequence[int]) -> list[int]:
+        return [i for i in ids if i in self._controls]
+
+    @cached_property
+    def _controls(self) -> frozenset[int]:
+        return frozenset(self.control.values())
+
+    @cached_property
+    def _line_break(self) -> list[int]:
+        return list(self.tokenize("\n", False))
+
+    @cached_property
+    def _surfaces(self) -> Surfaces:
+        return Surfaces(self.control)
