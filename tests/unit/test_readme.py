@@ -1,0 +1,97 @@
+"""What the README and CONTRIBUTING say is true: commands, options, files, pins and pictures."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+APP = ROOT / "app.py"
+needs_app = pytest.mark.skipif(not APP.exists(), reason="app.py is not written yet")
+
+
+def commands(text: str) -> list[list[str]]:
+    """Collect the commands in code spans and indented lines, as words."""
+    code = re.findall(r"`([^`\n]+)`", text) + re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
+    programs = ("make", "python", "pip", ".venv/bin/python", ".venv/bin/pip", ".ci/run")
+    return [words for line in code if (words := line.split())[0] in programs]
+
+
+COMMANDS = commands(README) + commands(CONTRIBUTING)
+
+
+def front_matter() -> dict[str, str]:
+    block = README.split("---\n")[1]
+    return {key: value.strip('"') for key, value in re.findall(r"^(\w+): (.+)$", block, re.MULTILINE)}
+
+
+def tree() -> dict[str, str]:
+    block = README.split("## Files", 1)[1].split("```")[1]
+    return dict(re.findall(r"^(\S+) {2,}(\S.*)$", block, re.MULTILINE))
+
+
+def test_commands_are_found_at_all() -> None:
+    assert ["make", "chat"] in COMMANDS
+    assert ["make", "test"] in COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_quoted_command_exists(command: list[str]) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    program, *words = command
+    if program == "make":
+        assert not words or words[0] in targets
+    for word in words:
+        assert not word.endswith((".py", "requirements.txt")) or (ROOT / word).is_file() or not APP.exists()
+    pinned = [word for word in words if "==" in word]
+    assert all(word in (ROOT / "scripts" / "app_parts.py").read_text() for word in pinned)
+
+
+@needs_app
+def test_the_options_are_those_of_the_app() -> None:
+    shown = subprocess.run([sys.executable, APP, "--help"], capture_output=True, text=True, check=True).stdout
+    rows = re.findall(r"^\| `(--\w+)` \| `(\w+)` \|", README, re.MULTILINE)
+    assert {option for option, _ in rows} == set(re.findall(r"--[\w-]+", shown)) - {"--help"}
+    source = shown + "".join(path.read_text() for path in [APP, *(ROOT / "chat").glob("*.py")])
+    # A variable may be spelled out, or made from the option's name behind a prefix.
+    unknown = [name for _, name in rows if name not in source and f'"{name.split("_")[0]}_' not in source]
+    assert not unknown, f"the app knows no {unknown}"
+
+
+def test_the_file_list_is_true() -> None:
+    listed = tree()
+    gone = [path for path in listed if not (ROOT / path).exists()]
+    assert not gone, f"the README lists files that don't exist: {gone}"
+    folders = ("chat", "scripts", "bench", "train", "convert")
+    code = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    there = {path.relative_to(ROOT).as_posix() for path in code if path.stat().st_size}
+    there |= {path.name for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".")}
+    there -= {"README.md"}
+    missing = there - set(listed)
+    assert not missing, f"the README's file list lacks {sorted(missing)}"
+
+
+def test_the_space_installs_the_pinned_gradio_and_starts_the_app() -> None:
+    matter = front_matter()
+    assert f"gradio=={matter['sdk_version']}\n" in (ROOT / "requirements.txt").read_text()
+    assert (matter["sdk"], matter["app_file"], matter["python_version"]) == ("gradio", "app.py", "3.11")
+    assert matter["license"] == "apache-2.0"
+    assert {"title", "emoji", "colorFrom", "colorTo"} <= set(matter)
+    assert len(matter["short_description"]) <= 60  # the hub refuses more
+
+
+def test_links_and_pictures_exist() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README + CONTRIBUTING) + re.findall(
+        r'src="([^":]+)"', README
+    ):
+        assert (ROOT / target).exists(), f"no {target}"
+
+
+def test_contributing_stays_on_one_page() -> None:
+    assert CONTRIBUTING.count("\n") <= 90
