@@ -125,7 +125,8 @@ class _Reader:
             )
         if end > MAX_HEADER_BYTES:
             raise self.damaged(f"its header is longer than {MAX_HEADER_BYTES // 2**20} MiB")
-        self.data += self.file.read(max(end - len(self.data), len(self.data), _FIRST_READ))
+        ahead = max(end, 2 * len(self.data), _FIRST_READ)
+        self.data += self.file.read(min(ahead, self.size) - len(self.data))
         if end > len(self.data):
             raise ModelFileError(f"{self.name} changed while it was read; try again")
 

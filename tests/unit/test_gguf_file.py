@@ -193,7 +193,7 @@ def test_every_cut_through_the_header_is_noticed(path: Path) -> None:
 def test_flipped_bytes_give_a_model_or_a_sentence(path: Path) -> None:
     draw = random.Random(0)
     whole = gguf()
-    for _ in range(3000):
+    for _ in range(1000):
         broken = bytearray(whole)
         for _ in range(draw.randint(1, 4)):
             broken[draw.randrange(4, len(whole))] = draw.randrange(256)
