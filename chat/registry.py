@@ -1,0 +1,138 @@
+"""Reads, checks and extends `models.json`: the models that the app offers.
+
+A bad entry is set aside with a reason; it never stops the app. chat/entry.py has the schema.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chat.entry import Entry, Source, hub_source, parse_entry, shown
+from chat.errors import ChatError
+from chat.machine import human_size, verdict
+
+__all__ = ["Entry", "Registry", "Source", "add", "hub_source", "load_registry", "menu"]
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The good entries in the order of the file, the first being the default; and why others are left out."""
+
+    path: Path
+    entries: dict[str, Entry] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths begin."""
+        return self.path.parent
+
+    def locate(self, entry: Entry) -> Path | None:
+        """Return the first source's file that is on this disk. Never asks the network."""
+        return next((found for source in entry.sources if (found := self._find(source))), None)
+
+    def missing(self, entry: Entry) -> str:
+        """Return why an entry can be neither loaded nor downloaded; empty if it can."""
+        for adapter in entry.adapters:
+            if not (self.folder / adapter).is_file():
+                return f"its adapter {adapter!r} is not on this disk"
+        if hub_source(entry) or self.locate(entry):
+            return ""
+        return f"not on this disk: {', '.join(map(str, entry.sources))}"
+
+    def _find(self, source: Source) -> Path | None:
+        if source.path:
+            path = self.folder / os.path.expanduser(source.path)
+            return path if path.is_file() else None
+        assert source.filename
+        if source.package:
+            # Found, not imported: a package may need others that aren't here, and importing runs its code.
+            try:
+                spec = importlib.util.find_spec(source.package)
+            except ValueError:  # "__main__" and the like
+                return None
+            folders = spec.submodule_search_locations if spec else None
+            paths = (Path(folder) / source.filename for folder in folders or ())
+            return next((path for path in paths if path.is_file()), None)
+        from huggingface_hub import try_to_load_from_cache  # slow to import
+
+        assert source.repo_id
+        found = try_to_load_from_cache(source.repo_id, source.filename, revision=source.revision)
+        return Path(found) if isinstance(found, str) else None
+
+
+def load_registry(path: Path) -> Registry:
+    """Read `models.json`. Whatever is wrong with it ends up in `.broken`."""
+    registry = Registry(path)
+    try:
+        raw, twice = _read(path)
+    except ChatError as error:
+        registry.broken[path.name] = str(error)
+        return registry
+    if twice:
+        registry.broken[path.name] = f"the key {twice[0]!r} is there twice; the last one counts"
+    for name, content in raw.items():
+        try:
+            entry = parse_entry(content)
+        except ValueError as error:
+            registry.broken[name] = str(error)
+            continue
+        if reason := registry.missing(entry):
+            registry.broken[name] = reason
+        else:
+            registry.entries[name] = entry
+    return registry
+
+
+def add(path: Path, name: str, entry: Entry) -> None:
+    """Add or replace one entry, leaving the others as they are, in their order. Raises ChatError."""
+    raw, twice = _read(path) if path.exists() else ({}, [])
+    if twice:  # writing the file anew would lose the first
+        raise ChatError(f"{path.name} has the key {twice[0]!r} twice; rename or remove one")
+    raw[name] = entry.model_dump(mode="json", exclude_unset=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def menu(registry: Registry) -> list[tuple[str, str]]:
+    """Return (label, name) for each entry, the verdict included, so that nobody downloads what can't run."""
+    return [(_label(registry, name, entry), name) for name, entry in registry.entries.items()]
+
+
+def _label(registry: Registry, name: str, entry: Entry) -> str:
+    path = registry.locate(entry)
+    size = path.stat().st_size if path else entry.size_bytes
+    parts = [name]
+    if size:
+        parts += [human_size(size), verdict(size, entry.kv_bytes_per_token or 0, entry.n_ctx)]
+    parts.append("on this disk" if path else "download")
+    parts += [f"{key.replace('_', ' ')} {value}" for key, value in entry.quality.items() if value is not None]
+    return " · ".join(parts)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the JSON object in `path`, and keys that one of its objects has twice. Raises ChatError."""
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        twice.extend(key for key in keys if keys.count(key) > 1)
+        return dict(pairs)
+
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ChatError(
+            f"{path.name}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
+        ) from None
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise ChatError(f"can't read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(raw, dict):
+        raise ChatError(f"{path.name} must hold an object of models by name, not {shown(raw)}")
+    return raw, twice

@@ -1,0 +1,165 @@
+"""models.json: good entries in order, bad ones left out with a reason, nothing lost when one is added."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chat.entry import parse_entry
+from chat.errors import ChatError
+from chat.registry import Registry, add, hub_source, load_registry, menu
+
+ROOT = Path(__file__).resolve().parents[2]
+HUB = {"repo_id": "someone/Tiny-GGUF", "filename": "tiny-Q4_K_M.gguf"}
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "models.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def reason(folder: Path, entry: Any) -> str:
+    registry = load_registry(write(folder, {"good": {"sources": [HUB], "n_ctx": 512}, "bad": entry}))
+    assert list(registry.entries) == ["good"]
+    return registry.broken["bad"]
+
+
+def test_the_models_that_the_app_ships_are_good() -> None:
+    registry = load_registry(ROOT / "models.json")
+    assert registry.broken == {}
+    assert next(iter(registry.entries)) == "SmolLM2-135M-Instruct"
+    for name, entry in registry.entries.items():
+        source = hub_source(entry)
+        assert source is not None, name
+        assert entry.size_bytes, name
+        assert entry.kv_bytes_per_token, name
+        assert entry.quant, name
+        assert entry.quant.lower() in str(source.filename).lower()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"sources": [HUB], "n_cttx": 512}, "unknown key 'n_cttx'; did you mean 'n_ctx'?"),
+        ({"sources": [HUB]}, "'n_ctx' is missing"),
+        ({"sources": [HUB], "n_ctx": "8192"}, "'n_ctx' is \"8192\": input should be a valid integer"),
+        ({"sources": [HUB], "n_ctx": 100}, "'n_ctx' is 100: input should be greater than or equal to 256"),
+        ({"sources": [], "n_ctx": 512}, "'sources' is []"),
+        ({"sources": [{}], "n_ctx": 512}, "'sources.0': give exactly one of"),
+        ({"sources": [HUB | {"path": "x.gguf"}], "n_ctx": 512}, "'sources.0': give exactly one of"),
+        (
+            {"sources": [HUB | {"file": "x"}], "n_ctx": 512},
+            "unknown key 'sources.0.file'; did you mean 'filename'?",
+        ),
+        ({"sources": [HUB | {"filename": "../x.gguf"}], "n_ctx": 512}, "'../x.gguf' leads out of its folder"),
+        ({"sources": [HUB | {"filename": "x.bin"}], "n_ctx": 512}, "'sources.0.filename' is \"x.bin\""),
+        (
+            {"sources": [HUB | {"repo_id": "a/../b"}], "n_ctx": 512},
+            "'a/../b' is not a name that the hub knows",
+        ),
+        (
+            {"sources": [HUB | {"revision": "../main"}], "n_ctx": 512},
+            "'../main' is not a name that the hub knows",
+        ),
+        ({"sources": [HUB | {"sha256": "abc"}], "n_ctx": 512}, "'sources.0.sha256' is \"abc\""),
+        ({"sources": [{"package": "os.path", "filename": "x.gguf"}], "n_ctx": 512}, "'sources.0.package'"),
+        (
+            {"sources": [HUB], "n_ctx": 512, "sampling": {"temprature": 1}},
+            "unknown key 'sampling.temprature'; did you mean 'temperature'?",
+        ),
+        ({"sources": [HUB], "n_ctx": 512, "sampling": {"temperature": 3}}, "'sampling.temperature' is 3"),
+        (
+            {"sources": [{"path": "models/gone.gguf"}], "n_ctx": 512},
+            "not on this disk: file 'models/gone.gguf'",
+        ),
+        ({"sources": [{"package": "no_such", "filename": "x.gguf"}], "n_ctx": 512}, "package 'no_such'"),
+        (
+            {"sources": [HUB], "n_ctx": 512, "adapters": ["x.gguf"]},
+            "its adapter 'x.gguf' is not on this disk",
+        ),
+        ("text", "'entry' is \"text\""),
+    ],
+)
+def test_a_bad_entry_is_left_out_with_a_reason(tmp_path: Path, entry: Any, message: str) -> None:
+    assert message in reason(tmp_path, entry)
+
+
+def test_all_mistakes_of_an_entry_are_named(tmp_path: Path) -> None:
+    assert reason(tmp_path, {"sources": [HUB], "n_ctx": None, "bse": "x"}).count(";") == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": {}\n "b"}', "models.json, line 2, column 2: not JSON"),
+        ("[1]", "must hold an object of models by name, not [1]"),
+        ("[" * 100_000, "can't read"),
+        ('{"a": 1, "a": 2}', "the key 'a' is there twice"),
+    ],
+)
+def test_a_bad_file_is_one_broken_item(tmp_path: Path, content: str, message: str) -> None:
+    assert message in load_registry(write(tmp_path, content)).broken["models.json"]
+
+
+def test_a_missing_file_is_one_broken_item(tmp_path: Path) -> None:
+    registry = load_registry(tmp_path / "models.json")
+    assert "No such file" in registry.broken["models.json"]
+    assert registry.entries == {}
+
+
+def test_the_first_source_on_this_disk_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site" / "tiny_model_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('never imported')")
+    (package / "inside.gguf").touch()
+    monkeypatch.syspath_prepend(package.parent)
+    sources = [{"path": "models/mine.gguf"}, {"package": package.name, "filename": "inside.gguf"}, HUB]
+    entry = parse_entry({"sources": sources, "n_ctx": 512})
+    registry = Registry(tmp_path / "models.json")
+    assert registry.locate(entry) == package / "inside.gguf"
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.gguf").touch()
+    assert registry.locate(entry) == tmp_path / "models" / "mine.gguf"
+
+
+def test_only_given_sampling_counts_as_given() -> None:
+    entry = parse_entry({"sources": [HUB], "n_ctx": 512, "sampling": {"temperature": 0}})
+    assert entry.sampling.temperature == 0
+    assert entry.sampling.model_fields_set == {"temperature"}
+    assert entry.sampling.top_k == 40
+
+
+def test_adding_keeps_order_and_broken_entries(tmp_path: Path) -> None:
+    path = write(tmp_path, {"z": {"sources": [HUB], "n_ctx": 512}, "broken": {"x": 1}})
+    entry = parse_entry({"sources": [HUB], "n_ctx": 1024, "quality": {"perplexity": 12.5}})
+    add(path, "ä new one", entry)
+    add(path, "z", entry)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert list(content) == ["z", "broken", "ä new one"]
+    assert content["z"] == {"sources": [HUB], "n_ctx": 1024, "quality": {"perplexity": 12.5}}
+    assert path.read_text(encoding="utf-8").startswith('{\n  "z": {\n')
+    assert [file.name for file in tmp_path.iterdir()] == ["models.json"]
+
+
+def test_adding_to_a_file_that_is_not_json_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, "{")
+    entry = parse_entry({"sources": [HUB], "n_ctx": 512})
+    with pytest.raises(ChatError, match=r"line 1, column 2"):
+        add(path, "x", entry)
+    assert path.read_text() == "{"
+
+
+def test_the_menu_says_size_and_verdict_before_a_download(tmp_path: Path) -> None:
+    (tmp_path / "here.gguf").write_bytes(bytes(1_500_000))
+    entries = {
+        "Far": {"sources": [HUB], "n_ctx": 512, "size_bytes": 2_390_000_000_000},
+        "Here": {"sources": [{"path": "here.gguf"}], "n_ctx": 512, "quality": {"perplexity": 12.5}},
+    }
+    assert menu(load_registry(write(tmp_path, entries))) == [
+        ("Far · 2390.0 GB · too big · download", "Far"),
+        ("Here · 1.5 MB · fits · on this disk · perplexity 12.5", "Here"),
+    ]
