@@ -7,15 +7,15 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 
-from chat.engine import Engine, Stats
+from chat.engine import Engine
 from chat.errors import ChatError, ModelFileError
 from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import human_size, memory_limit_bytes, thread_count, verdict
 from chat.prompt import FALLBACK_TEMPLATE, PromptEncoder
-from chat.registry import Entry, Registry
+from chat.registry import Entry, Registry, menu
 from chat.templates import TemplateRenderer
 
 ENGINES = ("auto", "in-process", "llama-server")
@@ -60,10 +60,47 @@ class Model:
             "A model made for chat brings its own."
         )
 
-    def remember(self, text: str, stats: Stats) -> None:
+    def remember(self, text: str, ids: list[int]) -> None:
+        with self._lock:
+            self._tokens += len(ids) - len(self.pop(text, []))
+            self[text] = ids
+            while self._tokens > REMEMBERED_TOKENS:
+                self._tokens -= len(self.popitem(last=False)[1])
+
+
+@dataclass
+class Model:
+    """A loaded model: its file, its engine and the prompts that it understands."""
+
+    name: str
+    entry: Entry
+    file: GgufFile
+    engine: Engine
+    encoder: PromptEncoder
+    replies: Replies = field(default_factory=Replies)
+
+    @property
+    def warning(self) -> str:
+        """What the page must say about this model; empty when there is nothing."""
+        if self.file.chat_template:
+            return ""
+        return (
+            f"{self.name} has no chat template: a plain one is used, and replies may wander. "
+            "A model made for chat brings its own."
+        )
+
+    def encode(self, messages: Messages) -> list[int]:
+        """The prompt for a reply to `messages`; replies made here keep their ids."""
+        return self.encoder.encode(messages, self.replies)
+
+    def encode_continue(self, messages: Messages) -> list[int]:
+        """The prompt that goes on with the last message, a partial reply."""
+        return self.encoder.encode_continue(messages, self.replies)
+
+    def remember(self, text: str, ids: list[int]) -> None:
         """Keep a reply's ids for the prompts to come."""
-        if text and -1 not in stats.ids:
-            self.replies.remember(text, stats.ids)
+        if text and -1 not in ids:
+            self.replies.remember(text, ids)
 
 
 class Host:
@@ -77,6 +114,20 @@ class Host:
         self._users = 0
         self._waiting = 0  # turns that wait for another model; later ones stand behind them
         self._changed = threading.Condition()
+
+    @property
+    def default(self) -> str:
+        """The model that a new chat begins with: the first one; empty when there is none."""
+        return next(iter(self.registry.entries), "")
+
+    @property
+    def warning(self) -> str:
+        """What the page must say about the loaded model."""
+        return self._model.warning if self._model else ""
+
+    def menu(self) -> list[tuple[str, str]]:
+        """(label, name) of each model, with its size and whether it fits this machine."""
+        return menu(self.registry)
 
     @contextmanager
     def use(self, name: str) -> Iterator[Model]:
@@ -131,11 +182,13 @@ class Host:
         return LlamaServerEngine(path, entry.n_ctx, thread_count(), adapters, slots)
 
     def _encoder(self, file: GgufFile, engine: Engine, replies: Replies) -> PromptEncoder:
-        vocab = file.vocab
-        render = partial(
-            self._renderer.render, file.chat_template or FALLBACK_TEMPLATE, bos=vocab.bos, eos=vocab.eos
-        )
-        return PromptEncoder(render, engine.tokenize, vocab.control, vocab.bos_id, vocab.add_bos, replies)
+        vocab, template = file.vocab, file.chat_template or FALLBACK_TEMPLATE
+
+        def render(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+            return self._renderer.render(template, messages, add_generation_prompt, vocab.bos, vocab.eos)
+
+        tokenize = lru_cache(maxsize=256)(engine.tokenize)  # the turns before come again with every turn
+        return PromptEncoder(render, tokenize, vocab.control, vocab.bos_id, vocab.add_bos, replies)
 
     def _unload(self) -> None:
         if self._model:

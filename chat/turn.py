@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from chat.agent import EngineProvider, Messages, start_reply
-from chat.engine import Engine, Sampling, Stats
+from chat.engine import Engine, Generation, Sampling, Stats
 from chat.errors import ChatError
 
 BYTES_PER_TOKEN_LIMIT = 64  # a text of more bytes than this for each token of context can't fit: refused unread
@@ -33,6 +33,8 @@ class Progress:
     text: str = ""
     prompt_done: int = 0
     prompt_tokens: int = 0
+    generated_tokens: int = 0
+    first_token_s: float = 0.0
     left_out: int = 0
     done: bool = False
     stats: Stats = field(default_factory=Stats)
@@ -83,18 +85,19 @@ def _drop_a_block(
 
 
 class Turn:
-    """One reply in the making: iterate over `run()`; `cancel()` from any other thread."""
+    """One reply in the making: iterate over `run()`; `cancel()` from any other thread, at any moment."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._provider = EngineProvider(engine)
+    def __init__(self) -> None:
+        self._generation: Generation | None = None
         self._cancelled = False
 
-    def run(self, planned: Plan, sampling: Sampling, prefix: str = "") -> Iterator[Progress]:
+    def run(self, engine: Engine, planned: Plan, sampling: Sampling, prefix: str = "") -> Iterator[Progress]:
         """Reply to `planned`. `prefix` is the text that a continued reply begins with."""
         started = time.perf_counter()
         progress = Progress(prefix, prompt_tokens=len(planned.ids), left_out=planned.left_out)
-        pieces = start_reply(self._provider, planned.messages, planned.ids, sampling)
-        generation = self._provider.generation
+        provider = EngineProvider(engine)
+        pieces = start_reply(provider, planned.messages, planned.ids, sampling)
+        generation = self._generation = provider.generation
         assert generation is not None
         try:
             if self._cancelled:
@@ -102,17 +105,19 @@ class Turn:
             for piece in pieces:
                 # A reply's first space belongs to the tokenizer (SentencePiece), not to the text.
                 progress.text += piece if progress.text else piece.lstrip()
-                progress.prompt_done = self._provider.prompt_done
-                if piece and not generation.stats.first_token_s:
-                    generation.stats.first_token_s = time.perf_counter() - started
+                progress.prompt_done = provider.prompt_done
+                progress.generated_tokens = len(generation.stats.ids)
+                if piece and not progress.first_token_s:
+                    progress.first_token_s = time.perf_counter() - started
                 yield progress
         finally:
             generation.cancel()  # the reader may leave at any point; the engine must not go on without one
+        generation.stats.first_token_s = progress.first_token_s  # as the page sees it, waiting included
         progress.stats, progress.done = generation.stats, True
         yield progress
 
     def cancel(self) -> None:
         """Stop the reply; what has been written stays."""
         self._cancelled = True
-        if self._provider.generation:
-            self._provider.generation.cancel()
+        if self._generation:
+            self._generation.cancel()

