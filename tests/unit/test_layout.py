@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("chat", "train", "convert", "scripts", "bench", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-FILES += [ROOT / "app.py"] if (ROOT / "app.py").exists() else []
+FILES.append(ROOT / "app.py")
 PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("tests", "bench", "scripts")]
 
 # Which of our own modules a folder may import; bench and tests may import anything.
@@ -126,7 +126,6 @@ def test_a_file_is_short_and_says_what_it_is_for(path: Path) -> None:
             )
 
 
-@pytest.mark.skipif(not (ROOT / "app.py").exists(), reason="app.py is not written yet")
 def test_app_only_assembles_and_importing_it_loads_nothing() -> None:
     assert (ROOT / "app.py").read_text().count("\n") < 60
     code = "import sys, app; print(sorted({'torch', 'llama_cpp'} & set(sys.modules)))\n"
