@@ -1,0 +1,200 @@
+"""Downloads a GGUF from the hub into huggingface_hub's own cache, with progress, and resumes what was cut.
+
+huggingface_hub (1.33, 2.4) deletes what it has when a download stops. So the bytes are fetched here, into the
+cache's documented place for them (blobs/<etag>); huggingface_hub finds them there and does the rest. Plain
+HTTP, also for repositories with Xet storage. Nothing that is downloaded is unpacked or executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chat.entry import Source
+from chat.errors import ChatError
+from chat.machine import human_size
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
+
+CHUNK_BYTES = 2**20  # how often progress is told and `cancelled` asked
+TIMEOUT_S = 10.0  # of silence
+ATTEMPTS = 5  # in a row without a single new byte
+SPARE_BYTES = 100_000_000  # of disk that stay free
+
+Progress = Callable[[int, int | None], None]
+
+
+class _Cancelled(Exception):
+    pass
+
+
+def download(source: Source, on_progress: Progress, cancelled: Callable[[], bool]) -> Path:
+    """Fetch the hub file of `source` unless it is in the cache, and return its path.
+
+    `on_progress(done, total)` gets bytes. Raises ChatError; what was fetched so far stays for the next try.
+    """
+    from huggingface_hub import constants, errors
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
+
+    # Else making a request header asks the hub for a list of programs to report. Read at each request.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    where = f"{source.repo_id}/{source.filename}"
+    site = constants.ENDPOINT
+
+    def step(done: int, total: int | None) -> None:
+        on_progress(done, total)
+        if cancelled():
+            raise _Cancelled
+
+    try:
+        return _download(source, step)
+    except errors.OfflineModeIsEnabled:
+        raise ChatError(f"can't download {where}: HF_HUB_OFFLINE is set; unset it and try again") from None
+    except errors.GatedRepoError:
+        page = f"{site}/{source.repo_id}"
+        raise ChatError(f"first accept the terms at {page}, then sign in with 'hf auth login'") from None
+    except errors.RepositoryNotFoundError:
+        what = f"no repository {source.repo_id!r}, or a private one"
+        raise ChatError(f"{what}; check the name in models.json, or sign in with 'hf auth login'") from None
+    except errors.RevisionNotFoundError:
+        raise ChatError(f"{source.repo_id} has no revision {source.revision!r}; check models.json") from None
+    except errors.RemoteEntryNotFoundError:
+        raise ChatError(f"{source.repo_id} has no file {source.filename!r}; check models.json") from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        cure = "sign in with 'hf auth login'" if status in (401, 403) else "try again later"
+        raise ChatError(f"can't download {where}: {site} answered {status}; {cure}") from None
+    except (HTTPError, ConnectionError, errors.LocalEntryNotFoundError):
+        raise ChatError(f"can't reach {site} to download {where}; check the network and try again") from None
+    except OSError as error:
+        raise ChatError(f"can't store {where}: {error.strerror or error}; start it again to go on") from None
+
+
+def _download(source: Source, step: Progress) -> Path:
+    from filelock import FileLock, Timeout
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.file_download import repo_folder_name
+
+    assert source.repo_id
+    assert source.filename
+    url = hf_hub_url(source.repo_id, source.filename, revision=source.revision)
+    meta = get_hf_file_metadata(url, timeout=TIMEOUT_S)
+    etag = _checked_etag(source, meta)
+    folder = repo_folder_name(repo_id=source.repo_id, repo_type="model")
+    blob = Path(constants.HF_HUB_CACHE, folder, "blobs", etag)
+    lock = Path(constants.HF_HUB_CACHE, ".locks", folder, f"{etag}.lock")  # the one that the library takes
+    for parent in (blob.parent, lock.parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            if not blob.exists():
+                # Of this very commit: `main` may move while a long download is under way
+                pinned = hf_hub_url(source.repo_id, source.filename, revision=meta.commit_hash)
+                _fetch(pinned, meta.size, blob, step)
+                _verify(source, etag, blob)
+    except Timeout:
+        raise ChatError(f"{source.filename} is being downloaded already; wait until that is done") from None
+    except _Cancelled:
+        done = human_size(_incomplete(blob).stat().st_size)
+        raise ChatError(
+            f"the download of {source.filename} was stopped at {done}; starting it again goes on"
+        ) from None
+    return Path(hf_hub_download(source.repo_id, source.filename, revision=source.revision))
+
+
+def _checked_etag(source: Source, meta: HfFileMetadata) -> str:
+    """Return the name of the file in the cache: its sha256 where the hub stores it as a large file."""
+    if not meta.etag or not meta.commit_hash or not re.fullmatch(r"[\w-]+", meta.etag):
+        raise ChatError("that server doesn't answer like the hub; check HF_ENDPOINT")
+    if source.sha256 and _is_sha256(meta.etag) and meta.etag != source.sha256:
+        raise _wrong_hash(source, meta.etag)
+    return meta.etag
+
+
+def _fetch(url: str, size: int | None, blob: Path, step: Progress) -> None:
+    """Fill the partial file beside `blob`, going on where it ends, over dropped connections too."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+
+    partial = _incomplete(blob)
+    partial.touch()
+    if size is not None and partial.stat().st_size > size:
+        partial.write_bytes(b"")
+    _check_space(partial, size)
+    attempts = 0
+    while size is None or partial.stat().st_size < size:
+        before = partial.stat().st_size
+        try:
+            _stream(url, size, partial, step)
+            if size is None:
+                return
+        except HfHubHTTPError:
+            raise
+        except HTTPError:
+            attempts = 1 if partial.stat().st_size > before else attempts + 1
+            if attempts >= ATTEMPTS:
+                raise
+            time.sleep(1)
+
+
+def _stream(url: str, size: int | None, partial: Path, step: Progress) -> None:
+    from huggingface_hub import get_session, get_token, hf_raise_for_status
+
+    done = partial.stat().st_size
+    headers = {"Accept-Encoding": "identity", "Range": f"bytes={done}-"}
+    if token := get_token():
+        headers["Authorization"] = f"Bearer {token}"  # the client drops it on the way to another host
+    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
+        hf_raise_for_status(response)
+        if response.status_code != 206:  # the server doesn't resume
+            done = 0
+        with partial.open("r+b") as file:
+            file.truncate(done)
+            file.seek(done)
+            step(done, size)
+            for chunk in response.iter_bytes(CHUNK_BYTES):
+                done += file.write(chunk)
+                step(done, size)
+
+
+def _check_space(partial: Path, size: int | None) -> None:
+    needed = (size or 0) - partial.stat().st_size + SPARE_BYTES
+    free = shutil.disk_usage(partial.parent).free
+    if size is not None and needed > free:
+        raise ChatError(
+            f"the download needs {human_size(needed)} of disk and {human_size(free)} are free in "
+            f"{str(partial.parents[2])!r}; make room, or set HF_HOME to a folder on a larger disk"
+        )
+
+
+def _verify(source: Source, etag: str, blob: Path) -> None:
+    """Check the finished file against the hash in models.json, else the hub's; then give it its name."""
+    partial = _incomplete(blob)
+    expected = source.sha256 or (etag if _is_sha256(etag) else None)
+    if expected:
+        with partial.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            partial.unlink()
+            raise _wrong_hash(source, found)
+    partial.replace(blob)
+
+
+def _wrong_hash(source: Source, found: str) -> ChatError:
+    return ChatError(
+        f"{source.repo_id}/{source.filename} is not the expected file (sha256 {found[:12]}..., expected "
+        f"{(source.sha256 or 'the hub')[:12]}...); it was not kept, try again or check models.json"
+    )
+
+
+def _incomplete(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.incomplete")  # the ending that huggingface_hub uses too
+
+
+def _is_sha256(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
