@@ -35,7 +35,9 @@ class IdsFormatter(MessagesFormatter):  # type: ignore[misc]  # the library has 
         super().__init__("", {}, False, [], strip_prompt=False, bos_token="", eos_token=NEVER)
         self._ids = ids
 
-    def format_conversation(self, messages: list[dict[str, Any]], response_role: Any = None) -> tuple[Any, Roles]:
+    def format_conversation(
+        self, messages: list[dict[str, Any]], response_role: Any = None
+    ) -> tuple[Any, Roles]:
         return self._ids, Roles.assistant
 
 
@@ -100,7 +102,9 @@ class EngineProvider(LlmProvider):  # type: ignore[misc]
         return self._engine.tokenize(prompt, False)
 
 
-def start_reply(provider: EngineProvider, messages: Messages, ids: list[int], sampling: Sampling) -> Iterator[str]:
+def start_reply(
+    provider: EngineProvider, messages: Messages, ids: list[int], sampling: Sampling
+) -> Iterator[str]:
     """Start the reply to `messages`, which are `ids` as a prompt, and yield its text piece by piece.
 
     Empty pieces are signs of progress: `provider.prompt_done` has grown.

@@ -2,7 +2,7 @@
 
 `guarded` puts a small Python process between the app and the child: it waits for its standard input to
 close, which the kernel does when the app ends for any reason, and then kills the child. Linux has
-PR_SET_PDEATHSIG for this, but that follows the *thread* that spawned, and macOS and Windows have nothing like it.
+PR_SET_PDEATHSIG for this, but that follows the *thread* that spawned, and other systems have nothing like it.
 """
 
 from __future__ import annotations

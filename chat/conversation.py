@@ -1,4 +1,4 @@
-"""A chat as the page keeps it: what was said and with which settings. It comes back from the browser, so it is checked."""
+"""A chat as the page keeps it: what was said, with which settings. Comes back from a browser: checked."""
 
 from __future__ import annotations
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,39 +15,23 @@ from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import human_size, memory_limit_bytes, thread_count, verdict
 from chat.prompt import FALLBACK_TEMPLATE, PromptEncoder
 from chat.registry import Entry, Registry, menu
+from chat.replies import Replies
 from chat.templates import TemplateRenderer
 
 ENGINES = ("auto", "in-process", "llama-server")
-REMEMBERED_TOKENS = 1_000_000  # of replies, so that a chat's next prompt has the very ids that are in the cache
 SLOTS_SHARE = 0.1  # of the memory limit that further chats' context may take
 
 
-class Replies(OrderedDict[str, list[int]]):
-    """The ids with which the last replies were generated, by their text; the oldest are forgotten."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._tokens = 0
-        self._lock = threading.Lock()
-
-    def remember(self, text: str, ids: list[int]) -> None:
-        with self._lock:
-            self._tokens += len(ids) - len(self.pop(text, []))
-            self[text] = ids
-            while self._tokens > REMEMBERED_TOKENS:
-                self._tokens -= len(self.popitem(last=False)[1])
-
-
 @dataclass
 class Model:
-    """A loaded model: its file, its engine and the prompts that it understands."""
+    """A loaded model: its file, its engine, the prompts that it understands and the replies that it gave."""
 
     name: str
     entry: Entry
     file: GgufFile
     engine: Engine
     encoder: PromptEncoder
-    replies: Replies = field(default_factory=Replies)
+    replies: Replies
 
     @property
     def warning(self) -> str:
@@ -59,48 +42,6 @@ class Model:
             f"{self.name} has no chat template: a plain one is used, and replies may wander. "
             "A model made for chat brings its own."
         )
-
-    def remember(self, text: str, ids: list[int]) -> None:
-        with self._lock:
-            self._tokens += len(ids) - len(self.pop(text, []))
-            self[text] = ids
-            while self._tokens > REMEMBERED_TOKENS:
-                self._tokens -= len(self.popitem(last=False)[1])
-
-
-@dataclass
-class Model:
-    """A loaded model: its file, its engine and the prompts that it understands."""
-
-    name: str
-    entry: Entry
-    file: GgufFile
-    engine: Engine
-    encoder: PromptEncoder
-    replies: Replies = field(default_factory=Replies)
-
-    @property
-    def warning(self) -> str:
-        """What the page must say about this model; empty when there is nothing."""
-        if self.file.chat_template:
-            return ""
-        return (
-            f"{self.name} has no chat template: a plain one is used, and replies may wander. "
-            "A model made for chat brings its own."
-        )
-
-    def encode(self, messages: Messages) -> list[int]:
-        """The prompt for a reply to `messages`; replies made here keep their ids."""
-        return self.encoder.encode(messages, self.replies)
-
-    def encode_continue(self, messages: Messages) -> list[int]:
-        """The prompt that goes on with the last message, a partial reply."""
-        return self.encoder.encode_continue(messages, self.replies)
-
-    def remember(self, text: str, ids: list[int]) -> None:
-        """Keep a reply's ids for the prompts to come."""
-        if text and -1 not in ids:
-            self.replies.remember(text, ids)
 
 
 class Host:
@@ -158,11 +99,17 @@ class Host:
             return
         entry = self.registry.entries.get(name)
         if entry is None:
-            raise ChatError(f"No model is called {name!r}; choose one of: {', '.join(self.registry.entries)}.")
+            raise ChatError(
+                f"No model is called {name!r}; choose one of: {', '.join(self.registry.entries)}."
+            )
         path = self.registry.locate(entry)
         if path is None:
             raise ChatError(f"{name} is not on this disk. Choose it in the model menu to download it.")
         file = read_gguf(path)
+        if not file.n_params:
+            raise ModelFileError(
+                f"{path.name} holds a vocabulary and no weights; choose the model's other file."
+            )
         _check_memory(name, file, entry.n_ctx)
         replies = self._model.replies if self._model and self._model.name == name else Replies()
         self._unload()  # two models at once may not fit

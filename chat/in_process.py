@@ -36,7 +36,7 @@ _flag_is_set = ctypes.cast(_libc.strlen, llama_cpp.ggml_abort_callback)
 _log: deque[str] = deque(maxlen=200)  # llama.cpp's last messages: the only place where it says why
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_log(level: int, text: bytes, _: Any) -> None:
     _log.append(text.decode("utf-8", "replace").rstrip())
 
@@ -104,7 +104,9 @@ class InProcessEngine:
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             llama_cpp.llama_model_free(self._model)
-            raise ModelFileError(f"{path.name} loads, but a context of {self.n_ctx} tokens does not: {_reason()}")
+            raise ModelFileError(
+                f"{path.name} loads, but a context of {self.n_ctx} tokens does not: {_reason()}"
+            )
         loras = [llama_cpp.llama_adapter_lora_init(self._model, a.encode()) for a in adapters]
         if not all(loras):
             raise ModelFileError(f"{path.name}: an adapter of {adapters} does not load: {_reason()}")
@@ -176,10 +178,15 @@ class InProcessEngine:
 
     def _sampler(self, job: InProcessGeneration) -> Any:
         """llama.cpp's default order, as llama-server has it: penalties see the end of the prompt too."""
-        s, chain = job.sampling, llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        s, chain = (
+            job.sampling,
+            llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params()),
+        )
         add = llama_cpp.llama_sampler_chain_add
         if s.repeat_penalty != 1:
-            window = llama_cpp.llama_sampler_init_penalties(self._n_vocab, PENALTY_WINDOW, s.repeat_penalty, 0.0, 0.0)
+            window = llama_cpp.llama_sampler_init_penalties(
+                self._n_vocab, PENALTY_WINDOW, s.repeat_penalty, 0.0, 0.0
+            )
             add(chain, window)
             for token in job.ids[-PENALTY_WINDOW:]:
                 llama_cpp.llama_sampler_accept(window, token)
@@ -213,7 +220,9 @@ class InProcessEngine:
 
     def _keep_common_prefix(self, ids: list[int]) -> int:
         same = 0
-        for ours, theirs in zip(self._cached, ids[:-1], strict=False):  # the last id is evaluated: it gives the logits
+        for ours, theirs in zip(
+            self._cached, ids[:-1], strict=False
+        ):  # the last id is evaluated: it gives the logits
             if ours != theirs:
                 break
             same += 1
@@ -266,7 +275,7 @@ class InProcessEngine:
 
 
 def _load_model(path: Path) -> Any:
-    """Load the file's weights, on a GPU where this build has one. Raises ModelFileError with llama.cpp's reason."""
+    """Load the weights, on a GPU where this build has one. Raises ModelFileError with llama.cpp's reason."""
     llama_cpp.llama_log_set(_keep_log, None)
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_default_params()

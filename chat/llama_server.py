@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,8 @@ class LlamaServerGeneration:
         """Shut the socket down: the server stops after the batch that it is in."""
         self._cancelled = True
         if self._socket:
-            try:
+            with suppress(OSError):  # the reply has just ended
                 self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # the reply has just ended
 
     def __iter__(self) -> Iterator[Chunk]:
         started = time.perf_counter()
@@ -109,7 +108,9 @@ class LlamaServerGeneration:
             raise _refusal(response)
         before = time.perf_counter()
         while line := response.readline():
-            if line.startswith(b"data: "):  # anything else is a blank line or a comment that keeps the line open
+            if line.startswith(
+                b"data: "
+            ):  # anything else is a blank line or a comment that keeps the line open
                 now = time.perf_counter()
                 yield json.loads(line[6:]), now - before > 0.001
                 before = time.perf_counter()
@@ -156,12 +157,16 @@ class LlamaServerEngine:
     def _start(self) -> None:
         key = secrets.token_urlsafe(32)  # through the environment: a command line is everyone's to read
         self.headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")} | {"LLAMA_API_KEY": key}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")} | {
+            "LLAMA_API_KEY": key
+        }
         self.log: deque[str] = deque(maxlen=300)
         self._process = child.guarded(self._command(), environment)
         self._ready = threading.Event()
         self.port = 0
-        threading.Thread(target=self._read_log, args=(self._process,), name="llama-server log", daemon=True).start()
+        threading.Thread(
+            target=self._read_log, args=(self._process,), name="llama-server log", daemon=True
+        ).start()
         if not self._ready.wait(START_TIMEOUT_S) or not self.port:
             self.close()
             raise ModelFileError(f"{self._path.name} could not be loaded: {self._reason()}")
@@ -169,7 +174,9 @@ class LlamaServerEngine:
     def _command(self) -> list[str]:
         binary = find_binary()
         if binary is None:
-            raise ChatError("This installation has no llama-server; start with: python app.py --engine in-process")
+            raise ChatError(
+                "This installation has no llama-server; start with: python app.py --engine in-process"
+            )
         options = {
             "--model": self._path,
             "--host": "127.0.0.1",
@@ -199,7 +206,9 @@ class LlamaServerEngine:
 
     def _measured_batch(self) -> int:
         """The largest power of two that this machine evaluates within BATCH_TIME_S."""
-        vocabulary = self.tokenize("The quick brown fox jumps over the lazy dog, again and again. " * 8, False)
+        vocabulary = self.tokenize(
+            "The quick brown fox jumps over the lazy dog, again and again. " * 8, False
+        )
         request = _completion(vocabulary[:PROBE_TOKENS], Sampling(temperature=0, seed=0), 1, stream=False)
         speed = self._post("/completion", request)["timings"]["prompt_per_second"] or 1.0
         batch = MIN_BATCH
@@ -244,7 +253,9 @@ class LlamaServerEngine:
 
     def died(self) -> EngineDied:
         """The error for a reply that the server did not finish."""
-        return EngineDied(f"The model's process stopped in the middle of a reply ({self._reason()}). Retry the turn.")
+        return EngineDied(
+            f"The model's process stopped in the middle of a reply ({self._reason()}). Retry the turn."
+        )
 
     def _reason(self) -> str:
         for line in reversed(self.log):

@@ -70,9 +70,9 @@ class PromptEncoder:
         """
         if len(messages) < 2 or messages[-1].get("role") != "assistant":
             raise TemplateError("Only a reply can be continued, and the chat doesn't end with one.")
-        text = checked(messages)[-1]["content"]
+        reply = checked(messages)[-1]
         ids = self.encode(messages[:-1])
-        return [*ids, *(self._known(text) or self._literal(ids, text))]
+        return [*ids, *(self._known(reply) or self._literal(ids, reply["content"]))]
 
     def _guarded(self, chat: Messages, generate: bool) -> list[int]:
         """Tokenise with control surfaces in texts hidden from the template and known replies as ids."""
@@ -81,8 +81,7 @@ class PromptEncoder:
         for message in chat:
             text = self._surfaces.hide(message["content"], placeholders)
             hidden.append(message | {"content": text})
-            core = text.strip()
-            known = self._known(message["content"]) if message["role"] == "assistant" else None
+            core, known = text.strip(), self._known(message)
             if core and known is not None:
                 mark = placeholders.for_ids(known)
                 cores[mark] = core
@@ -91,6 +90,8 @@ class PromptEncoder:
         rendered = self.render(hidden, generate)
         if cores:
             rendered = splice(rendered, self.render(marked, generate), cores)
+            for mark in cores:
+                rendered = rendered.replace(self._space_before_replies + mark, mark)
         return self._ids(rendered, placeholders)
 
     def _opaque(self, chat: Messages, generate: bool) -> list[int]:
@@ -98,9 +99,10 @@ class PromptEncoder:
         placeholders = Placeholders(message["content"] for message in chat)
         opaque = []
         for message in chat:
-            text = message["content"]
+            text, known = message["content"], self._known(message)
             if core := text.strip():
-                text = text.replace(core, placeholders.for_text(core), 1)
+                mark = placeholders.for_text(core) if known is None else placeholders.for_ids(known)
+                text = text.replace(core, mark, 1)
             opaque.append(message | {"content": text})
         return self._ids(self.render(opaque, generate), placeholders)
 
@@ -151,8 +153,9 @@ class PromptEncoder:
                 return ids[len(line_break) :]
         return self.tokenize(text, special)
 
-    def _known(self, text: str) -> Sequence[int] | None:
-        ids = self.replies.get(text)
+    def _known(self, message: dict[str, str]) -> Sequence[int] | None:
+        """Return the ids that a reply was generated with, unless a control token is among them."""
+        ids = self.replies.get(message["content"]) if message["role"] == "assistant" else None
         return None if ids is None or self._control_ids(ids) else ids
 
     def _control_ids(self, ids: Sequence[int]) -> list[int]:
@@ -165,6 +168,19 @@ class PromptEncoder:
     @cached_property
     def _line_break(self) -> list[int]:
         return list(self.tokenize("\n", False))
+
+    @cached_property
+    def _space_before_replies(self) -> str:
+        """Whitespace that the template puts before a reply and not at the end of the generation prompt.
+
+        Mistral's do. A reply was generated without it, so its ids bring their own.
+        """
+        question = {"role": "user", "content": "x"}
+        prompt = self.render([question], True)
+        replied = self.render([question, {"role": "assistant", "content": "\U00100000"}], False)
+        before = replied.partition("\U00100000")[0]
+        space = before.removeprefix(prompt)
+        return space if before.startswith(prompt) and space.isspace() else ""
 
     @cached_property
     def _surfaces(self) -> Surfaces:

@@ -142,8 +142,9 @@ def render(template: str, messages: Messages, *, add_generation_prompt: bool, bo
     chat = checked(messages)
     if chat[0]["role"] == "system" and _folds_system(template, bos, eos):
         system, chat = chat[0]["content"], chat[1:]
-        user = chat.pop(0)["content"] if chat and chat[0]["role"] == "user" else ""
-        chat.insert(0, {"role": "user", "content": f"{system}\n\n{user}" if user else system})
+        if chat and chat[0]["role"] == "user":
+            system += "\n\n" + chat.pop(0)["content"]
+        chat.insert(0, {"role": "user", "content": system})
     try:
         return _fill(template, chat, add_generation_prompt, bos, eos)
     except _FAILURES as error:

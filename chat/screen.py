@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -18,11 +19,12 @@ CONCURRENT_TURNS = 16  # in Gradio; how many reach the model at once is the engi
 def build_demo(sessions: Sessions) -> gr.Blocks:
     """Build the page. Loads no model."""
     on = Handlers(sessions)
-    with gr.Blocks(title=parts.TITLE, fill_height=True, analytics_enabled=False) as demo:
-        # A fixed secret: the browser's own storage needs no secrecy from the page, and a chat must survive a restart.
+    demo = gr.Blocks(title=parts.TITLE, fill_height=True, analytics_enabled=False)
+    with demo:
+        # A fixed secret: a drawn one would make every chat unreadable when the app restarts.
         on.store = gr.BrowserState(None, storage_key="tune2chat", secret="tune2chat")
         _settings(on, sessions)
-        _talk(on)
+        _talk(on, sessions)
         _actions(on)
         _wire(demo, on)
         add_api(sessions)
@@ -32,29 +34,45 @@ def build_demo(sessions: Sessions) -> gr.Blocks:
 
 def _settings(on: Handlers, sessions: Sessions) -> None:
     host = sessions.host
-    with gr.Sidebar(label="Settings", open=True, width=300):
-        with gr.Row(elem_id="title"):
-            gr.Markdown("# tune2chat")
-        on.menu = gr.Dropdown(host.menu(), value=host.default, label="Model", info="size · does it fit · where it is")
+    with gr.Sidebar(label="Settings", open=False, width=320):
+        gr.Markdown("# tune2chat", elem_id="title")
         if host.registry.broken:
             with gr.Accordion(f"{len(host.registry.broken)} left out", open=False):
                 gr.HTML(parts.broken_html(host.registry.broken), elem_id="broken")
-        on.system = gr.Textbox(label="System message", lines=2, max_lines=6, placeholder="How the model should behave")
+        on.system = gr.Textbox(
+            label="System message", lines=2, max_lines=6, placeholder="How the model should behave"
+        )
         on.sliders = [
             gr.Slider(1, 4096, 2048, step=1, label="Max tokens", info="Longest reply"),
-            gr.Slider(0, 2, 0.7, step=0.05, label="Temperature", info="0 is greedy: always the likeliest token"),
+            gr.Slider(
+                0, 2, 0.7, step=0.05, label="Temperature", info="0 is greedy: always the likeliest token"
+            ),
             gr.Slider(0.01, 1, 0.95, step=0.01, label="Top-p"),
             gr.Slider(0, 1000, 40, step=1, label="Top-k", info="0 is off"),
             gr.Slider(0, 1, 0.05, step=0.01, label="Min-p"),
             gr.Slider(1, 2, 1.1, step=0.01, label="Repetition penalty", info=parts.PENALTY_INFO),
-            gr.Number(None, label="Seed", precision=0, minimum=0, info="Empty: a new one each time, shown below the reply"),
+            gr.Number(
+                None,
+                label="Seed",
+                precision=0,
+                minimum=0,
+                info="Empty: a new one each time, shown below the reply",
+            ),
         ]
         assert len(on.sliders) == len(SAMPLING_KEYS)
         gr.Markdown(f"Engine: {host.engine}", elem_id="engine")
         gr.Button("Dark / light", size="sm", elem_id="theme").click(None, js=parts.THEME_JS)
 
 
-def _talk(on: Handlers) -> None:
+def _talk(on: Handlers, sessions: Sessions) -> None:
+    host = sessions.host
+    on.menu = gr.Dropdown(
+        host.menu(),
+        value=host.default,
+        label="Model",
+        info="Size on disk, whether it fits this machine's memory, and where it is",
+        elem_id="model",
+    )
     on.chatbot = gr.Chatbot(
         elem_id="chat",
         label="Chat",
@@ -69,8 +87,9 @@ def _talk(on: Handlers) -> None:
         scale=1,
         feedback_options=None,
     )
-    on.status = gr.HTML("", elem_id="status", padding=False)
-    on.gauge = gr.HTML("", elem_id="gauge", padding=False)
+    with gr.Column(elem_id="under", scale=0):
+        on.status = gr.HTML("", elem_id="status", padding=False)
+        on.gauge = gr.HTML("", elem_id="gauge", padding=False)
     on.box = gr.Textbox(
         label="Message",
         show_label=False,
@@ -97,7 +116,9 @@ def _actions(on: Handlers) -> None:
     _save(as_json, on.export_json, on.store, text, "chat.json", "application/json")
 
 
-def _save(button: gr.Button, export: Any, store: gr.BrowserState, text: gr.Textbox, name: str, kind: str) -> None:
+def _save(
+    button: gr.Button, export: Any, store: gr.BrowserState, text: gr.Textbox, name: str, kind: str
+) -> None:
     save = f"(text) => ({parts.SAVE_JS})(text, '{name}', '{kind}')"
     button.click(export, store, text, api_visibility="private").then(None, text, None, js=save)
 
@@ -105,7 +126,7 @@ def _save(button: gr.Button, export: Any, store: gr.BrowserState, text: gr.Textb
 def _wire(demo: gr.Blocks, on: Handlers) -> None:
     settings = [on.menu, on.system, *on.sliders]
     page = [on.chatbot, on.store, on.box, on.status, on.gauge, on.extend_button, *settings]
-    turn = {"outputs": page, "api_visibility": "private", "show_progress": "hidden"}
+    turn: dict[str, Any] = {"outputs": page, "api_visibility": "private", "show_progress": "hidden"}
     on.box.submit(on.send, [on.box, on.store, *settings], **turn)
     on.chatbot.example_select(on.example, [on.store, *settings], **turn)
     on.chatbot.edit(on.edit, [on.store, *settings], **turn)
@@ -116,6 +137,7 @@ def _wire(demo: gr.Blocks, on: Handlers) -> None:
     on.menu.input(on.choose, [on.menu, on.store], **turn)
     on.box.stop(on.stop, queue=False, api_visibility="private", show_progress="hidden")
     demo.load(on.restore, on.store, **turn)
+    demo.load(None, js=parts.OPEN_SETTINGS_JS)
     demo.unload(on.leave)
 
 
@@ -131,6 +153,6 @@ def launch(demo: gr.Blocks, host: str | None, port: int, auth: tuple[str, str] |
         enable_monitoring=False,
         max_file_size="1mb",
         footer_links=["api"],
-        theme=gr.themes.Soft(),
-        css=parts.CSS,
+        theme=gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"]),
+        css_paths=Path(__file__).with_name("screen.css"),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import gradio as gr
+from gradio.events import api
 from pydantic import ValidationError
 
 from chat.conversation import Conversation
@@ -59,4 +60,4 @@ def add_api(sessions: Sessions) -> None:
         except ChatError as error:
             raise gr.Error(str(error)) from error
 
-    gr.api(chat, api_name="chat")
+    api(chat, api_name="chat")

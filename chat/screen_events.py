@@ -1,4 +1,4 @@
-"""What happens when somebody presses something: each handler checks, asks the session, and yields the page."""
+"""What happens when somebody presses something: a handler checks, asks the session, and yields the page."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Handlers:
     extend_button: gr.Button
     menu: gr.Dropdown
     system: gr.Textbox
+    buttons: dict[str, gr.Button]
     sliders: list[Any]  # one for each of SAMPLING_KEYS
 
     def __init__(self, sessions: Sessions) -> None:
@@ -43,7 +44,9 @@ class Handlers:
         """Answer what was typed."""
         yield from self._change(stored, settings, request, lambda c: c.say(text or ""), text or "")
 
-    def example(self, stored: Stored, data: gr.SelectData, request: gr.Request, *settings: Any) -> Iterator[Page]:
+    def example(
+        self, stored: Stored, data: gr.SelectData, request: gr.Request, *settings: Any
+    ) -> Iterator[Page]:
         """Answer an example that was picked."""
         yield from self._change(stored, settings, request, lambda c: c.say(data.value["text"]))
 
@@ -85,7 +88,7 @@ class Handlers:
         return self._whole(conversation) | {self.status: "", self.gauge: ""}
 
     def stop(self, request: gr.Request) -> None:
-        """Stop the tab's reply or download. Runs beside the queue, or it would wait for what it is to stop."""
+        """Stop the tab's reply or download. Not queued, or it would wait for what it is to stop."""
         self.sessions.stop(str(request.session_hash))
 
     def restore(self, stored: Stored) -> Page:
@@ -102,7 +105,7 @@ class Handlers:
         )
 
     def choose(self, name: str, stored: Stored, request: gr.Request) -> Iterator[Page]:
-        """Bring a model to this disk if need be, load it, and go on with it; else stay with the one before."""
+        """Load a model, downloading it if need be, and go on with it; else stay with the one before."""
         conversation = Conversation.read(stored)
         before = conversation.model or self.sessions.host.default
         yield {self.box: self._busy_box(), self.status: parts.note_html(f"Loading {name}…")}
@@ -152,7 +155,10 @@ class Handlers:
             yield self._whole(conversation) | {self.box: self._busy_box()}
             yield from self._reply(conversation, str(request.session_hash), extend)
         except EngineDied as error:
-            yield self._whole(conversation) | {self.status: parts.error_html(str(error)), self.box: self._idle_box()}
+            yield self._whole(conversation) | {
+                self.status: parts.error_html(str(error)),
+                self.box: self._idle_box(),
+            }
         except ChatError as error:
             page = self._whole(before) | {self.status: parts.error_html(str(error))}
             yield page | {self.box: self._idle_box(typed)}

@@ -1,4 +1,4 @@
-"""What the page is made of apart from its wiring: style, texts, and small pieces of HTML. Knows no engine."""
+"""What the page is made of apart from its wiring: texts and small pieces of HTML. Knows no engine."""
 
 from __future__ import annotations
 
@@ -16,31 +16,12 @@ EXAMPLES = [
     "Write a Python function that reverses a string, and show how to call it.",
     "Give me three ideas for a rainy Sunday.",
 ]
-LATEX = [
+LATEX: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
     {"left": "\\(", "right": "\\)", "display": False},
     {"left": "\\[", "right": "\\]", "display": True},
 ]
 PENALTY_INFO = f"1.0 is off. Counts {PENALTY_SCOPE}; the same on both engines."
-
-CSS = """
-.gradio-container { max-width: 60rem !important; margin: 0 auto !important; }
-#chat { flex: 1 1 auto; min-height: 16rem; }
-#status, #gauge { font-size: var(--text-sm); padding: 0 !important; border: 0 !important; }
-#status p, #gauge p { margin: 0; }
-#status .error { color: var(--error-text-color, #b91c1c); font-weight: 600; }
-#status .bar, #gauge .bar { height: 4px; border-radius: 2px; background: var(--border-color-primary); overflow: hidden; }
-#status .bar i, #gauge .bar i { display: block; height: 100%; background: var(--color-accent); }
-#gauge .high i { background: #d97706; }
-#gauge .full i { background: #dc2626; }
-#actions { gap: .4rem; flex-wrap: wrap; }
-#actions button { flex: 0 1 auto; min-width: 4.5rem; }
-#title h1 { font-size: 1.15rem; margin: 0; }
-@media (max-width: 480px) {
-  .gradio-container { padding: .3rem !important; }
-  #actions button { padding: .25rem .5rem; min-width: 3.5rem; font-size: var(--text-sm); }
-}
-"""
 
 # Files are made in the browser from what the page already holds: nothing is written on the server.
 SAVE_JS = """(text, name, type) => {
@@ -51,6 +32,10 @@ SAVE_JS = """(text, name, type) => {
   setTimeout(() => URL.revokeObjectURL(a.href), 1000);
 }"""
 THEME_JS = "() => { document.body.classList.toggle('dark'); }"
+# Settings stand open beside the chat where there is room for both, and behind their arrow on a phone.
+OPEN_SETTINGS_JS = """() => {
+  if (window.innerWidth > 1000) document.querySelector('.sidebar:not(.open) .toggle-button')?.click();
+}"""
 
 
 def text_part(text: str) -> list[dict[str, str]]:
@@ -79,7 +64,12 @@ def display(conversation: Conversation) -> tuple[list[dict[str, Any]], list[int]
             thinking, answer, ended = split_thinking(message.content)
         if thinking or not ended:
             title = "Thought" if ended else "Thinking…"
-            show(index, "assistant", thinking or "…", {"title": title, "status": "done" if ended else "pending"})
+            show(
+                index,
+                "assistant",
+                thinking or "…",
+                {"title": title, "status": "done" if ended else "pending"},
+            )
         if answer or ended:
             show(index, message.role, answer)
     return shown, origin
@@ -99,7 +89,9 @@ def progress_html(progress: Progress) -> str:
 def stats_html(stats: Stats) -> str:
     """What one reply cost."""
     evaluated = stats.prompt_tokens - stats.cached_tokens
-    ended = {"stop": "", "length": " · cut at the length limit", "cancelled": " · stopped"}.get(stats.finish_reason, "")
+    ended = {"stop": "", "length": " · cut at the length limit", "cancelled": " · stopped"}.get(
+        stats.finish_reason, ""
+    )
     parts = [
         f"first token after {stats.first_token_s:.2f} s" if stats.first_token_s else "no reply yet",
         f"prompt {evaluated:,} tokens at {stats.prompt_per_s:,.0f} tokens/s" if stats.prompt_per_s else "",
@@ -125,8 +117,8 @@ def download_html(name: str, done: int, total: int | None) -> str:
     if not total:
         return note_html(f"Downloading {name}: {human_size(done)}")
     share = 100 * done // total
-    label = escape(f"Downloading {name}: {human_size(done)} of {human_size(total)} ({share} %). Stop ends it; it resumes.")
-    return f'<p role="status">{label}</p><div class="bar"><i style="width:{share}%"></i></div>'
+    label = f"Downloading {name}: {human_size(done)} of {human_size(total)} ({share} %)"
+    return note_html(label) + f'<div class="bar"><i style="width:{share}%"></i></div>'
 
 
 def broken_html(broken: dict[str, str]) -> str:

@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Protocol
 
 from chat.conversation import Conversation, Message
+from chat.download import download
+from chat.entry import Source, hub_source
+from chat.errors import ChatError
 from chat.host import Host, Model
-from chat.registry import hub_source
 from chat.turn import Progress, Turn, plan
+
+PROGRESS_INTERVAL_S = 0.25
 
 
 class Stoppable(Protocol):
     def cancel(self) -> None: ...
 
 
+class Fetch:
+    """A download as an iterator of (bytes done, bytes in all), a few a second. Raises ChatError."""
+
+    def __init__(self, source: Source) -> None:
+        self._stopped = threading.Event()
+        self._finished = threading.Event()
+        self._progress: tuple[int, int | None] = (0, None)
+        self._error: ChatError | None = None
+        threading.Thread(target=self._download, args=(source,), name="download", daemon=True).start()
+
+    def _download(self, source: Source) -> None:
+        try:
+            download(source, self._note, self._stopped.is_set)
+        except ChatError as error:
+            self._error = error
+        finally:
+            self._finished.set()
+
+    def _note(self, done: int, total: int | None) -> None:
+        self._progress = (done, total)
+
+    def __iter__(self) -> Iterator[tuple[int, int | None]]:
+        while not self._finished.wait(PROGRESS_INTERVAL_S):
+            yield self._progress
+        if self._error:
+            raise self._error
+        yield self._progress
+
+    def cancel(self) -> None:
+        """Stop the download; what it has is kept for the next try."""
+        self._stopped.set()
+
+
 class Sessions:
-    """What is running, one reply or download per browser tab, so that each can be stopped from its own page."""
+    """What is running, one reply or download per browser tab, so that each page can stop its own."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self._running: dict[str, Stoppable] = {}
 
     def reply(self, key: str, conversation: Conversation, extend: bool = False) -> Iterator[Progress]:
-        """Answer the last message of `conversation`, or `extend` its last reply; updates it as the text comes.
+        """Answer the last message of `conversation`, or `extend` its last reply, and update it meanwhile.
 
-        `key` names the tab for `stop`. Raises ChatError; what has been written by then stays in the conversation.
+        `key` names the tab for `stop`. Raises ChatError; what was written by then stays in the conversation.
         """
         turn = self._running[key] = Turn()
         try:
@@ -36,19 +74,18 @@ class Sessions:
             self._forget(key, turn)
 
     def prepare(self, key: str, name: str) -> Iterator[tuple[int, int | None]]:
-        """Download the model called `name` if it is not on this disk, yielding (bytes done, bytes in all), and load it.
+        """Load the model called `name`, downloading it first if need be, with (bytes done, bytes in all).
 
         Raises ChatError: no network, no such file, no room, not a model that runs here, or stopped.
         """
         registry = self.host.registry
         entry = registry.entries.get(name)
         if entry and registry.locate(entry) is None and (source := hub_source(entry)):
-            from chat.download import Download  # huggingface_hub is slow to import
-
-            task = self._running[key] = Download(source)
+            task = self._running[key] = Fetch(source)
             try:
                 yield from task
             finally:
+                task.cancel()  # nobody reads on: the page was closed
                 self._forget(key, task)
         with self.host.use(name):
             pass
@@ -80,5 +117,5 @@ def _reply(turn: Turn, model: Model, conversation: Conversation, extend: bool) -
         conversation.tokens = progress.prompt_tokens + progress.generated_tokens
         if progress.done:
             answer.finish_reason = progress.stats.finish_reason
-            model.remember(progress.text, before + progress.stats.ids)
+            model.replies.remember(progress.text, before + progress.stats.ids)
         yield progress

@@ -18,7 +18,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-
 from chat.errors import TemplateError
 from chat.prompt import render
 

@@ -6,12 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from chat.agent import EngineProvider, Messages, start_reply
 from chat.engine import Engine, Generation, Sampling, Stats
 from chat.errors import ChatError
+from chat.prompt import Messages
 
-BYTES_PER_TOKEN_LIMIT = 64  # a text of more bytes than this for each token of context can't fit: refused unread
-KEEP_SHARE = 0.6  # after turns drop out, the rest fills this much, so that the next turns find their prefix cached
+BYTES_PER_TOKEN_LIMIT = (
+    64  # a text of more bytes than this for each token of context can't fit: refused unread
+)
+KEEP_SHARE = (
+    0.6  # after turns drop out, the rest fills this much, so that the next turns find their prefix cached
+)
 MIN_REPLY = 16  # tokens that must be left for a reply
 
 Encode = Callable[[Messages], list[int]]
@@ -41,7 +45,7 @@ class Progress:
 
 
 def plan(messages: Messages, encode: Encode, n_ctx: int, max_tokens: int, left_out: int = 0) -> Plan:
-    """Choose the messages that fit `n_ctx` tokens with room for a reply; the newest one and the system message stay.
+    """Choose the messages that fit `n_ctx` tokens with room for a reply; the newest and the system one stay.
 
     `left_out` messages are out already and stay out: a start that moved every turn would be evaluated anew
     every turn. Raises ChatError when the newest message alone is too large.
@@ -57,7 +61,9 @@ def plan(messages: Messages, encode: Encode, n_ctx: int, max_tokens: int, left_o
     reserve = min(max_tokens, n_ctx // 4)
     ids = encode(system + chat[left_out:])
     if len(ids) + reserve > n_ctx:
-        left_out, ids = _drop_a_block(system, chat, encode, left_out, ids, int((n_ctx - reserve) * KEEP_SHARE))
+        left_out, ids = _drop_a_block(
+            system, chat, encode, left_out, ids, int((n_ctx - reserve) * KEEP_SHARE)
+        )
     if len(ids) + MIN_REPLY > n_ctx:
         raise ChatError(
             f"This message has {len(ids):,} tokens with its surroundings; the model's context is {n_ctx:,} "
@@ -93,6 +99,8 @@ class Turn:
 
     def run(self, engine: Engine, planned: Plan, sampling: Sampling, prefix: str = "") -> Iterator[Progress]:
         """Reply to `planned`. `prefix` is the text that a continued reply begins with."""
+        from chat.agent import EngineProvider, start_reply  # loads llama.cpp: not when the app is imported
+
         started = time.perf_counter()
         progress = Progress(prefix, prompt_tokens=len(planned.ids), left_out=planned.left_out)
         provider = EngineProvider(engine)
