@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _PRIVATE_USE = range(0x100000, 0x10FFFE)  # plane 16
+_ANY = re.compile("[\U00100000-\U0010fffd]")
 
 
 class Placeholders:
     """One private-use character, found nowhere in `texts`, for each thing that is put aside."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        taken = {letter for text in texts for letter in text if ord(letter) in _PRIVATE_USE}
+        taken = {letter for text in texts for letter in _ANY.findall(text)}
         self._free = (chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
         self._of_text: dict[str, str] = {}
         self.inserts: dict[str, str | Sequence[int]] = {}  # text, to be tokenised as plain text, or ids

@@ -101,8 +101,8 @@ class PromptEncoder:
         for message in chat:
             text, known = message["content"], self._known(message)
             if core := text.strip():
-                mark = placeholders.for_text(core) if known is None else placeholders.for_ids(known)
-                text = text.replace(core, mark, 1)
+                in_place = text.replace(core, placeholders.for_text(core), 1)
+                text = in_place if known is None else placeholders.for_ids(known)
             opaque.append(message | {"content": text})
         return self._ids(self.render(opaque, generate), placeholders)
 
