@@ -13,6 +13,25 @@ import sys
 import threading
 from pathlib import Path
 
+# What a child may need of the app's environment: no tokens, no settings of llama.cpp that we haven't chosen.
+_KEPT = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "PYTHONPATH",
+    "SYSTEMROOT",
+    "TEMP",
+    "TMP",
+    "TMPDIR",
+    "HOME",
+)
+_KEPT_PREFIXES = ("CUDA_", "GGML_", "HIP_", "ROCR_", "VK_")  # which GPU, and how
+
+
+def environment() -> dict[str, str]:
+    """The part of the app's environment that a child process gets."""
+    return {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)}
+
 
 def worker(arguments: list[str]) -> subprocess.Popen[bytes]:
     """Start our own Python on `arguments`, talking over pipes. It must end when its stdin does."""
@@ -21,21 +40,22 @@ def worker(arguments: list[str]) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=Path(__file__).resolve().parents[1],
+        env=environment(),
         start_new_session=True,  # Ctrl-C in the terminal is for the app, which then closes the pipe
     )
 
 
-def guarded(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def guarded(command: list[str], secrets: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start `command` behind a guard; its output (stdout and stderr together) is the guard's stdout.
 
-    The environment is exactly `environment`; closing the returned process's stdin kills the command.
+    `secrets` go into its environment; closing the returned process's stdin kills the command.
     """
     return subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment,
+        env=environment() | secrets,
         start_new_session=True,
     )
 

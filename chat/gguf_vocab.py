@@ -65,7 +65,7 @@ _ENDING_MIDDLES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("fim_rep_token_id",), ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>")),
     (("fim_sep_token_id",), ("<|file_sep|>",)),
 )
-_ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")  # gpt-oss: user-defined
+_ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")  # gpt-oss
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ def _special(
             eog.update(given or named(names)[:1])
     control.update(named(_ENDS))
     eog.update(named(_ENDS))
-    control.difference_update(named(_ALWAYS_SHOWN))
+    control.update(
+        named(_ALWAYS_SHOWN)
+    )  # llama.cpp parses them even in plain text, so text must not hold them
     eot_and_eom = (_id(metadata, size, key, None) for key in ("eot_token_id", "eom_token_id"))
     eog.update(i for i in (eos_id, *eot_and_eom) if i is not None)
 

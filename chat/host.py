@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from chat.engine import Engine
 from chat.errors import ChatError, ModelFileError
 from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import human_size, memory_limit_bytes, thread_count, verdict
-from chat.prompt import FALLBACK_TEMPLATE, PromptEncoder
+from chat.prompt import FALLBACK_STOP, FALLBACK_TEMPLATE, PromptEncoder
 from chat.registry import Entry, Registry, menu
 from chat.replies import Replies
 from chat.templates import TemplateRenderer
@@ -43,6 +44,11 @@ class Model:
             "A model made for chat brings its own."
         )
 
+    @property
+    def stop(self) -> str:
+        """The text at which a reply ends; empty for a model whose template has a token for that."""
+        return "" if self.file.chat_template else FALLBACK_STOP
+
 
 class Host:
     """Chats take the model with `use`; who asks for another one waits until it is free."""
@@ -53,7 +59,7 @@ class Host:
         self._renderer = TemplateRenderer()
         self._model: Model | None = None
         self._users = 0
-        self._waiting = 0  # turns that wait for another model; later ones stand behind them
+        self._queue: deque[object] = deque()  # turns in the order of their arrival: nobody is overtaken
         self._changed = threading.Condition()
 
     @property
@@ -73,17 +79,18 @@ class Host:
     @contextmanager
     def use(self, name: str) -> Iterator[Model]:
         """Hold the model called `name` for one turn, loading it first if need be. Raises ChatError."""
+        ticket = object()
         with self._changed:
-            while not self._serves(name) or self._waiting:
-                if self._users == 0:
-                    self._load(name)
-                    break
-                self._waiting += 1
-                self._changed.wait()
-                self._waiting -= 1
-            model = self._model
-            assert model is not None
-            self._users += 1
+            self._queue.append(ticket)
+            try:
+                self._changed.wait_for(
+                    lambda: self._queue[0] is ticket and (self._users == 0 or self._serves(name))
+                )
+                model = self._load(name)
+                self._users += 1
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
         try:
             yield model
         finally:
@@ -94,9 +101,9 @@ class Host:
     def _serves(self, name: str) -> bool:
         return self._model is not None and self._model.name == name and self._model.engine.alive()
 
-    def _load(self, name: str) -> None:
-        if self._serves(name):
-            return
+    def _load(self, name: str) -> Model:
+        if self._model and self._serves(name):
+            return self._model
         entry = self.registry.entries.get(name)
         if entry is None:
             raise ChatError(
@@ -115,6 +122,7 @@ class Host:
         self._unload()  # two models at once may not fit
         engine = self._start(path, entry, file)
         self._model = Model(name, entry, file, engine, self._encoder(file, engine, replies), replies)
+        return self._model
 
     def _start(self, path: Path, entry: Entry, file: GgufFile) -> Engine:
         adapters = [str(self.registry.folder / adapter) for adapter in entry.adapters]

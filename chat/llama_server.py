@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import secrets
 import socket
 import sys
@@ -157,11 +156,8 @@ class LlamaServerEngine:
     def _start(self) -> None:
         key = secrets.token_urlsafe(32)  # through the environment: a command line is everyone's to read
         self.headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")} | {
-            "LLAMA_API_KEY": key
-        }
         self.log: deque[str] = deque(maxlen=300)
-        self._process = child.guarded(self._command(), environment)
+        self._process = child.guarded(self._command(), {"LLAMA_API_KEY": key})
         self._ready = threading.Event()
         self.port = 0
         threading.Thread(

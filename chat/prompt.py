@@ -19,9 +19,9 @@ from functools import cached_property
 
 from chat.errors import TemplateError
 from chat.placeholders import Placeholders, Surfaces, splice
-from chat.render import FALLBACK_TEMPLATE, Messages, checked, render
+from chat.render import FALLBACK_STOP, FALLBACK_TEMPLATE, Messages, checked, render
 
-__all__ = ["FALLBACK_TEMPLATE", "Messages", "PromptEncoder", "render"]
+__all__ = ["FALLBACK_STOP", "FALLBACK_TEMPLATE", "Messages", "PromptEncoder", "render"]
 
 
 @dataclass(frozen=True)

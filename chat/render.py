@@ -43,6 +43,8 @@ FALLBACK_TEMPLATE = """\
 {{ '### Assistant:\\n' }}
 {%- endif %}"""
 
+FALLBACK_STOP = "### User:"  # where a model that knows no end of turn begins to speak for the user
+
 # What a template can make Jinja or Python raise.
 _FAILURES = (
     *(jinja2.TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),

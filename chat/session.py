@@ -110,7 +110,7 @@ def _reply(turn: Turn, model: Model, conversation: Conversation, extend: bool) -
     # A reply that breaks off is a stopped one: it can be continued, or retried.
     answer = conversation.messages[-1] if extend else Message(role="assistant", content="")
     answer.finish_reason = "cancelled"
-    for progress in turn.run(model.engine, planned, sampling, prefix):
+    for progress in turn.run(model.engine, planned, sampling, prefix, model.stop):
         answer.content = progress.text
         if answer.content and answer is not conversation.messages[-1]:
             conversation.messages.append(answer)

@@ -40,6 +40,7 @@ class Progress:
     generated_tokens: int = 0
     first_token_s: float = 0.0
     left_out: int = 0
+    stopped: bool = False  # at a stop text
     done: bool = False
     stats: Stats = field(default_factory=Stats)
 
@@ -48,22 +49,23 @@ def plan(messages: Messages, encode: Encode, n_ctx: int, max_tokens: int, left_o
     """Choose the messages that fit `n_ctx` tokens with room for a reply; the newest and the system one stay.
 
     `left_out` messages are out already and stay out: a start that moved every turn would be evaluated anew
-    every turn. Raises ChatError when the newest message alone is too large.
+    every turn. They return when there is room again: a turn was taken back, the model has a larger context.
+    Raises ChatError when the newest message alone is too large.
     """
     system, chat = ([messages[0]], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
-    size = max(len(m["content"].encode()) for m in (*system, chat[-1]))
-    if size > n_ctx * BYTES_PER_TOKEN_LIMIT:
-        raise ChatError(
-            f"This message has {size:,} bytes; the model's context of {n_ctx:,} tokens holds "
-            f"{n_ctx * BYTES_PER_TOKEN_LIMIT:,} at the very most. Shorten it."
-        )
-    left_out = left_out if left_out < len(chat) else 0
-    reserve = min(max_tokens, n_ctx // 4)
+    first = _first_worth_reading(system, chat, n_ctx)
+    starts = [i for i, m in enumerate(chat) if i > first and m["role"] == "user"]
+    reserve = max(MIN_REPLY, min(max_tokens, n_ctx // 4))
+    target = int((n_ctx - reserve) * KEEP_SHARE)
+    left_out = left_out if left_out in starts else first
+    if left_out > first:
+        before = [first, *starts][starts.index(left_out)]
+        if len(encode(system + chat[before:])) <= target:
+            left_out = first
     ids = encode(system + chat[left_out:])
     if len(ids) + reserve > n_ctx:
-        left_out, ids = _drop_a_block(
-            system, chat, encode, left_out, ids, int((n_ctx - reserve) * KEEP_SHARE)
-        )
+        later = [start for start in starts if start > left_out]
+        left_out, ids = _drop_a_block(system, chat, encode, later, target) or (left_out, ids)
     if len(ids) + MIN_REPLY > n_ctx:
         raise ChatError(
             f"This message has {len(ids):,} tokens with its surroundings; the model's context is {n_ctx:,} "
@@ -72,22 +74,42 @@ def plan(messages: Messages, encode: Encode, n_ctx: int, max_tokens: int, left_o
     return Plan(system + chat[left_out:], ids, left_out)
 
 
+def _first_worth_reading(system: Messages, chat: Messages, n_ctx: int) -> int:
+    """Where the part of the chat begins that could fit, judged by bytes: tokenising more may take minutes."""
+    limit = n_ctx * BYTES_PER_TOKEN_LIMIT
+    sizes = [_bytes(m) for m in chat]
+    for name, size in [("This message", sizes[-1]), *(("The system message", _bytes(m)) for m in system)]:
+        if size > limit:
+            raise ChatError(
+                f"{name} has {size:,} bytes; the model's context of {n_ctx:,} tokens holds "
+                f"{limit:,} at the very most. Shorten it."
+            )
+    starts = [0, *(i for i, m in enumerate(chat) if i and m["role"] == "user")]
+    return next((start for start in starts if sum(sizes[start:]) <= limit), starts[-1])
+
+
+def _bytes(message: dict[str, str]) -> int:
+    return len(message["content"].encode())
+
+
 def _drop_a_block(
-    system: Messages, chat: Messages, encode: Encode, left_out: int, ids: list[int], target: int
-) -> tuple[int, list[int]]:
-    """Leave out the fewest oldest turns that bring the prompt down to `target` tokens, found by bisection."""
-    starts = [i for i, m in enumerate(chat) if i > left_out and m["role"] == "user"]
+    system: Messages, chat: Messages, encode: Encode, starts: list[int], target: int
+) -> tuple[int, list[int]] | None:
+    """Return the first of `starts` that brings the prompt down to `target` tokens, found by bisection.
+
+    The last one if none does; None without any.
+    """
+    found = None
     low, high = 0, len(starts) - 1
     while low <= high:
         middle = (low + high) // 2
         shorter = encode(system + chat[starts[middle] :])
-        if len(shorter) <= target:
+        if len(shorter) <= target or middle == len(starts) - 1:
+            found = starts[middle], shorter
             high = middle - 1
         else:
             low = middle + 1
-        if len(shorter) <= target or middle == len(starts) - 1:
-            left_out, ids = starts[middle], shorter
-    return left_out, ids
+    return found
 
 
 class Turn:
@@ -97,8 +119,13 @@ class Turn:
         self._generation: Generation | None = None
         self._cancelled = False
 
-    def run(self, engine: Engine, planned: Plan, sampling: Sampling, prefix: str = "") -> Iterator[Progress]:
-        """Reply to `planned`. `prefix` is the text that a continued reply begins with."""
+    def run(
+        self, engine: Engine, planned: Plan, sampling: Sampling, prefix: str = "", stop: str = ""
+    ) -> Iterator[Progress]:
+        """Reply to `planned`. `prefix` is the text that a continued reply begins with.
+
+        `stop` ends the reply where it appears: for a model that has no token of its own for that.
+        """
         from chat.agent import EngineProvider, start_reply  # loads llama.cpp: not when the app is imported
 
         started = time.perf_counter()
@@ -111,16 +138,26 @@ class Turn:
             if self._cancelled:
                 generation.cancel()
             for piece in pieces:
+                if progress.stopped:
+                    continue
                 # A reply's first space belongs to the tokenizer (SentencePiece), not to the text.
                 progress.text += piece if progress.text else piece.lstrip()
                 progress.prompt_done = provider.prompt_done
                 progress.generated_tokens = len(generation.stats.ids)
+                if stop and stop in progress.text:
+                    progress.text, progress.stopped = progress.text.partition(stop)[0].rstrip(), True
+                    generation.cancel()
                 if piece and not progress.first_token_s:
                     progress.first_token_s = time.perf_counter() - started
                 yield progress
         finally:
             generation.cancel()  # the reader may leave at any point; the engine must not go on without one
         generation.stats.first_token_s = progress.first_token_s  # as the page sees it, waiting included
+        if progress.stopped:
+            generation.stats.finish_reason, generation.stats.ids = (
+                "stop",
+                [-1],
+            )  # the ids say more than the text
         progress.stats, progress.done = generation.stats, True
         yield progress
 
