@@ -12,11 +12,10 @@ host = cli.make_host(settings, Path(__file__).resolve().with_name("models.json")
 demo = build_demo(Sessions(host))
 
 if __name__ == "__main__":
+    cli.check_address(settings)
     cli.bring_default(host)
     cli.warm_up(host)
     try:
         launch(demo, settings.host, settings.port, settings.auth)
-    except OSError:
-        cli.stop(f"port {settings.port} is taken; choose another: python app.py --port {settings.port + 1}")
     finally:
         host.close()

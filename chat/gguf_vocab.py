@@ -132,9 +132,7 @@ def _special(
             eog.update(given or named(names)[:1])
     control.update(named(_ENDS))
     eog.update(named(_ENDS))
-    control.update(
-        named(_ALWAYS_SHOWN)
-    )  # llama.cpp parses them even in plain text, so text must not hold them
+    control.update(named(_ALWAYS_SHOWN))  # llama.cpp parses them even in plain text
     eot_and_eom = (_id(metadata, size, key, None) for key in ("eot_token_id", "eom_token_id"))
     eog.update(i for i in (eos_id, *eot_and_eom) if i is not None)
 

@@ -157,7 +157,7 @@ class Turn:
             generation.stats.finish_reason, generation.stats.ids = (
                 "stop",
                 [-1],
-            )  # the ids say more than the text
+            )  # the ids go on after it
         progress.stats, progress.done = generation.stats, True
         yield progress
 
