@@ -192,12 +192,13 @@ class LlamaServerEngine:
         return [str(binary), *(str(word) for pair in options.items() for word in pair), *switches, *adapters]
 
     def _read_log(self, process: Any) -> None:
-        for raw in process.stdout:
-            line = raw.decode("utf-8", "replace").rstrip()
-            self.log.append(line)
-            if "listening on http://" in line and not self._ready.is_set():
-                self.port = int(line.rsplit(":", 1)[1])
-                self._ready.set()
+        with process.stdout as lines:
+            for raw in lines:
+                line = raw.decode("utf-8", "replace").rstrip()
+                self.log.append(line)
+                if "listening on http://" in line and not self._ready.is_set():
+                    self.port = int(line.rsplit(":", 1)[1])
+                    self._ready.set()
         self._ready.set()  # end of the log: the server is gone
 
     def _measured_batch(self) -> int:

@@ -1,0 +1,86 @@
+"""The llama-server child: locked up, watched, and gone when the app is."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from chat.engine import Sampling
+from chat.errors import EngineDied
+from chat.llama_server import BATCH_TIME_S, LlamaServerEngine
+from chat.machine import thread_count
+
+LONG = Sampling(temperature=0, repeat_penalty=1, max_tokens=1500)
+
+
+@pytest.fixture
+def engine(embedded_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LlamaServerEngine]:
+    monkeypatch.setenv("HF_TOKEN", "hf_not_for_children")
+    monkeypatch.setenv("LLAMA_ARG_HOST", "0.0.0.0")
+    opened = LlamaServerEngine(embedded_model, 2048, thread_count())
+    yield opened
+    opened.close()
+
+
+def server() -> psutil.Process:
+    children = psutil.Process().children(recursive=True)
+    return next(child for child in children if child.name().startswith("llama-server"))
+
+
+def test_it_listens_on_loopback_only_and_asks_for_a_key(engine: LlamaServerEngine) -> None:
+    addresses = {c.laddr.ip for c in server().net_connections() if c.status == psutil.CONN_LISTEN}
+    assert addresses == {"127.0.0.1"}
+    connection = http.client.HTTPConnection("127.0.0.1", engine.port)
+    connection.request("POST", "/completion", "{}", {"Content-Type": "application/json"})
+    assert connection.getresponse().status == 401
+    connection.close()
+
+
+def test_it_knows_no_secret_of_ours_and_its_own_is_not_on_the_command_line(engine: LlamaServerEngine) -> None:
+    process = server()
+    key = engine.headers["Authorization"].removeprefix("Bearer ")
+    assert key not in " ".join(process.cmdline())
+    assert "HF_TOKEN" not in process.environ()
+    assert process.environ()["LLAMA_API_KEY"] == key
+
+
+def test_it_serves_no_page_no_slots_and_never_the_models_template(engine: LlamaServerEngine) -> None:
+    command = server().cmdline()
+    assert {"--no-ui", "--no-slots", "--offline", "--cache-ram"} <= set(command)
+    assert command[command.index("--chat-template") + 1] == "chatml"
+    assert command[command.index("--threads") + 1] == str(thread_count())
+
+
+def test_no_batch_takes_longer_than_a_user_waits_for_stop(engine: LlamaServerEngine) -> None:
+    ids = engine.tokenize("A text to be read at this machine's own speed. " * 100, False)
+    generation = engine.generate(ids, LONG.model_copy(update={"max_tokens": 1}))
+    list(generation)
+    assert (
+        engine.batch / generation.stats.prompt_per_s < BATCH_TIME_S * 4
+    )  # a busy machine is slower than it was
+
+
+def test_killed_in_the_middle_of_a_reply_it_leaves_a_sentence_and_what_was_written(
+    engine: LlamaServerEngine,
+) -> None:
+    generation = engine.generate(engine.tokenize("Once upon a time", False), LONG)
+    chunks = iter(generation)
+    assert next(chunk.text for chunk in chunks if chunk.text)
+    server().kill()
+    with pytest.raises(EngineDied, match=r"stopped in the middle of a reply.*Retry"):
+        list(chunks)
+    assert not engine.alive()
+    with pytest.raises(EngineDied):
+        engine.tokenize("more", False)
+
+
+def test_closing_it_ends_the_process(embedded_model: Path) -> None:
+    engine = LlamaServerEngine(embedded_model, 512, 1)
+    process = server()
+    engine.close()
+    psutil.wait_procs([process], timeout=10)
+    assert not process.is_running()
