@@ -30,7 +30,7 @@ fix:  ## repair what the linter can repair
 	$(IN_VENV) -m ruff format
 
 bench:  ## measure every figure of the README
-	@$(PYTHON) scripts/setup_env.py chat
+	@$(PYTHON) scripts/setup_env.py lint
 	$(IN_VENV) -m bench.chat $(ARGS)
 
 clean:  ## remove everything that these commands made, except your models/ and outputs/

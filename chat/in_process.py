@@ -93,6 +93,7 @@ class InProcessEngine:
         self._batch_of_one = llama_cpp.llama_batch_get_one(self._one, 1)
         self._piece = ctypes.create_string_buffer(1024)
         self._jobs: SimpleQueue[InProcessGeneration | None] = SimpleQueue()
+        self._unfinished: set[InProcessGeneration] = set()
         self._owner = threading.Thread(target=self._own, name="llama.cpp", daemon=True)
         self._owner.start()
 
@@ -118,6 +119,7 @@ class InProcessEngine:
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Ids of `text`, no BOS added. Reads the vocabulary only, so any thread may call it."""
+        self._require_alive()
         data = text.encode("utf-8", "surrogatepass")
         buffer = (llama_cpp.llama_token * (len(data) + 8))()
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, special)
@@ -129,17 +131,23 @@ class InProcessEngine:
         """Queue a reply to the prompt `ids`; replies are made one after the other."""
         if not ids or len(ids) >= self.n_ctx or not all(0 <= i < self._n_vocab for i in ids):
             raise ChatError(f"A prompt of {len(ids)} tokens does not fit a context of {self.n_ctx} tokens.")
-        if not self.alive():
-            raise ChatError("The model has been unloaded. Send the message again.")
+        self._require_alive()
         job = InProcessGeneration(list(ids), sampling.seeded())
+        self._unfinished.add(job)
         self._jobs.put(job)
         return job
 
     def alive(self) -> bool:
         return self._owner.is_alive()
 
+    def _require_alive(self) -> None:
+        if not self.alive():
+            raise ChatError("The model has been unloaded. Send the message again.")
+
     def close(self) -> None:
-        """Free the model's memory, after the replies that are queued."""
+        """Stop what is running or queued, and free the model's memory."""
+        for job in list(self._unfinished):
+            job.cancel()
         self._jobs.put(None)
         self._owner.join()
 
@@ -147,6 +155,7 @@ class InProcessEngine:
         """The owner thread: one job, whole, after the other."""
         while (job := self._jobs.get()) is not None:
             if not job.begin():
+                self._unfinished.discard(job)
                 continue
             self.entered += 1
             self.most_entered = max(self.most_entered, self.entered)
@@ -156,6 +165,7 @@ class InProcessEngine:
                 job.out.put(error)
             finally:
                 self.entered -= 1
+                self._unfinished.discard(job)
                 job.out.put(None)
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
@@ -245,6 +255,8 @@ class InProcessEngine:
     def _decode(self, job: InProcessGeneration, chain: Any, started: float) -> None:
         """Draw tokens until one ends the reply. Text leaves as whole characters, some times a second."""
         stats, decoder = job.stats, codecs.getincrementaldecoder("utf-8")("replace")
+        # A reply that is continued may have been cut inside a character: its first bytes are in the prompt.
+        decoder.decode(b"".join(map(self._bytes_of, job.ids[-4:])))
         limit = min(job.sampling.max_tokens, self.n_ctx - len(job.ids))
         text, fresh, last_put = "", 0, 0.0
         while True:

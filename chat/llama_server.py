@@ -145,7 +145,7 @@ class LlamaServerEngine:
         self, path: Path, n_ctx: int, n_threads: int, adapters: list[str] | None = None, slots: int = 1
     ) -> None:
         self.n_ctx = n_ctx
-        self._path, self._n_threads, self._slots, self._adapters = path, n_threads, slots, adapters or []
+        self._path, self._n_threads, self.slots, self._adapters = path, n_threads, slots, adapters or []
         self.batch = FIRST_BATCH
         self._start()
         if (batch := self._measured_batch()) != self.batch:
@@ -177,10 +177,10 @@ class LlamaServerEngine:
             "--model": self._path,
             "--host": "127.0.0.1",
             "--port": 0,  # the kernel picks a free one, the log says which
-            "--ctx-size": self.n_ctx * self._slots,
-            "--parallel": self._slots,
+            "--ctx-size": self.n_ctx * self.slots,
+            "--parallel": self.slots,
             "--threads": self._n_threads,
-            "--threads-http": self._slots + 2,
+            "--threads-http": self.slots + 2,
             "--batch-size": self.batch,
             "--ubatch-size": self.batch,
             "--cache-ram": CACHE_RAM_MIB,

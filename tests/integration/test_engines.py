@@ -173,3 +173,19 @@ def test_a_file_that_llama_cpp_refuses_gives_its_reason(
     broken.write_bytes(embedded_model.read_bytes()[:5_000_000])
     with pytest.raises(ModelFileError, match=r"broken\.gguf could not be loaded: \w+"):
         kind(broken, 512, 1)  # type: ignore[call-arg]
+
+
+def test_closing_the_in_process_engine_does_not_wait_for_a_long_reply(embedded_model: Path) -> None:
+    engine = InProcessEngine(embedded_model, 4096, thread_count())
+    running, waiting = (
+        engine.generate(prompt(engine, "Tell a long story."), GREEDY.model_copy(update={"max_tokens": 3000}))
+        for _ in range(2)
+    )
+    next(iter(running))
+    began = time.monotonic()
+    engine.close()
+    assert time.monotonic() - began < SLACK_S
+    assert read(running) is not None
+    assert read(waiting) == ""
+    with pytest.raises(ChatError, match="unloaded"):
+        engine.generate([1], GREEDY)
