@@ -1,0 +1,217 @@
+"""The one model that all chats share: swapped in turn, restarted when it dies, kept when another fails."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from chat.conversation import Conversation
+from chat.engine import Sampling
+from chat.errors import ChatError, EngineDied, ModelFileError
+from chat.host import Host
+from chat.llama_server import LlamaServerEngine, find_binary
+from chat.registry import Entry, Registry, Source
+from chat.session import Sessions
+
+PATIENCE_S = 120  # a busy machine with two cores
+ENGINES = [
+    "in-process",
+    pytest.param("llama-server", marks=pytest.mark.skipif(not find_binary(), reason="run: make test")),
+]
+
+
+def host_of(engine: str, **models: tuple[Path, int]) -> Host:
+    """A host that offers `models`, each a file and its context."""
+    entries = {
+        name: Entry(sources=[Source(path=str(path))], n_ctx=n_ctx) for name, (path, n_ctx) in models.items()
+    }
+    return Host(Registry(Path("models.json").resolve(), entries), engine)
+
+
+@pytest.fixture
+def host(embedded_model: Path) -> Iterator[Host]:
+    with closing(host_of("in-process", small=(embedded_model, 256), large=(embedded_model, 512))) as host:
+        yield host
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.01)
+
+
+class Visit(threading.Thread):
+    """A turn of another chat that needs the model `name`, and what it did there."""
+
+    def __init__(self, host: Host, name: str, act: Callable[[], object] = lambda: None) -> None:
+        super().__init__(daemon=True)
+        self.host, self.model, self.act = host, name, act
+        self.been = False
+
+    def run(self) -> None:
+        with self.host.use(self.model):
+            self.act()
+            self.been = True
+
+    def queue(self) -> Visit:
+        """Start, and return when the turn stands in line."""
+        before = len(self.host._queue)
+        self.start()
+        wait_until(lambda: len(self.host._queue) > before)
+        return self
+
+
+def reply(host: Host, model: str, text: str = "Say hello.") -> str:
+    conversation = Conversation(model=model, sampling=Sampling(max_tokens=8, temperature=0))
+    conversation.say(text)
+    return [progress.text for progress in Sessions(host).reply("tab", conversation)][-1]
+
+
+def test_a_swap_waits_for_whoever_uses_the_model_and_then_happens(host: Host) -> None:
+    with host.use("small") as small:
+        swap = Visit(host, "large").queue()
+        swap.join(0.5)
+        assert swap.is_alive()
+        assert small.engine.alive()
+    swap.join(PATIENCE_S)
+    assert swap.been
+    assert not small.engine.alive(), "its memory is free again"
+
+
+def test_nobody_overtakes_a_swap_that_waits(host: Host) -> None:
+    order: list[str] = []
+    with host.use("small"):
+        visits = [
+            Visit(host, name, lambda name=name: order.append(name)).queue()
+            for name in ("large", "small", "large", "small")
+        ]
+    for visit in visits:
+        visit.join(PATIENCE_S)
+    assert order == ["large", "small", "large", "small"]
+
+
+def test_a_swap_happens_though_the_old_model_always_has_users(host: Host) -> None:
+    swapped = threading.Event()
+
+    def keep_busy() -> None:
+        while not swapped.is_set():
+            with host.use("small"):
+                time.sleep(0.02)
+
+    with host.use("small"):
+        users = [threading.Thread(target=keep_busy, daemon=True) for _ in range(4)]
+        for user in users:
+            user.start()
+        swap = Visit(host, "large", swapped.set)
+        swap.start()
+    assert swapped.wait(PATIENCE_S)
+    for thread in (swap, *users):
+        thread.join(PATIENCE_S)
+
+
+def test_chats_that_waited_behind_a_swap_use_their_model_together(host: Host) -> None:
+    """llama-server's slots would be of no use if the chats came one after the other."""
+    together = threading.Barrier(3)
+    with host.use("small"):
+        swap = Visit(host, "large").queue()
+        visits = [Visit(host, "small", lambda: together.wait(PATIENCE_S)).queue() for _ in range(3)]
+    for visit in (swap, *visits):
+        visit.join(PATIENCE_S)
+    assert all(visit.been for visit in visits)
+
+
+def test_a_model_that_fails_to_load_leaves_the_first_one_usable(embedded_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.gguf"
+    shutil.copyfile(embedded_model, other)
+    with other.open("r+b") as file:
+        start = file.read(4096)
+        file.seek(start.index(b"llama", start.index(b"general.architecture")))
+        file.write(b"lamma")
+    with closing(host_of("in-process", good=(embedded_model, 256), bad=(other, 256))) as host:
+        before = reply(host, "good")
+        with pytest.raises(ChatError, match=r"other\.gguf could not be loaded.*lamma"):
+            reply(host, "bad")
+        assert reply(host, "good") == before != ""
+
+
+@pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
+def test_llama_server_says_what_is_wrong_with_a_file_too(embedded_model: Path, llama_models: Path) -> None:
+    with closing(host_of("llama-server", good=(embedded_model, 256), gone=(Path("gone.gguf"), 256))) as host:
+        with pytest.raises(ChatError, match=r"gone is not on this disk"):
+            reply(host, "gone")
+        assert reply(host, "good")
+
+
+def test_a_vocabulary_without_weights_is_refused(embedded_model: Path, llama_models: Path) -> None:
+    vocabulary = next(llama_models.glob("ggml-vocab-*.gguf"))
+    with closing(host_of("in-process", good=(embedded_model, 256), empty=(vocabulary, 256))) as host:
+        assert reply(host, "good")
+        with host.use("good") as good, pytest.raises(ModelFileError, match="a vocabulary and no weights"):
+            host._load("empty")
+        assert good.engine.alive(), "it was not thrown out for a file that can't be used"
+
+
+def test_a_model_that_needs_more_memory_than_there_is_is_refused_with_both_numbers(
+    embedded_model: Path,
+) -> None:
+    with closing(host_of("in-process", huge=(embedded_model, 10**9), good=(embedded_model, 256))) as host:
+        assert reply(host, "good")
+        with pytest.raises(
+            ModelFileError, match=r"huge needs [\d.]+ GB .* 1,000,000,000 .* allows [\d.]+ GB"
+        ):
+            reply(host, "huge")
+        assert reply(host, "good")
+
+
+def test_an_unknown_model_is_refused_with_the_known_names(host: Host) -> None:
+    with pytest.raises(ChatError, match="No model is called 'tiny'; choose one of: small, large"):
+        reply(host, "tiny")
+
+
+def kill_the_child(engine: object) -> None:
+    assert isinstance(engine, LlamaServerEngine)
+    (server,) = psutil.Process(engine._process.pid).children()
+    server.kill()
+    wait_until(lambda: not engine.alive())
+
+
+@pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
+def test_a_dead_llama_server_is_started_again_at_the_next_turn(embedded_model: Path) -> None:
+    with closing(host_of("llama-server", model=(embedded_model, 512))) as host:
+        before = reply(host, "model")
+        with host.use("model") as model:
+            kill_the_child(model.engine)
+        assert reply(host, "model") == before != ""
+        with host.use("model") as again:
+            assert again.replies is model.replies, "what was said keeps its ids"
+
+
+@pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
+def test_a_llama_server_killed_in_the_middle_of_a_reply_costs_that_reply_only(embedded_model: Path) -> None:
+    with closing(host_of("llama-server", model=(embedded_model, 2048))) as host:
+        sessions = Sessions(host)
+        conversation = Conversation(model="model", sampling=Sampling(max_tokens=1500, temperature=0))
+        conversation.say("Count from one to a thousand, in words.")
+        with host.use("model") as model:
+            pass
+
+        def read() -> None:
+            for progress in sessions.reply("tab", conversation):
+                if progress.generated_tokens and model.engine.alive():
+                    kill_the_child(model.engine)
+
+        with pytest.raises(EngineDied, match="Retry"):
+            read()
+        assert [m.role for m in conversation.messages] == ["user", "assistant"]
+        assert conversation.can_continue()
+        conversation.retry()
+        conversation.sampling = Sampling(max_tokens=8, temperature=0)
+        assert [progress.text for progress in sessions.reply("tab", conversation)][-1]
