@@ -60,10 +60,20 @@ class Conversation(BaseModel):
         if self.messages[-1].role == "assistant":
             self.messages.pop()
 
+    def clear(self) -> None:
+        """Begin anew, with the same settings."""
+        self.messages, self.left_out, self.tokens = [], 0, 0
+
+    def use_model(self, name: str) -> None:
+        """Go on with the model called `name`, whose context may hold what the one before had to leave out."""
+        if name != self.model:
+            self.model, self.left_out, self.tokens = name, 0, 0
+
     def undo(self) -> str:
         """Take the last question and its reply back; return the question."""
         self._require_messages("undo")
         self.retry()
+        self.tokens = 0
         return self.messages.pop().content
 
     def edit(self, index: int, text: str) -> None:
@@ -79,6 +89,10 @@ class Conversation(BaseModel):
         """Whether the last reply was cut: by its length, or by Stop."""
         last = self.messages[-1] if self.messages else None
         return last is not None and last.finish_reason in ("length", "cancelled") and bool(last.content)
+
+    def has_more_than(self, before: Conversation) -> bool:
+        """Whether a reply, or a part of one, has been added since `before`."""
+        return self.messages != before.messages and self.messages[-1].role == "assistant"
 
     def prompt(self) -> list[dict[str, str]]:
         """The messages for the model, the system message first if there is one."""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from chat.conversation import Conversation
 from chat.errors import ChatError
+from chat.screen_parts import refusal
 from chat.session import Sessions
 
 
@@ -54,9 +55,7 @@ def add_api(sessions: Sessions) -> None:
             for progress in sessions.reply(key, conversation):
                 yield progress.text
         except ValidationError as error:
-            wrong = error.errors()[0]
-            where = ".".join(str(part) for part in wrong["loc"])
-            raise gr.Error(f"{where} is {wrong['input']!r}: {wrong['msg']}") from error
+            raise gr.Error(refusal(error)) from error
         except ChatError as error:
             raise gr.Error(str(error)) from error
 

@@ -4,66 +4,61 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
-from pydantic import ValidationError
 
 from chat import screen_parts as parts
 from chat.conversation import Conversation
-from chat.engine import Sampling
 from chat.errors import ChatError, EngineDied
+from chat.screen_page import SAMPLING_KEYS, Page, Updates
 from chat.session import Sessions
 from chat.turn import Progress
 
 SAVE_INTERVAL_S = 2.0  # during a reply: what a reload of the page may lose
-SAMPLING_KEYS = tuple(Sampling.model_fields)
 
 Stored = dict[str, Any] | None  # a conversation as the browser keeps it
-Page = dict[Any, Any]  # components and what becomes of them
+
+
+class Busy(ChatError):
+    """The tab is doing something already, and that shows itself on the page."""
 
 
 class Handlers:
-    """The page's event handlers. `chat/screen.py` builds the components that they update."""
+    """The page's event handlers. A tab does one thing at a time."""
 
-    chatbot: gr.Chatbot
-    store: gr.BrowserState
-    box: gr.Textbox
-    status: gr.HTML
-    gauge: gr.HTML
-    extend_button: gr.Button
-    menu: gr.Dropdown
-    system: gr.Textbox
-    buttons: dict[str, gr.Button]
-    sliders: list[Any]  # one for each of SAMPLING_KEYS
-
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, page: Page) -> None:
         self.sessions = sessions
+        self.page = page
+        self._busy: dict[str, object] = {}  # tabs that wait for a reply or a model
 
-    def send(self, text: str, stored: Stored, request: gr.Request, *settings: Any) -> Iterator[Page]:
+    def send(self, text: str, stored: Stored, request: gr.Request, *settings: Any) -> Iterator[Updates]:
         """Answer what was typed."""
         yield from self._change(stored, settings, request, lambda c: c.say(text or ""), text or "")
 
     def example(
         self, stored: Stored, data: gr.SelectData, request: gr.Request, *settings: Any
-    ) -> Iterator[Page]:
+    ) -> Iterator[Updates]:
         """Answer an example that was picked."""
         yield from self._change(stored, settings, request, lambda c: c.say(data.value["text"]))
 
-    def retry(self, stored: Stored, request: gr.Request, *settings: Any) -> Iterator[Page]:
+    def retry(self, stored: Stored, request: gr.Request, *settings: Any) -> Iterator[Updates]:
         """Answer the last question again."""
         yield from self._change(stored, settings, request, Conversation.retry)
 
-    def edit(self, stored: Stored, data: gr.EditData, request: gr.Request, *settings: Any) -> Iterator[Page]:
+    def edit(
+        self, stored: Stored, data: gr.EditData, request: gr.Request, *settings: Any
+    ) -> Iterator[Updates]:
         """Answer an earlier question in its new words."""
         index = data.index if isinstance(data.index, int) else data.index[0]
 
         def change(conversation: Conversation) -> None:
-            conversation.edit(parts.display(conversation)[1][index], str(data.value))
+            conversation.edit(parts.display(conversation)[1][index], parts.typed(str(data.value)))
 
         yield from self._change(stored, settings, request, change)
 
-    def extend(self, stored: Stored, request: gr.Request, *settings: Any) -> Iterator[Page]:
+    def extend(self, stored: Stored, request: gr.Request, *settings: Any) -> Iterator[Updates]:
         """Go on with a reply that was cut."""
 
         def change(conversation: Conversation) -> None:
@@ -72,61 +67,69 @@ class Handlers:
 
         yield from self._change(stored, settings, request, change, extend=True)
 
-    def undo(self, stored: Stored) -> Page:
+    def undo(self, stored: Stored, request: gr.Request) -> Updates:
         """Take the last question and its reply back; the question returns to the box."""
         conversation = Conversation.read(stored)
         try:
-            text = conversation.undo()
+            with self._only(request):
+                text = conversation.undo()
         except ChatError as error:
-            return {self.status: parts.error_html(str(error))}
-        return self._whole(conversation) | {self.box: text, self.status: ""}
+            return {self.page.status: parts.error_html(str(error))}
+        return self.page.show(conversation) | {self.page.box: text, self.page.status: ""}
 
-    def clear(self, stored: Stored) -> Page:
+    def clear(self, stored: Stored, request: gr.Request) -> Updates:
         """Begin a new chat with the same settings."""
         conversation = Conversation.read(stored)
-        conversation.messages, conversation.left_out, conversation.tokens = [], 0, 0
-        return self._whole(conversation) | {self.status: "", self.gauge: ""}
+        try:
+            with self._only(request):
+                conversation.clear()
+        except ChatError as error:
+            return {self.page.status: parts.error_html(str(error))}
+        return self.page.show(conversation) | {self.page.status: ""}
 
     def stop(self, request: gr.Request) -> None:
         """Stop the tab's reply or download. Not queued, or it would wait for what it is to stop."""
         self.sessions.stop(str(request.session_hash))
 
-    def restore(self, stored: Stored) -> Page:
+    def leave(self, request: gr.Request) -> None:
+        """The tab was closed or reloaded: nobody reads the reply any more."""
+        self.sessions.stop(str(request.session_hash))
+
+    def restore(self, stored: Stored) -> Updates:
         """Show the chat that the browser kept."""
         conversation = Conversation.read(stored)
         if conversation.model not in self.sessions.host.registry.entries:
-            conversation.model = self.sessions.host.default
-        names = [getattr(conversation.sampling, key) for key in SAMPLING_KEYS]
-        return (
-            self._whole(conversation)
-            | dict(zip(self.sliders, names, strict=True))
-            | {self.menu: self._menu(conversation.model), self.system: conversation.system_prompt}
-            | {self.status: parts.note_html(self.sessions.host.warning)}
-        )
+            conversation.use_model(self.sessions.host.default)
+        status = {self.page.status: parts.note_html(self.sessions.host.warning)}
+        new = self._defaults(conversation.model) if stored is None and conversation.model else {}
+        return self.page.restored(conversation) | new | status
 
-    def choose(self, name: str, stored: Stored, request: gr.Request) -> Iterator[Page]:
+    def choose(self, name: str, stored: Stored, request: gr.Request) -> Iterator[Updates]:
         """Load a model, downloading it if need be, and go on with it; else stay with the one before."""
-        conversation = Conversation.read(stored)
+        conversation, page = Conversation.read(stored), self.page
         before = conversation.model or self.sessions.host.default
-        yield {self.box: self._busy_box(), self.status: parts.note_html(f"Loading {name}…")}
         try:
-            for done, total in self.sessions.prepare(str(request.session_hash), name):
-                yield {self.status: parts.download_html(name, done, total)}
+            with self._only(request):
+                yield page.busy() | {page.status: parts.note_html(f"Loading {name}…")}
+                for done, total in self.sessions.prepare(str(request.session_hash), name):
+                    yield {page.status: parts.download_html(name, done, total)}
         except ChatError as error:
-            yield {
-                self.menu: self._menu(before),
-                self.box: self._idle_box(),
-                self.status: parts.error_html(f"{error} The chat goes on with {before}."),
-            }
+            sentence = f"{error} The chat goes on with {before}."
+            yield page.idle() | {page.menu: page.choices(before), page.status: parts.error_html(sentence)}
             return
-        conversation.model = name
-        entry = self.sessions.host.registry.entries[name]
-        page = self._whole(conversation) | {self.menu: self._menu(name), self.box: self._idle_box()}
+        conversation.use_model(name)
+        ready = parts.note_html(self.sessions.host.warning or f"{name} is ready.")
+        yield page.idle() | page.show(conversation) | self._defaults(name) | {page.status: ready}
+
+    def _defaults(self, name: str) -> Updates:
+        """The model with what its entry says about how to use it."""
+        entry, page = self.sessions.host.registry.entries[name], self.page
+        updates: Updates = {page.menu: page.choices(name)}
         if entry.system_prompt is not None:
-            page[self.system] = entry.system_prompt
+            updates[page.system] = entry.system_prompt
         for key in entry.sampling.model_fields_set:
-            page[self.sliders[SAMPLING_KEYS.index(key)]] = getattr(entry.sampling, key)
-        yield page | {self.status: parts.note_html(self.sessions.host.warning or f"{name} is ready.")}
+            updates[page.sliders[SAMPLING_KEYS.index(key)]] = getattr(entry.sampling, key)
+        return updates
 
     def export_markdown(self, stored: Stored) -> str:
         return Conversation.read(stored).to_markdown()
@@ -134,9 +137,16 @@ class Handlers:
     def export_json(self, stored: Stored) -> str:
         return Conversation.read(stored).to_json()
 
-    def leave(self, request: gr.Request) -> None:
-        """The tab was closed or reloaded: nobody reads the reply any more."""
-        self.sessions.stop(str(request.session_hash))
+    @contextmanager
+    def _only(self, request: gr.Request) -> Iterator[None]:
+        """Keep the tab from a second thing at a time. Raises ChatError when it is busy."""
+        key, mark = str(request.session_hash), object()
+        if self._busy.setdefault(key, mark) is not mark:
+            raise Busy("A reply is being written. Stop it first, or wait until it is complete.")
+        try:
+            yield
+        finally:
+            del self._busy[key]
 
     def _change(
         self,
@@ -146,65 +156,37 @@ class Handlers:
         change: Callable[[Conversation], Any],
         typed: str = "",
         extend: bool = False,
-    ) -> Iterator[Page]:
+    ) -> Iterator[Updates]:
         """Apply `change` to the stored chat and have it answered; on a refusal the chat is as it was."""
-        before, conversation = Conversation.read(stored), Conversation.read(stored)
+        before, conversation, page = Conversation.read(stored), Conversation.read(stored), self.page
         try:
-            self._apply_settings(conversation, settings)
-            change(conversation)
-            yield self._whole(conversation) | {self.box: self._busy_box()}
-            yield from self._reply(conversation, str(request.session_hash), extend)
-        except EngineDied as error:
-            yield self._whole(conversation) | {
-                self.status: parts.error_html(str(error)),
-                self.box: self._idle_box(),
-            }
+            with self._only(request):
+                page.apply(settings, conversation)
+                change(conversation)
+                yield from self._answer(conversation, str(request.session_hash), extend)
+        except Busy as error:
+            yield {page.status: parts.error_html(str(error))}
         except ChatError as error:
-            page = self._whole(before) | {self.status: parts.error_html(str(error))}
-            yield page | {self.box: self._idle_box(typed)}
+            status = {page.status: parts.error_html(str(error))}
+            if isinstance(error, EngineDied) or conversation.has_more_than(before):
+                yield page.show(conversation) | page.idle() | status
+            else:
+                yield page.show(before) | page.idle(**({"value": typed} if typed else {})) | status
+        except Exception:
+            yield page.show(conversation) | page.idle()
+            raise  # a bug: Gradio says so, and the page stays usable
 
-    def _reply(self, conversation: Conversation, key: str, extend: bool) -> Iterator[Page]:
-        saved, progress = time.monotonic(), Progress()
+    def _answer(self, conversation: Conversation, key: str, extend: bool) -> Iterator[Updates]:
+        page, saved, progress = self.page, time.monotonic(), Progress()
+        # The box is emptied here and never again: what is typed during the reply is the next message.
+        waiting = {page.status: parts.progress_html(progress)}
+        yield page.show(conversation) | page.busy(value="") | waiting
         for progress in self.sessions.reply(key, conversation, extend):
-            page: Page = {self.status: parts.progress_html(progress)}
+            updates: Updates = {page.status: parts.progress_html(progress)}
             if progress.generated_tokens:
-                page[self.chatbot] = parts.display(conversation)[0]
-                page[self.gauge] = self._gauge(conversation)
+                updates |= page.progress(conversation)
             if time.monotonic() - saved > SAVE_INTERVAL_S:
                 saved = time.monotonic()
-                page[self.store] = conversation.store()
-            yield page
-        page = self._whole(conversation) | {self.box: self._idle_box()}
-        yield page | {self.status: parts.stats_html(progress.stats)}
-
-    def _apply_settings(self, conversation: Conversation, settings: tuple[Any, ...]) -> None:
-        model, system, *values = settings
-        try:
-            conversation.sampling = Sampling.model_validate(dict(zip(SAMPLING_KEYS, values, strict=True)))
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            name = str(wrong["loc"][0]).replace("_", " ")
-            raise ChatError(f"{name} is {wrong['input']!r}: {wrong['msg'].lower()}.") from error
-        conversation.model = model or self.sessions.host.default
-        conversation.system_prompt = system or ""
-
-    def _whole(self, conversation: Conversation) -> Page:
-        return {
-            self.chatbot: parts.display(conversation)[0],
-            self.store: conversation.store(),
-            self.gauge: self._gauge(conversation),
-            self.extend_button: gr.Button(visible=conversation.can_continue()),
-        }
-
-    def _gauge(self, conversation: Conversation) -> str:
-        entry = self.sessions.host.registry.entries.get(conversation.model)
-        return parts.gauge_html(conversation.tokens, entry.n_ctx) if entry and conversation.tokens else ""
-
-    def _menu(self, value: str) -> Any:
-        return gr.Dropdown(choices=self.sessions.host.menu(), value=value)
-
-    def _busy_box(self) -> Any:
-        return gr.Textbox(value="", submit_btn=False, stop_btn=True)
-
-    def _idle_box(self, text: str = "") -> Any:
-        return gr.Textbox(value=text, submit_btn=True, stop_btn=False)
+                updates[page.store] = conversation.store()
+            yield updates
+        yield page.show(conversation) | page.idle() | {page.status: parts.stats_html(progress.stats)}

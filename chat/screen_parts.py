@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from html import escape
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from chat.conversation import Conversation, split_thinking
 from chat.engine import PENALTY_SCOPE, Stats
@@ -21,7 +26,8 @@ LATEX: list[dict[str, str | bool]] = [
     {"left": "\\(", "right": "\\)", "display": False},
     {"left": "\\[", "right": "\\]", "display": True},
 ]
-PENALTY_INFO = f"1.0 is off. Counts {PENALTY_SCOPE}; the same on both engines."
+PENALTY_INFO = f"1.0 is off. Counts {PENALTY_SCOPE}, on both engines."
+SEED_INFO = "Empty: a new one each time, shown below the reply"
 
 # Files are made in the browser from what the page already holds: nothing is written on the server.
 SAVE_JS = """(text, name, type) => {
@@ -31,11 +37,35 @@ SAVE_JS = """(text, name, type) => {
   a.click();
   setTimeout(() => URL.revokeObjectURL(a.href), 1000);
 }"""
-THEME_JS = "() => { document.body.classList.toggle('dark'); }"
-# Settings stand open beside the chat where there is room for both, and behind their arrow on a phone.
-OPEN_SETTINGS_JS = """() => {
-  if (window.innerWidth > 1000) document.querySelector('.sidebar:not(.open) .toggle-button')?.click();
+THEME_JS = """() => {
+  localStorage.setItem('tune2chat-theme', document.body.classList.toggle('dark') ? 'dark' : 'light');
 }"""
+PAGE_JS = Path(__file__).with_name("screen.js").read_text()
+
+# An invisible character that joins words: before it, `<` and `&` begin nothing for the Markdown renderer.
+# Entities would do the same, but would be there when a message is copied or edited.
+JOINER = "\u2060"
+_CODE = re.compile(r"(^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\2|\Z)|(?<!`)(`+)(?!`).+?(?<!`)\3(?!`))", re.M | re.S)
+_MARKUP = re.compile(r"<(?=[A-Za-z/!?])(?!https?://\S+>)|&(?=#?\w+;)")
+
+
+@lru_cache(maxsize=512)  # a page update shows every message again
+def literal(text: str) -> str:
+    """`text` for the chatbot, so that HTML in it is seen as it was typed. Code is shown as it is anyway."""
+    parts, end = [], 0
+    for code in _CODE.finditer(text):
+        parts += [_MARKUP.sub(_joined, text[end : code.start()]), code[0]]
+        end = code.end()
+    return "".join([*parts, _MARKUP.sub(_joined, text[end:])])
+
+
+def _joined(markup: re.Match[str]) -> str:
+    return markup[0] + JOINER
+
+
+def typed(text: str) -> str:
+    """What somebody meant who edited a text that `literal` had made."""
+    return text.replace(JOINER, "")
 
 
 def text_part(text: str) -> list[dict[str, str]]:
@@ -52,7 +82,7 @@ def display(conversation: Conversation) -> tuple[list[dict[str, Any]], list[int]
     origin: list[int] = []
 
     def show(index: int, role: str, text: str, metadata: dict[str, Any] | None = None) -> None:
-        shown.append({"role": role, "content": text_part(text), "metadata": metadata or {}})
+        shown.append({"role": role, "content": text_part(literal(text)), "metadata": metadata or {}})
         origin.append(index)
 
     for index, message in enumerate(conversation.messages):
@@ -76,32 +106,40 @@ def display(conversation: Conversation) -> tuple[list[dict[str, Any]], list[int]
 
 
 def progress_html(progress: Progress) -> str:
-    """What the engine is doing: waiting, reading the prompt (in per cent), or writing."""
+    """What the engine is doing: waiting, reading the prompt (in per cent), or writing.
+
+    Hidden from screen readers but for the first: they would read each of the updates.
+    """
     if not progress.prompt_tokens:
         return note_html("Waiting for the model…")
     if not progress.generated_tokens:
         share = min(100, 100 * progress.prompt_done // progress.prompt_tokens)
         label = f"Reading the prompt: {share} % of {progress.prompt_tokens:,} tokens"
-        return f'<p role="status">{label}</p><div class="bar"><i style="width:{share}%"></i></div>'
-    return f"<p>Writing… {progress.generated_tokens:,} tokens</p>"
+        bar = f'<div class="bar"><i style="width:{share}%"></i></div>'
+        return f'<div aria-hidden="true"><p>{label}</p>{bar}</div>'
+    return f'<p aria-hidden="true">Writing… {count(progress.generated_tokens)}</p>'
+
+
+def count(tokens: int) -> str:
+    return f"{tokens:,} token{'' if tokens == 1 else 's'}"
 
 
 def stats_html(stats: Stats) -> str:
     """What one reply cost."""
-    evaluated = stats.prompt_tokens - stats.cached_tokens
-    ended = {"stop": "", "length": " · cut at the length limit", "cancelled": " · stopped"}.get(
-        stats.finish_reason, ""
-    )
-    parts = [
-        f"first token after {stats.first_token_s:.2f} s" if stats.first_token_s else "no reply yet",
-        f"prompt {evaluated:,} tokens at {stats.prompt_per_s:,.0f} tokens/s" if stats.prompt_per_s else "",
-        f"{stats.cached_tokens:,} from the cache",
-        f"reply {stats.generated_tokens:,} tokens at {stats.generated_per_s:,.1f} tokens/s"
-        if stats.generated_per_s
-        else f"reply {stats.generated_tokens:,} tokens",
-        f"seed {stats.seed}",
-    ]
-    return f'<p role="status">{" · ".join(p for p in parts if p)}{ended}</p>'
+    ended = {"length": "Cut at the length limit", "cancelled": "Stopped"}.get(stats.finish_reason, "")
+    reply = count(stats.generated_tokens)
+    reply += f" at {stats.generated_per_s:,.1f}/s" if stats.generated_per_s else ""
+    prompt = f"prompt {count(stats.prompt_tokens)}, {stats.cached_tokens:,} of them cached"
+    prompt += f", the rest read at {stats.prompt_per_s:,.0f}/s" if stats.prompt_per_s else ""
+    first = f"first after {stats.first_token_s:.2f} s" if stats.first_token_s else ""
+    return note_html(" · ".join(filter(None, [ended, reply, first, prompt, f"seed {stats.seed}"])))
+
+
+def refusal(error: ValidationError) -> str:
+    """A sentence about the first value that is out of its range."""
+    wrong = error.errors()[0]
+    name = ".".join(str(part) for part in wrong["loc"]).replace("_", " ")
+    return f"{name} is {wrong['input']!r}: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}."
 
 
 def error_html(message: str) -> str:
@@ -109,7 +147,7 @@ def error_html(message: str) -> str:
 
 
 def note_html(message: str) -> str:
-    return f'<p role="status">{escape(message)}</p>' if message else ""
+    return f"<p>{escape(message)}</p>" if message else ""
 
 
 def download_html(name: str, done: int, total: int | None) -> str:

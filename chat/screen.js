@@ -1,0 +1,41 @@
+// The page's behaviour that needs no server. Runs once, when the page has been built.
+() => {
+  const INVISIBLE = /\u2060/g; // what chat/screen_parts.py puts into literal text; it must not be copied
+  const find = (selector) => document.querySelector(selector);
+
+  // Settings stand open beside the chat where there is room for both, and behind their arrow on a phone.
+  if (window.innerWidth > 1000) find('.sidebar:not(.open) .toggle-button')?.click();
+
+  const theme = localStorage.getItem('tune2chat-theme');
+  if (theme) document.body.classList.toggle('dark', theme === 'dark');
+
+  // Screen readers hear what happens (status), not each token (the chat is a log that speaks by itself).
+  const status = find('#status');
+  status?.setAttribute('role', 'status');
+  status?.setAttribute('aria-live', 'polite');
+  const amend = () => {
+    find('#chat [role=log]')?.setAttribute('aria-live', 'off');
+    find('#chat .edit-textarea')?.setAttribute('aria-label', 'Edited message');
+  };
+  amend();
+  new MutationObserver(amend).observe(find('#chat'), { childList: true, subtree: true });
+
+  // Enter that ends the composition of a word (Chinese, Japanese, Korean) is not Enter that sends.
+  window.addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' && (event.isComposing || event.keyCode === 229)) event.stopPropagation();
+  }, true);
+
+  if (navigator.clipboard) {
+    const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+    navigator.clipboard.writeText = (text) => write(text.replace(INVISIBLE, ''));
+  }
+  document.addEventListener('copy', (event) => {
+    const field = event.target.closest?.('textarea, input');
+    const text = field
+      ? field.value.slice(field.selectionStart, field.selectionEnd)
+      : getSelection().toString();
+    if (!INVISIBLE.test(text)) return;
+    event.clipboardData.setData('text/plain', text.replace(INVISIBLE, ''));
+    event.preventDefault();
+  });
+}
