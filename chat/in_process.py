@@ -301,7 +301,8 @@ def _load_model(path: Path) -> Any:
 
 def _reason() -> str:
     """llama.cpp's last complaint, or a plain sentence where it gave none."""
-    for line in reversed(_log):
-        if "error" in line or "failed" in line or "unknown" in line:
-            return line.split(": ", 1)[-1]
+    for sign in ("error", "failed", "unknown"):  # "failed to load model" comes last and says least
+        for line in reversed(_log):
+            if sign in line:
+                return line.split(": ", 1)[-1]
     return "llama.cpp gave no reason; the memory may be too small"
