@@ -1,0 +1,96 @@
+"""What a person does on the page, and sees there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from playwright.sync_api import Locator, Page, expect
+
+from tests.e2e.serve import App
+
+WAIT_MS = 120_000  # a reply on a machine that does other things too
+ENDED = re.compile(r"seed \d+")
+# The status has changed and names a seed, and the chat, which is drawn a moment later, no longer changes.
+ENDED_ANEW = """(before) => {
+  const now = document.querySelector('#status').innerText;
+  const chat = document.querySelector('#chat').innerText;
+  if (window.seen !== chat) [window.seen, window.since] = [chat, Date.now()];
+  return now !== before && /seed \\d+/.test(now) && Date.now() - window.since > 400;
+}"""
+
+
+class Person:
+    """One browser tab with the chat in it."""
+
+    def __init__(self, page: Page, app: App) -> None:
+        self.page, self.app = page, app
+        self.trouble: list[str] = []
+        page.set_default_timeout(WAIT_MS)
+        page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        page.on("console", self._listen)
+        self.menu = page.get_by_role("combobox", name="Model")
+        self.box = page.locator("#box textarea")
+        self.status = page.locator("#status")
+        self.questions = page.locator("#chat .user .message-content")
+        self.replies = page.locator("#chat .bot .message-content")
+        self.open()
+
+    def _listen(self, message: Any) -> None:
+        if message.type == "error":
+            self.trouble.append(message.text)
+
+    def open(self) -> None:
+        self.page.goto(self.app.url)
+        expect(self.page.locator("#chat [role=log]")).to_have_attribute("aria-live", "off", timeout=WAIT_MS)
+
+    def button(self, name: str) -> Locator:
+        """Find one of the buttons below or beside the box."""
+        return self.page.locator("#actions, #box").get_by_role("button", name=name, exact=True)
+
+    def icon(self, name: str) -> Locator:
+        """Find the last of the small buttons in the chat that have this name."""
+        return self.page.locator("#chat").get_by_role("button", name=name, exact=True).last
+
+    def set(self, name: str, value: float) -> None:
+        field = self.page.get_by_label(f"number input for {name}")
+        field.fill(str(value))
+        field.press("Tab")
+
+    def choose(self, model: str) -> None:
+        self.menu.click()
+        self.page.get_by_role("option", name=re.compile(rf"^\W*{model} ")).click()
+        expect(self.status).to_contain_text(f"{model} is ready", timeout=WAIT_MS)
+
+    def begin(self, text: str) -> None:
+        """Send `text`, and don't wait for the reply."""
+        self.box.fill(text)
+        self.button("Send").click()
+
+    def send(self, text: str) -> str:
+        return self.whole_turn(lambda: self.begin(text))
+
+    def whole_turn(self, act: Callable[[], None]) -> str:
+        """Do what starts a reply, wait until it is complete, and return it."""
+        before = self.status.inner_text()
+        act()
+        # The seed is another one for each reply, so no two of them end with the same words.
+        self.page.wait_for_function(ENDED_ANEW, arg=before)
+        expect(self.button("Send")).to_be_visible(timeout=WAIT_MS)
+        return self.replies.last.inner_text()
+
+    def ended(self) -> None:
+        expect(self.status).to_have_text(ENDED, timeout=WAIT_MS)
+        expect(self.button("Send")).to_be_visible(timeout=WAIT_MS)
+
+    def stop_when(self, text: str) -> None:
+        """Press Stop as soon as the status has `text`."""
+        expect(self.status).to_contain_text(text, timeout=WAIT_MS)
+        self.button("Stop").click()
+
+    def prompt_tokens(self) -> int:
+        """Read from the status how long the last prompt was."""
+        found = re.search(r"prompt ([\d,]+) token", self.status.inner_text())
+        assert found, self.status.inner_text()
+        return int(found[1].replace(",", ""))
