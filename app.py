@@ -4,11 +4,13 @@ import sys
 from pathlib import Path
 
 from chat import cli
-from chat.screen import build_demo, launch
 from chat.session import Sessions
 
 settings = cli.parse(sys.argv[1:] if __name__ == "__main__" else [])
 host = cli.make_host(settings, Path(__file__).resolve().with_name("models.json"))
+
+from chat.screen import build_demo, launch  # noqa: E402  Gradio takes seconds: not before the options are right
+
 demo = build_demo(Sessions(host))
 
 if __name__ == "__main__":
