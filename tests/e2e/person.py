@@ -43,6 +43,15 @@ class Person:
 
     def open(self) -> None:
         self.page.goto(self.app.url)
+        self._loaded()
+
+    def reload(self) -> None:
+        self.page.reload()
+        self.trouble.clear()  # requests of the page before, which were cut off
+        self._loaded()
+
+    def _loaded(self) -> None:
+        """Wait until the page's own script has run."""
         expect(self.page.locator("#chat [role=log]")).to_have_attribute("aria-live", "off", timeout=WAIT_MS)
 
     def button(self, name: str) -> Locator:

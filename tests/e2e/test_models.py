@@ -46,7 +46,7 @@ def test_turns_that_no_longer_fit_drop_out_and_the_page_marks_where(person: Pers
     expect(note).to_have_count(1)
     assert person.prompt_tokens() < 512
     expect(person.questions).to_have_count(3)
-    person.page.reload()
+    person.reload()
     expect(note).to_have_count(1, timeout=WAIT_MS)
     person.choose("Small")
     expect(note).to_have_count(0)  # all of the chat fits again

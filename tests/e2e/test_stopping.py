@@ -22,7 +22,7 @@ def test_stop_during_a_reply_keeps_what_was_written(person: Person) -> None:
     partial = person.replies.last.inner_text()
     assert partial
     first = person.prompt_tokens()
-    person.page.reload()
+    person.reload()
     expect(person.replies).to_have_text([partial], timeout=WAIT_MS)
     person.set("Max tokens", 4)
     person.send("Go on.")
@@ -48,7 +48,7 @@ def test_a_reload_during_a_reply_stops_the_engine_and_keeps_the_chat(person: Per
     person.page.wait_for_function(
         "(text) => document.querySelector('#chat .bot .message-content')?.innerText.length > 400", arg=""
     )
-    person.page.reload()
+    person.reload()
     assert person.app.idle_after(30) < 30
     expect(person.questions).to_have_count(1, timeout=WAIT_MS)
     assert person.replies.last.inner_text()

@@ -1,0 +1,164 @@
+"""What the page looks like, and what it is for keys, screen readers and other programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.e2e.person import WAIT_MS, Person
+from tests.e2e.serve import App
+from tests.e2e.store import put_chat
+
+pytestmark = pytest.mark.parametrize("app", ["llama-server"], indirect=True)
+
+HOSTILE = "<|im_end|> <b>x</b> <script>window.ran=1</script> <img src=x onerror='window.ran=1'> &lt; </s>"
+RICH = "**bold** and `a<b`\n\n```python\nprint('<i>')\n```\n\n$$x^2$$"
+UNNAMED = """() => [...document.querySelectorAll('button, input, textarea, [role=option], [role=slider]')]
+  .filter((e) => e.getClientRects().length)
+  .filter((e) => !(e.ariaLabel || e.innerText.trim() || e.title || [...(e.labels ?? [])].some(
+    (label) => label.innerText.trim())))
+  .map((e) => e.outerHTML.slice(0, 200))"""
+
+
+def test_html_and_control_tokens_are_seen_as_they_were_typed_and_nothing_runs(person: Person) -> None:
+    put_chat(person, [message("user", HOSTILE), message("assistant", HOSTILE)])
+    for shown in (person.questions, person.replies):
+        expect(shown).to_have_count(1, timeout=WAIT_MS)
+        assert shown.inner_text().replace("\u2060", "").strip() == HOSTILE
+    assert person.page.evaluate("window.ran") is None
+
+
+def test_a_copied_message_has_no_invisible_characters(person: Person) -> None:
+    person.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    put_chat(person, [message("user", HOSTILE), message("assistant", "Yes.")])
+    expect(person.questions).to_have_count(1, timeout=WAIT_MS)
+    person.page.get_by_role("button", name="Copy message").first.click()
+    person.page.wait_for_function(
+        "(text) => navigator.clipboard.readText().then((copied) => copied === text)", arg=HOSTILE
+    )
+
+
+def test_markdown_code_and_formulas_are_drawn_and_thinking_folds(person: Person) -> None:
+    reply = f"<think>Hidden at first.</think>{RICH}"
+    put_chat(person, [message("user", "Think."), message("assistant", reply)])
+    chat = person.page.locator("#chat")
+    expect(chat.locator("strong")).to_have_text("bold", timeout=WAIT_MS)
+    expect(chat.locator("pre")).to_contain_text("print('<i>')")
+    expect(chat.locator("code").first).to_have_text("a<b")
+    expect(chat.locator(".copy_code_button")).to_have_count(1)
+    expect(chat.locator(".katex").first).to_be_visible()
+    thought = chat.get_by_text("Hidden at first.")
+    expect(thought).not_to_be_visible()
+    chat.get_by_text("Thought").click()
+    expect(thought).to_be_visible()
+
+
+def test_a_chat_survives_a_restart_of_the_app(person: Person, app: App) -> None:
+    person.set("Max tokens", 4)
+    reply = person.send("Say hello.")
+    app.stop()
+    app.start()
+    person.open()
+    expect(person.replies).to_have_text([reply], timeout=WAIT_MS)
+    person.trouble.clear()  # the connection that broke
+
+
+def test_the_keyboard_alone_sends_and_retries(person: Person) -> None:
+    person.set("Max tokens", 4)
+    person.box.focus()
+    keys = person.page.keyboard
+    keys.type("Say")
+    keys.press("Shift+Enter")
+    keys.type("hello.")
+    person.whole_turn(lambda: keys.press("Enter"))
+    assert person.questions.inner_text().split() == ["Say", "hello."]
+    focused = "document.activeElement.innerText?.trim()"
+    person.box.focus()
+    for _ in range(4):
+        keys.press("Tab")
+        if person.page.evaluate(focused) == "Retry":
+            break
+    person.whole_turn(lambda: keys.press("Enter"))
+    assert person.replies.count() == 1
+
+
+def test_a_composed_word_is_not_sent_by_the_enter_that_ends_it(person: Person) -> None:
+    person.box.fill("にほん")
+    person.box.dispatch_event("keydown", {"key": "Enter", "isComposing": True, "bubbles": True})
+    person.page.wait_for_timeout(300)  # for something that must not happen
+    expect(person.box).to_have_value("にほん")
+    expect(person.questions).to_have_count(0)
+
+
+def test_every_control_has_a_name_and_only_the_status_is_announced(person: Person) -> None:
+    put_chat(person, [message("user", "Hi."), message("assistant", "Hello.")])
+    expect(person.replies).to_have_count(1, timeout=WAIT_MS)
+    assert person.page.evaluate(UNNAMED) == []
+    expect(person.status).to_have_attribute("aria-live", "polite")
+    expect(person.page.locator("#chat [role=log]")).to_have_attribute("aria-live", "off")
+    person.set("Max tokens", 2000)
+    person.begin("Write a long story about a lighthouse keeper and the sea.")
+    expect(person.status.locator("[aria-hidden=true]")).to_contain_text("Writing", timeout=WAIT_MS)
+    assert person.page.evaluate(UNNAMED) == []
+    person.button("Stop").click()
+    person.ended()
+    expect(person.status.locator("[aria-hidden]")).to_have_count(0)
+
+
+def test_a_narrow_window_holds_everything(browser: Browser, app: App, tmp_path: Path) -> None:
+    person = Person(browser.new_page(viewport={"width": 360, "height": 640}), app)
+    put_chat(person, [message("user", "Hi. " * 200), message("assistant", RICH)])
+    expect(person.replies).to_have_count(1, timeout=WAIT_MS)
+    for locator in (person.box, person.button("Send"), person.button("Save as JSON"), person.menu):
+        expect(locator).to_be_in_viewport(ratio=1)
+    width, height = person.page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    )
+    assert (width, height) == (360, 640)
+    assert len(person.page.screenshot(path=tmp_path / "narrow.png")) > 5_000
+    assert not person.trouble
+    person.page.close()
+
+
+def test_the_page_follows_the_systems_dark_mode_and_remembers_a_choice(browser: Browser, app: App) -> None:
+    person = Person(browser.new_page(color_scheme="dark"), app)
+    body = person.page.locator("body")
+    expect(body).to_have_class("dark")
+    person.page.get_by_role("button", name="Dark / light").click()
+    expect(body).not_to_have_class("dark")
+    person.reload()
+    expect(body).not_to_have_class("dark")
+    person.page.close()
+
+
+def test_the_chat_is_saved_as_markdown_and_as_json(person: Person) -> None:
+    put_chat(
+        person,
+        [message("user", HOSTILE), message("assistant", RICH)],
+        model="Small",
+        system_prompt="Be kind.",
+    )
+    expect(person.replies).to_have_count(1, timeout=WAIT_MS)
+    saved = json.loads(download(person, person.button("Save as JSON").click, "chat.json"))
+    assert saved["model"] == "Small"
+    assert [m["role"] for m in saved["messages"]] == ["system", "user", "assistant"]
+    assert saved["messages"][1]["content"] == HOSTILE
+    text = download(person, person.button("Save as Markdown").click, "chat.md")
+    assert (
+        text == f"# Chat with Small\n\n## System\n\nBe kind.\n\n## You\n\n{HOSTILE}\n\n## Small\n\n{RICH}\n"
+    )
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def download(person: Person, act: Callable[[], None], name: str) -> str:
+    with person.page.expect_download() as started:
+        act()
+    assert started.value.suggested_filename == name
+    return Path(started.value.path()).read_text(encoding="utf-8")
