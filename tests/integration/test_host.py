@@ -1,4 +1,4 @@
-"""The one model that all chats share: swapped in turn, restarted when it dies, kept when another fails."""
+"""The one model that all chats share: swapped in turn, and kept when another one fails."""
 
 from __future__ import annotations
 
@@ -9,22 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import psutil
 import pytest
 
 from chat.conversation import Conversation
 from chat.engine import Sampling
-from chat.errors import ChatError, EngineDied, ModelFileError
+from chat.errors import ChatError, ModelFileError
 from chat.host import Host
-from chat.llama_server import LlamaServerEngine, find_binary
 from chat.registry import Entry, Registry, Source
 from chat.session import Sessions
 
 PATIENCE_S = 120  # a busy machine with two cores
-ENGINES = [
-    "in-process",
-    pytest.param("llama-server", marks=pytest.mark.skipif(not find_binary(), reason="run: make test")),
-]
 
 
 def host_of(engine: str, **models: tuple[Path, int]) -> Host:
@@ -142,14 +136,6 @@ def test_a_model_that_fails_to_load_leaves_the_first_one_usable(embedded_model: 
         assert reply(host, "good") == before != ""
 
 
-@pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
-def test_llama_server_says_what_is_wrong_with_a_file_too(embedded_model: Path, llama_models: Path) -> None:
-    with closing(host_of("llama-server", good=(embedded_model, 256), gone=(Path("gone.gguf"), 256))) as host:
-        with pytest.raises(ChatError, match=r"gone is not on this disk"):
-            reply(host, "gone")
-        assert reply(host, "good")
-
-
 def test_a_vocabulary_without_weights_is_refused(embedded_model: Path, llama_models: Path) -> None:
     vocabulary = next(llama_models.glob("ggml-vocab-*.gguf"))
     with closing(host_of("in-process", good=(embedded_model, 256), empty=(vocabulary, 256))) as host:
@@ -174,44 +160,3 @@ def test_a_model_that_needs_more_memory_than_there_is_is_refused_with_both_numbe
 def test_an_unknown_model_is_refused_with_the_known_names(host: Host) -> None:
     with pytest.raises(ChatError, match="No model is called 'tiny'; choose one of: small, large"):
         reply(host, "tiny")
-
-
-def kill_the_child(engine: object) -> None:
-    assert isinstance(engine, LlamaServerEngine)
-    (server,) = psutil.Process(engine._process.pid).children()
-    server.kill()
-    wait_until(lambda: not engine.alive())
-
-
-@pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
-def test_a_dead_llama_server_is_started_again_at_the_next_turn(embedded_model: Path) -> None:
-    with closing(host_of("llama-server", model=(embedded_model, 512))) as host:
-        before = reply(host, "model")
-        with host.use("model") as model:
-            kill_the_child(model.engine)
-        assert reply(host, "model") == before != ""
-        with host.use("model") as again:
-            assert again.replies is model.replies, "what was said keeps its ids"
-
-
-@pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
-def test_a_llama_server_killed_in_the_middle_of_a_reply_costs_that_reply_only(embedded_model: Path) -> None:
-    with closing(host_of("llama-server", model=(embedded_model, 2048))) as host:
-        sessions = Sessions(host)
-        conversation = Conversation(model="model", sampling=Sampling(max_tokens=1500, temperature=0))
-        conversation.say("Count from one to a thousand, in words.")
-        with host.use("model") as model:
-            pass
-
-        def read() -> None:
-            for progress in sessions.reply("tab", conversation):
-                if progress.generated_tokens and model.engine.alive():
-                    kill_the_child(model.engine)
-
-        with pytest.raises(EngineDied, match="Retry"):
-            read()
-        assert [m.role for m in conversation.messages] == ["user", "assistant"]
-        assert conversation.can_continue()
-        conversation.retry()
-        conversation.sampling = Sampling(max_tokens=8, temperature=0)
-        assert [progress.text for progress in sessions.reply("tab", conversation)][-1]

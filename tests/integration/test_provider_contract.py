@@ -31,7 +31,6 @@ from chat.host import Host
 from chat.llama_server import find_binary
 from chat.registry import Entry, Registry, Source
 from chat.session import Sessions
-from chat.turn import Progress
 
 PLAIN = LlmStructuredOutputSettings(output_type=LlmStructuredOutputType.no_structured_output)
 SHORT = Sampling(max_tokens=24, temperature=0, repeat_penalty=1.0)
@@ -141,9 +140,10 @@ def test_a12_a_reply_can_be_stopped_before_its_first_word(sessions: Sessions) ->
     assert "timeout" not in inspect.getsource(their_server), "their requests block without a bound"
     conversation = Conversation(model="model", sampling=SHORT.model_copy(update={"max_tokens": 900}))
     conversation.say("Tell me everything about whales.")
-    progress = Progress()
-    for progress in sessions.reply("tab", conversation):
-        sessions.stop("tab")
+    reply = sessions.reply("tab", conversation)
+    next(reply)
+    sessions.stop("tab")
+    *_, progress = reply
     assert progress.stats.finish_reason == "cancelled"
     assert progress.generated_tokens < 100
 
