@@ -14,10 +14,12 @@ from chat.screen import build_demo, launch  # noqa: E402  Gradio takes seconds: 
 demo = build_demo(Sessions(host))
 
 if __name__ == "__main__":
-    cli.check_address(settings)
-    cli.bring_default(host)
-    cli.warm_up(host)
     try:
+        cli.check_address(settings)
+        cli.bring_default(host)
+        cli.warm_up(host)
         launch(demo, settings.host, settings.port, settings.auth)
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl-C before the page was there; afterwards launch returns
     finally:
         host.close()
