@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +20,7 @@ from chat.replies import Replies
 from chat.templates import TemplateRenderer
 
 ENGINES = ("auto", "in-process", "llama-server")
+ASK_AGAIN_S = 0.2  # how often a turn that waits for its model looks whether it was stopped
 SLOTS_SHARE = 0.1  # of the memory limit that further chats' context may take
 
 
@@ -77,15 +78,21 @@ class Host:
         return menu(self.registry)
 
     @contextmanager
-    def use(self, name: str) -> Iterator[Model]:
-        """Hold the model called `name` for one turn, loading it first if need be. Raises ChatError."""
+    def use(self, name: str, given_up: Callable[[], bool] = lambda: False) -> Iterator[Model]:
+        """Hold the model called `name` for one turn, loading it first if need be.
+
+        Raises ChatError, also when `given_up` becomes true while another model is in use.
+        """
         ticket = object()
         with self._changed:
             self._queue.append(ticket)
             try:
-                self._changed.wait_for(
-                    lambda: self._queue[0] is ticket and (self._users == 0 or self._serves(name))
-                )
+                while not self._changed.wait_for(
+                    lambda: self._queue[0] is ticket and (self._users == 0 or self._serves(name)),
+                    ASK_AGAIN_S,
+                ):
+                    if given_up():
+                        raise ChatError(f"Stopped while other chats were using another model than {name}.")
                 model = self._load(name)
                 self._users += 1
             finally:

@@ -68,7 +68,7 @@ class Sessions:
         turn = self._running[key] = Turn()
         try:
             yield Progress()  # the model may have to be loaded, or another chat's turn may come first
-            with self.host.use(conversation.model) as model:
+            with self.host.use(conversation.model, lambda: turn.cancelled) as model:
                 yield from _reply(turn, model, conversation, extend)
         finally:
             self._forget(key, turn)

@@ -117,7 +117,7 @@ class Turn:
 
     def __init__(self) -> None:
         self._generation: Generation | None = None
-        self._cancelled = False
+        self.cancelled = False
 
     def run(
         self, engine: Engine, planned: Plan, sampling: Sampling, prefix: str = "", stop: str = ""
@@ -135,7 +135,7 @@ class Turn:
         generation = self._generation = provider.generation
         assert generation is not None
         try:
-            if self._cancelled:
+            if self.cancelled:
                 generation.cancel()
             for piece in pieces:
                 if progress.stopped:
@@ -163,6 +163,6 @@ class Turn:
 
     def cancel(self) -> None:
         """Stop the reply; what has been written stays."""
-        self._cancelled = True
+        self.cancelled = True
         if self._generation:
             self._generation.cancel()

@@ -111,6 +111,20 @@ def test_a_swap_happens_though_the_old_model_always_has_users(host: Host) -> Non
         thread.join(PATIENCE_S)
 
 
+def test_a_turn_that_waits_for_another_model_can_be_stopped(host: Host) -> None:
+    sessions = Sessions(host)
+    conversation = Conversation(model="large")
+    conversation.say("Say hello.")
+    with host.use("small"):
+        turn = sessions.reply("tab", conversation)
+        next(turn)
+        threading.Timer(0.3, sessions.stop, ["tab"]).start()
+        with pytest.raises(ChatError, match="Stopped while other chats"):
+            next(turn)
+    assert [m.role for m in conversation.messages] == ["user"]
+    assert reply(host, "large"), "nobody stands in line any more"
+
+
 def test_chats_that_waited_behind_a_swap_use_their_model_together(host: Host) -> None:
     """llama-server's slots would be of no use if the chats came one after the other."""
     together = threading.Barrier(3)
