@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from chat.engine import Sampling
 from chat.errors import ChatError
 
 THINK_START, THINK_END = "<think>", "</think>"
+
+
+def _whole_characters(text: str) -> str:
+    """Replace halves of a character, which JSON can carry and UTF-8 can't."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
 
 
 class Message(BaseModel):
@@ -19,17 +27,17 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["user", "assistant"]
-    content: str
+    content: Text
     finish_reason: Literal["stop", "length", "cancelled", ""] = ""
 
 
 class Conversation(BaseModel):
     """The chat of one browser tab."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
     model: str = ""
-    system_prompt: str = ""
+    system_prompt: Text = ""
     sampling: Sampling = Sampling()
     messages: list[Message] = Field(default_factory=list)
     left_out: int = Field(0, ge=0)  # messages at the start that no longer fit the context
