@@ -126,8 +126,7 @@ def _wire(demo: gr.Blocks, page: Page, on: Handlers) -> None:
     page.extend.click(on.extend, chat, **turn)
     page.menu.input(on.choose, [page.menu, page.store], **turn)
     page.box.stop(on.stop, queue=False, **event)
-    demo.load(on.restore, page.store, **turn)
-    demo.load(None, js=parts.PAGE_JS)
+    demo.load(on.restore, page.store, **turn).then(None, js=parts.PAGE_JS)
     demo.unload(on.leave)
 
 

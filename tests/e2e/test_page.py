@@ -104,7 +104,7 @@ def test_every_control_has_a_name_and_only_the_status_is_announced(person: Perso
     person.begin("Write a long story about a lighthouse keeper and the sea.")
     expect(person.status.locator("[aria-hidden=true]")).to_contain_text("Writing", timeout=WAIT_MS)
     assert person.page.evaluate(UNNAMED) == []
-    person.button("Stop").click()
+    person.stop()
     person.ended()
     expect(person.status.locator("[aria-hidden]")).to_have_count(0)
 

@@ -65,7 +65,7 @@ def test_what_is_typed_during_a_reply_stays_in_the_box(person: Person) -> None:
     person.box.fill("And then?")
     person.box.press("Enter")  # one reply at a time
     expect(person.status).to_contain_text("Writing", timeout=WAIT_MS)
-    person.button("Stop").click()
+    person.stop()
     person.ended()
     expect(person.box).to_have_value("And then?")
     expect(person.questions).to_have_count(1)
