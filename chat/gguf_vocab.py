@@ -139,13 +139,13 @@ def _special(
     def ends(*names: str) -> bool:
         return any(i in eog for i in named(names))
 
-    # gpt-oss and solar-open end messages, not replies, with <|end|>; Gemma 4 and PLaMo have an ordinary </s>
-    normal: list[int] = []
+    # gpt-oss and solar-open end messages, not replies, with <|end|>: nobody may type it all the same
     if ends("<|call|>", "<|calls|>") and ends("<|return|>", "<|flush|>") and ends("<|end|>"):
-        normal += named(("<|end|>",))
-    if ends("<|tool_response>", "<|plamo:eos|>"):
-        normal += named(("</s>",))
-    return control.difference(normal), eog.difference(normal)
+        eog.difference_update(named(("<|end|>",)))
+    if ends("<|tool_response>", "<|plamo:eos|>"):  # Gemma 4 and PLaMo have an ordinary </s>
+        eog.difference_update(named(("</s>",)))
+        control.difference_update(named(("</s>",)))
+    return control, eog
 
 
 def _add_bos(metadata: Mapping[str, Value], model: str, pre: str) -> bool:

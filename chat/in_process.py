@@ -1,4 +1,4 @@
-"""The engine inside the app: llama-cpp-python's low-level bindings, owned by one thread.
+"""The engine inside the app: llama-cpp-python, owned by one thread.
 
 llama.cpp's context must never be entered twice. Only the owner thread touches it, one whole reply at a
 time; a lock around single calls would not do, and neither does a limit of Gradio's queue, which counts page
@@ -9,36 +9,20 @@ from __future__ import annotations
 
 import codecs
 import ctypes
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import llama_cpp
+from chat.engine import CHUNK_INTERVAL_S, Chunk, Sampling, Stats
+from chat.errors import ChatError
+from chat.llama_model import MAX_BATCH, LlamaModel
 
-from chat.engine import CHUNK_INTERVAL_S, PENALTY_WINDOW, Chunk, Sampling, Stats
-from chat.errors import ChatError, ModelFileError
-
-MAX_BATCH = 512  # llama.cpp's physical batch: larger ones evaluate no faster
-FIRST_BATCH = 128
+FIRST_BATCH, MIN_BATCH = 128, 32
 BATCH_TIME_S = 0.5  # how often a long prompt reports progress
-ABORTED = 2  # llama_decode's return value after the abort callback said so
-
-# The abort callback is asked hundreds of times a token. strlen over a flag byte answers without Python and
-# without its lock: an empty string is 0 (go on), a set byte makes it 1 (stop).
-_libc = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
-_flag_is_set = ctypes.cast(_libc.strlen, llama_cpp.ggml_abort_callback)
-
-_log: deque[str] = deque(maxlen=200)  # llama.cpp's last messages: the only place where it says why
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _keep_log(level: int, text: bytes, _: Any) -> None:
-    _log.append(text.decode("utf-8", "replace").rstrip())
+LONGEST_CHARACTER = 4  # bytes, and so tokens, in UTF-8
 
 
 class InProcessGeneration:
@@ -83,53 +67,20 @@ class InProcessEngine:
         self.n_ctx = n_ctx
         self.entered = 0  # replies inside the model now, and the most there ever were: for the tests
         self.most_entered = 0
-        self._model = _load_model(path)
-        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
-        self._n_vocab = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        self._context = self._open_context(path, n_threads, adapters or [])
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self._cached: list[int] = []  # the ids whose keys and values the context holds
-        self._one = (llama_cpp.llama_token * 1)()
-        self._batch_of_one = llama_cpp.llama_batch_get_one(self._one, 1)
-        self._piece = ctypes.create_string_buffer(1024)
+        self._model = LlamaModel(path, n_ctx, n_threads, adapters or [])
         self._jobs: SimpleQueue[InProcessGeneration | None] = SimpleQueue()
         self._unfinished: set[InProcessGeneration] = set()
         self._owner = threading.Thread(target=self._own, name="llama.cpp", daemon=True)
         self._owner.start()
 
-    def _open_context(self, path: Path, n_threads: int, adapters: list[str]) -> Any:
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = self.n_ctx
-        params.n_batch = params.n_ubatch = MAX_BATCH
-        params.n_threads = params.n_threads_batch = n_threads
-        context = llama_cpp.llama_init_from_model(self._model, params)
-        if not context:
-            llama_cpp.llama_model_free(self._model)
-            raise ModelFileError(
-                f"{path.name} loads, but a context of {self.n_ctx} tokens does not: {_reason()}"
-            )
-        loras = [llama_cpp.llama_adapter_lora_init(self._model, a.encode()) for a in adapters]
-        if not all(loras):
-            raise ModelFileError(f"{path.name}: an adapter of {adapters} does not load: {_reason()}")
-        if loras:
-            array = (llama_cpp.llama_adapter_lora_p_ctypes * len(loras))(*loras)
-            scales = (ctypes.c_float * len(loras))(*[1.0] * len(loras))
-            llama_cpp.llama_set_adapters_lora(context, array, len(loras), scales)
-        return context
-
     def tokenize(self, text: str, special: bool) -> list[int]:
-        """Ids of `text`, no BOS added. Reads the vocabulary only, so any thread may call it."""
+        """Ids of `text`, no BOS added."""
         self._require_alive()
-        data = text.encode("utf-8", "surrogatepass")
-        buffer = (llama_cpp.llama_token * (len(data) + 8))()
-        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, special)
-        if count < 0:
-            raise ChatError(f"This text of {len(data)} bytes could not be tokenised.")
-        return list(buffer[:count])
+        return self._model.tokenize(text, special)
 
     def generate(self, ids: list[int], sampling: Sampling) -> InProcessGeneration:
         """Queue a reply to the prompt `ids`; replies are made one after the other."""
-        if not ids or len(ids) >= self.n_ctx or not all(0 <= i < self._n_vocab for i in ids):
+        if not ids or len(ids) >= self.n_ctx or not all(0 <= i < self._model.n_vocab for i in ids):
             raise ChatError(f"A prompt of {len(ids)} tokens does not fit a context of {self.n_ctx} tokens.")
         self._require_alive()
         job = InProcessGeneration(list(ids), sampling.seeded())
@@ -154,28 +105,26 @@ class InProcessEngine:
     def _own(self) -> None:
         """The owner thread: one job, whole, after the other."""
         while (job := self._jobs.get()) is not None:
-            if not job.begin():
-                self._unfinished.discard(job)
-                continue
-            self.entered += 1
-            self.most_entered = max(self.most_entered, self.entered)
-            try:
-                self._reply(job)
-            except ChatError as error:
-                job.out.put(error)
-            finally:
-                self.entered -= 1
-                self._unfinished.discard(job)
-                job.out.put(None)
-        llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)
+            if job.begin():
+                self.entered += 1
+                self.most_entered = max(self.most_entered, self.entered)
+                try:
+                    self._reply(job)
+                except ChatError as error:
+                    job.out.put(error)
+                finally:
+                    self.entered -= 1
+                    job.out.put(None)
+            self._unfinished.discard(job)
+        self._model.close()
 
     def _reply(self, job: InProcessGeneration) -> None:
         started = time.perf_counter()
-        llama_cpp.llama_set_abort_callback(self._context, _flag_is_set, ctypes.addressof(job.flag))
-        chain = self._sampler(job)
+        self._model.abort_when(job.flag)
+        chain = self._model.sampler(job.sampling, job.ids)
         try:
             if not self._prefill(job):
+                job.stats.finish_reason = "cancelled"
                 return
             prefilled = time.perf_counter()
             evaluated = len(job.ids) - job.stats.cached_tokens
@@ -184,88 +133,38 @@ class InProcessEngine:
             job.stats.generated_tokens = len(job.stats.ids)
             job.stats.generated_per_s = len(job.stats.ids) / (time.perf_counter() - prefilled)
         finally:
-            llama_cpp.llama_sampler_free(chain)
-
-    def _sampler(self, job: InProcessGeneration) -> Any:
-        """llama.cpp's default order, as llama-server has it: penalties see the end of the prompt too."""
-        s, chain = (
-            job.sampling,
-            llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params()),
-        )
-        add = llama_cpp.llama_sampler_chain_add
-        if s.repeat_penalty != 1:
-            window = llama_cpp.llama_sampler_init_penalties(
-                self._n_vocab, PENALTY_WINDOW, s.repeat_penalty, 0.0, 0.0
-            )
-            add(chain, window)
-            for token in job.ids[-PENALTY_WINDOW:]:
-                llama_cpp.llama_sampler_accept(window, token)
-        if s.temperature == 0:
-            add(chain, llama_cpp.llama_sampler_init_greedy())
-            return chain
-        add(chain, llama_cpp.llama_sampler_init_top_k(s.top_k))
-        add(chain, llama_cpp.llama_sampler_init_top_p(s.top_p, 1))
-        add(chain, llama_cpp.llama_sampler_init_min_p(s.min_p, 1))
-        add(chain, llama_cpp.llama_sampler_init_temp(s.temperature))
-        add(chain, llama_cpp.llama_sampler_init_dist(s.seed or 0))
-        return chain
+            self._model.free_sampler(chain)
 
     def _prefill(self, job: InProcessGeneration) -> bool:
         """Evaluate what the context does not hold yet; False when stopped."""
-        done = self._keep_common_prefix(job.ids)
-        job.stats.cached_tokens = done
+        done = job.stats.cached_tokens = self._model.keep_common_prefix(job.ids)
         batch = FIRST_BATCH
         job.out.put(Chunk(prompt_done=done))
         while done < len(job.ids):
             part = job.ids[done : done + batch]
             began = time.perf_counter()
-            tokens = (llama_cpp.llama_token * len(part))(*part)
-            if not self._evaluate(llama_cpp.llama_batch_get_one(tokens, len(part)), job):
+            if not self._model.evaluate(part):
                 return False
-            self._cached += part
             done += len(part)
             job.out.put(Chunk(prompt_done=done))
-            batch = max(32, min(MAX_BATCH, int(len(part) / (time.perf_counter() - began) * BATCH_TIME_S)))
+            speed = len(part) / (time.perf_counter() - began)
+            batch = max(MIN_BATCH, min(MAX_BATCH, int(speed * BATCH_TIME_S)))
         return True
-
-    def _keep_common_prefix(self, ids: list[int]) -> int:
-        same = 0
-        for ours, theirs in zip(
-            self._cached, ids[:-1], strict=False
-        ):  # the last id is evaluated: it gives the logits
-            if ours != theirs:
-                break
-            same += 1
-        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, same, -1):
-            same = 0  # a recurrent or windowed model can't forget half a chat
-            llama_cpp.llama_memory_clear(self._memory, True)
-        del self._cached[same:]
-        return same
-
-    def _evaluate(self, batch: Any, job: InProcessGeneration) -> bool:
-        result = llama_cpp.llama_decode(self._context, batch)
-        if result == 0:
-            return True
-        llama_cpp.llama_memory_seq_rm(self._memory, 0, len(self._cached), -1)  # drop a half-evaluated batch
-        if result != ABORTED:
-            raise ChatError(f"llama.cpp could not evaluate this chat (code {result}): {_reason()}")
-        job.stats.finish_reason = "cancelled"
-        return False
 
     def _decode(self, job: InProcessGeneration, chain: Any, started: float) -> None:
         """Draw tokens until one ends the reply. Text leaves as whole characters, some times a second."""
-        stats, decoder = job.stats, codecs.getincrementaldecoder("utf-8")("replace")
+        model, stats, decoder = self._model, job.stats, codecs.getincrementaldecoder("utf-8")("replace")
         # A reply that is continued may have been cut inside a character: its first bytes are in the prompt.
-        decoder.decode(b"".join(map(self._bytes_of, job.ids[-4:])))
+        decoder.decode(b"".join(map(model.bytes_of, job.ids[-LONGEST_CHARACTER:])))
         limit = min(job.sampling.max_tokens, self.n_ctx - len(job.ids))
         text, fresh, last_put = "", 0, 0.0
-        while True:
-            token = llama_cpp.llama_sampler_sample(chain, self._context, -1)
-            if llama_cpp.llama_vocab_is_eog(self._vocab, token):
-                stats.finish_reason = stats.finish_reason or "stop"
+        while not stats.finish_reason:
+            token = model.sample(chain)
+            if model.ends_reply(token):
+                stats.finish_reason = "stop"
                 break
             stats.ids.append(token)
-            text += decoder.decode(self._bytes_of(token))
+            text += decoder.decode(model.bytes_of(token))
             fresh += 1
             now = time.perf_counter()
             stats.first_token_s = stats.first_token_s or now - started
@@ -273,36 +172,7 @@ class InProcessEngine:
                 job.out.put(Chunk(text, tuple(stats.ids[-fresh:])))
                 text, fresh, last_put = "", 0, now
             if len(stats.ids) >= limit:
-                stats.finish_reason = stats.finish_reason or "length"
-                break
-            self._one[0] = token
-            if not self._evaluate(self._batch_of_one, job):
-                break
-            self._cached.append(token)
+                stats.finish_reason = "length"
+            elif not model.evaluate([token]):
+                stats.finish_reason = "cancelled"
         job.out.put(Chunk(text, tuple(stats.ids[len(stats.ids) - fresh :])))
-
-    def _bytes_of(self, token: int) -> bytes:
-        size = llama_cpp.llama_token_to_piece(self._vocab, token, self._piece, len(self._piece), 0, False)
-        return self._piece.raw[: max(0, size)]
-
-
-def _load_model(path: Path) -> Any:
-    """Load the weights, on a GPU where this build has one. Raises ModelFileError with llama.cpp's reason."""
-    llama_cpp.llama_log_set(_keep_log, None)
-    llama_cpp.llama_backend_init()
-    params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = -1 if llama_cpp.llama_supports_gpu_offload() else 0
-    _log.clear()
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-    if not model:
-        raise ModelFileError(f"{path.name} could not be loaded: {_reason()}")
-    return model
-
-
-def _reason() -> str:
-    """llama.cpp's last complaint, or a plain sentence where it gave none."""
-    for sign in ("error", "failed", "unknown"):  # "failed to load model" comes last and says least
-        for line in reversed(_log):
-            if sign in line:
-                return line.split(": ", 1)[-1]
-    return "llama.cpp gave no reason; the memory may be too small"

@@ -12,6 +12,7 @@ import gradio as gr
 from chat import screen_parts as parts
 from chat.conversation import Conversation
 from chat.errors import ChatError, EngineDied
+from chat.markup import typed
 from chat.screen_page import SAMPLING_KEYS, Page, Updates
 from chat.session import Sessions
 from chat.turn import Progress
@@ -54,7 +55,7 @@ class Handlers:
         index = data.index if isinstance(data.index, int) else data.index[0]
 
         def change(conversation: Conversation) -> None:
-            conversation.edit(parts.display(conversation)[1][index], parts.typed(str(data.value)))
+            conversation.edit(parts.display(conversation)[1][index], typed(str(data.value)))
 
         yield from self._change(stored, settings, request, change)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from pydantic import ValidationError
 from chat.conversation import Conversation, split_thinking
 from chat.engine import PENALTY_SCOPE, Stats
 from chat.machine import human_size
+from chat.markup import literal
 from chat.turn import Progress
 
 TITLE = "tune2chat"
@@ -41,31 +40,6 @@ THEME_JS = """() => {
   localStorage.setItem('tune2chat-theme', document.body.classList.toggle('dark') ? 'dark' : 'light');
 }"""
 PAGE_JS = Path(__file__).with_name("screen.js").read_text()
-
-# An invisible character that joins words: before it, `<` and `&` begin nothing for the Markdown renderer.
-# Entities would do the same, but would be there when a message is copied or edited.
-JOINER = "\u2060"
-_CODE = re.compile(r"(^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\2|\Z)|(?<!`)(`+)(?!`).+?(?<!`)\3(?!`))", re.M | re.S)
-_MARKUP = re.compile(r"<(?=[A-Za-z/!?])(?!https?://\S+>)|&(?=#?\w+;)")
-
-
-@lru_cache(maxsize=512)  # a page update shows every message again
-def literal(text: str) -> str:
-    """`text` for the chatbot, so that HTML in it is seen as it was typed. Code is shown as it is anyway."""
-    parts, end = [], 0
-    for code in _CODE.finditer(text):
-        parts += [_MARKUP.sub(_joined, text[end : code.start()]), code[0]]
-        end = code.end()
-    return "".join([*parts, _MARKUP.sub(_joined, text[end:])])
-
-
-def _joined(markup: re.Match[str]) -> str:
-    return markup[0] + JOINER
-
-
-def typed(text: str) -> str:
-    """What somebody meant who edited a text that `literal` had made."""
-    return text.replace(JOINER, "")
 
 
 def text_part(text: str) -> list[dict[str, str]]:

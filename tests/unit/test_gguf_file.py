@@ -135,7 +135,7 @@ def test_gpt_oss_keeps_end_for_messages(path: Path) -> None:
     path.write_bytes(gguf(MODEL | changes))
     vocab = read_gguf(path).vocab
     assert vocab.eog_ids == {0, 1}
-    assert vocab.control == {"<|return|>": 0, "<|call|>": 1}
+    assert vocab.control == {"<|return|>": 0, "<|call|>": 1, "<|end|>": 2, "<|channel|>": 3}
     assert (vocab.bos_id, vocab.bos) == (None, "")  # 11, the default of gpt2, lies outside
 
 

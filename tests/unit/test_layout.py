@@ -29,8 +29,8 @@ ALLOWED = {
 
 # The only product files that may import a library.
 KEPT_IN = {
-    "llama_cpp": ("chat/in_process.py", "chat/agent.py"),
-    "llama_cpp_agent": ("chat/in_process.py", "chat/agent.py"),
+    "llama_cpp": ("chat/llama_model.py",),
+    "llama_cpp_agent": ("chat/agent.py",),
     "gradio": ("app.py", "chat/screen*.py"),
     "subprocess": ("chat/child.py", "convert/llamacpp.py"),
 }

@@ -1,0 +1,172 @@
+"""A GGUF loaded through llama-cpp-python's low-level bindings, with one context. For one thread at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from chat.engine import PENALTY_WINDOW, Sampling
+from chat.errors import ChatError, ModelFileError
+
+MAX_BATCH = 512  # llama.cpp's physical batch: larger ones evaluate no faster
+ABORTED = 2  # llama_decode's return value after the abort callback said so
+
+# The abort callback is asked hundreds of times a token. strlen over a flag byte answers without Python and
+# without its lock: an empty string is 0 (go on), a set byte makes it 1 (stop).
+_libc = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
+_flag_is_set = ctypes.cast(_libc.strlen, llama_cpp.ggml_abort_callback)
+
+_log: deque[str] = deque(maxlen=200)  # llama.cpp's last messages: the only place where it says why
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_log(level: int, text: bytes, _: Any) -> None:
+    _log.append(text.decode("utf-8", "replace").rstrip())
+
+
+class LlamaModel:
+    """Weights, vocabulary, and a context that remembers which ids it holds. Raises ModelFileError."""
+
+    def __init__(self, path: Path, n_ctx: int, n_threads: int, adapters: list[str]) -> None:
+        self.cached: list[int] = []  # the ids whose keys and values the context holds
+        self._model = _load(path)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self._context = self._open_context(path, n_ctx, n_threads)
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._adapt(path, adapters)
+        self._one = (llama_cpp.llama_token * 1)()
+        self._batch_of_one = llama_cpp.llama_batch_get_one(self._one, 1)
+        self._piece = ctypes.create_string_buffer(1024)
+
+    def _open_context(self, path: Path, n_ctx: int, n_threads: int) -> Any:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = MAX_BATCH
+        params.n_threads = params.n_threads_batch = n_threads
+        context = llama_cpp.llama_init_from_model(self._model, params)
+        if not context:
+            llama_cpp.llama_model_free(self._model)
+            raise ModelFileError(f"{path.name} loads, but a context of {n_ctx} tokens does not: {_reason()}")
+        return context
+
+    def _adapt(self, path: Path, adapters: list[str]) -> None:
+        loras = [llama_cpp.llama_adapter_lora_init(self._model, adapter.encode()) for adapter in adapters]
+        if not all(loras):
+            self.close()
+            raise ModelFileError(f"{path.name}: an adapter of {adapters} does not load: {_reason()}")
+        if loras:
+            array = (llama_cpp.llama_adapter_lora_p_ctypes * len(loras))(*loras)
+            scales = (ctypes.c_float * len(loras))(*[1.0] * len(loras))
+            llama_cpp.llama_set_adapters_lora(self._context, array, len(loras), scales)
+
+    def tokenize(self, text: str, special: bool) -> list[int]:
+        """Ids of `text`, no BOS added. Reads the vocabulary only, so any thread may call it."""
+        data = text.encode("utf-8", "surrogatepass")
+        buffer = (llama_cpp.llama_token * (len(data) + 8))()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), buffer, len(buffer), False, special)
+        if count < 0:
+            raise ChatError(f"This text of {len(data)} bytes could not be tokenised.")
+        return list(buffer[:count])
+
+    def bytes_of(self, token: int) -> bytes:
+        """The token's part of the text, perhaps half a character; nothing for a control token."""
+        size = llama_cpp.llama_token_to_piece(self._vocab, token, self._piece, len(self._piece), 0, False)
+        return self._piece.raw[: max(0, size)]
+
+    def ends_reply(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    def abort_when(self, flag: ctypes.Array[ctypes.c_char]) -> None:
+        """Let `evaluate` return False within milliseconds once the first byte of `flag` is set."""
+        llama_cpp.llama_set_abort_callback(self._context, _flag_is_set, ctypes.addressof(flag))
+
+    def keep_common_prefix(self, ids: list[int]) -> int:
+        """Forget what `ids` does not begin with; return how many of its tokens need no evaluation."""
+        same = 0
+        for ours, theirs in zip(self.cached, ids[:-1], strict=False):  # the last one's logits are needed
+            if ours != theirs:
+                break
+            same += 1
+        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, same, -1):
+            same = 0  # a recurrent or windowed model can't forget half a chat
+            llama_cpp.llama_memory_clear(self._memory, True)
+        del self.cached[same:]
+        return same
+
+    def evaluate(self, ids: list[int]) -> bool:
+        """Add `ids` (at most MAX_BATCH) to the context; False when aborted. Raises ChatError."""
+        if len(ids) == 1:
+            self._one[0], batch = ids[0], self._batch_of_one
+        else:
+            tokens = (llama_cpp.llama_token * len(ids))(*ids)  # the batch points into it: it must stay
+            batch = llama_cpp.llama_batch_get_one(tokens, len(ids))
+        result = llama_cpp.llama_decode(self._context, batch)
+        if result == 0:
+            self.cached += ids
+            return True
+        llama_cpp.llama_memory_seq_rm(self._memory, 0, len(self.cached), -1)  # drop a half-evaluated batch
+        if result != ABORTED:
+            raise ChatError(f"llama.cpp could not evaluate this chat (code {result}): {_reason()}")
+        return False
+
+    def sampler(self, s: Sampling, prompt: list[int]) -> Any:
+        """llama.cpp's default order, as llama-server has it; free it with `free_sampler`."""
+        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+        add = llama_cpp.llama_sampler_chain_add
+        if s.repeat_penalty != 1:
+            window = llama_cpp.llama_sampler_init_penalties(
+                self.n_vocab, PENALTY_WINDOW, s.repeat_penalty, 0.0, 0.0
+            )
+            add(chain, window)
+            for token in prompt[-PENALTY_WINDOW:]:
+                llama_cpp.llama_sampler_accept(window, token)
+        if s.temperature == 0:
+            add(chain, llama_cpp.llama_sampler_init_greedy())
+            return chain
+        add(chain, llama_cpp.llama_sampler_init_top_k(s.top_k))
+        add(chain, llama_cpp.llama_sampler_init_top_p(s.top_p, 1))
+        add(chain, llama_cpp.llama_sampler_init_min_p(s.min_p, 1))
+        add(chain, llama_cpp.llama_sampler_init_temp(s.temperature))
+        add(chain, llama_cpp.llama_sampler_init_dist(s.seed or 0))
+        return chain
+
+    def sample(self, chain: Any) -> int:
+        """Draw the token that follows the context."""
+        token: int = llama_cpp.llama_sampler_sample(chain, self._context, -1)
+        return token
+
+    def free_sampler(self, chain: Any) -> None:
+        llama_cpp.llama_sampler_free(chain)
+
+    def close(self) -> None:
+        """Free the memory; nothing else may be called afterwards."""
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
+
+
+def _load(path: Path) -> Any:
+    """Load the weights, on a GPU where this build has one. Raises ModelFileError with llama.cpp's reason."""
+    llama_cpp.llama_log_set(_keep_log, None)
+    llama_cpp.llama_backend_init()
+    params = llama_cpp.llama_model_default_params()
+    params.n_gpu_layers = -1 if llama_cpp.llama_supports_gpu_offload() else 0
+    _log.clear()
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise ModelFileError(f"{path.name} could not be loaded: {_reason()}")
+    return model
+
+
+def _reason() -> str:
+    """llama.cpp's last complaint, or a plain sentence where it gave none."""
+    for sign in ("error", "failed", "unknown"):  # "failed to load model" comes last and says least
+        for line in reversed(_log):
+            if sign in line:
+                return line.split(": ", 1)[-1]
+    return "llama.cpp gave no reason; the memory may be too small"
