@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import gradio as gr
 
 from chat import screen_parts as parts
 from chat.conversation import Conversation
+from chat.engine import Stats
 from chat.errors import ChatError, EngineDied
 from chat.markup import typed
 from chat.screen_page import SAMPLING_KEYS, Page, Updates
@@ -164,7 +165,9 @@ class Handlers:
             with self._only(request):
                 page.apply(settings, conversation)
                 change(conversation)
-                yield from self._answer(conversation, str(request.session_hash), extend)
+                stats = yield from self._answer(conversation, str(request.session_hash), extend)
+            # Only now, when the tab is free: whoever sees this page may press something at once.
+            yield page.show(conversation) | page.idle() | {page.status: parts.stats_html(stats)}
         except Busy as error:
             yield {page.status: parts.error_html(str(error))}
         except ChatError as error:
@@ -177,7 +180,7 @@ class Handlers:
             yield page.show(conversation) | page.idle()
             raise  # a bug: Gradio says so, and the page stays usable
 
-    def _answer(self, conversation: Conversation, key: str, extend: bool) -> Iterator[Updates]:
+    def _answer(self, conversation: Conversation, key: str, extend: bool) -> Generator[Updates, None, Stats]:
         page, saved, progress = self.page, time.monotonic(), Progress()
         # The box is emptied here and never again: what is typed during the reply is the next message.
         waiting = {page.status: parts.progress_html(progress)}
@@ -190,4 +193,4 @@ class Handlers:
                 saved = time.monotonic()
                 updates[page.store] = conversation.store()
             yield updates
-        yield page.show(conversation) | page.idle() | {page.status: parts.stats_html(progress.stats)}
+        return progress.stats
