@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import platform
 import socket
@@ -35,19 +34,22 @@ DEFAULT = Sampling(max_tokens=256, seed=1)
 Arm = Callable[[], float]
 
 
-@functools.cache
+_open: dict[str, Sessions] = {}
+
+
 def sessions(engine: str) -> Sessions:
     """The app without its page, its model loaded."""
-    opened = Sessions(Host(load_registry(ROOT / "models.json"), engine))
-    ask(opened, GREEDY)
-    return opened
+    if engine not in _open:
+        _open[engine] = Sessions(Host(load_registry(ROOT / "models.json"), engine))
+        ask(_open[engine], GREEDY)
+    return _open[engine]
 
 
 def close() -> None:
     """End the engines that were opened."""
-    for engine in ENGINES:
-        sessions(engine).host.close()
-    sessions.cache_clear()
+    for opened in _open.values():
+        opened.host.close()
+    _open.clear()
 
 
 def ask(opened: Sessions, sampling: Sampling, question: str = QUESTION) -> tuple[Conversation, Any, list]:
