@@ -36,7 +36,7 @@ def person(browser: Browser, app: App) -> Iterator[Person]:
     from tests.e2e.person import Person
 
     context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
-    person = Person(context.new_page(), app)
+    person = Person(context.new_page(), app.url)
     yield person
     trouble = person.trouble
     context.close()

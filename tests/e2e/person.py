@@ -8,8 +8,6 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.e2e.serve import App
-
 WAIT_MS = 120_000  # a reply on a machine that does other things too
 ENDED = re.compile(r"seed \d+")
 # The status has changed and names a seed, and the chat, which is drawn a moment later, no longer changes.
@@ -24,8 +22,8 @@ ENDED_ANEW = """(before) => {
 class Person:
     """One browser tab with the chat in it."""
 
-    def __init__(self, page: Page, app: App) -> None:
-        self.page, self.app = page, app
+    def __init__(self, page: Page, url: str) -> None:
+        self.page, self.url = page, url
         self.trouble: list[str] = []
         page.set_default_timeout(WAIT_MS)
         page.on("pageerror", lambda error: self.trouble.append(str(error)))
@@ -42,7 +40,7 @@ class Person:
             self.trouble.append(message.text)
 
     def open(self) -> None:
-        self.page.goto(self.app.url)
+        self.page.goto(self.url)
         self._loaded()
 
     def reload(self) -> None:

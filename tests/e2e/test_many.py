@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, expect
 
+from chat.host import Host
+from chat.in_process import InProcessEngine
+from chat.registry import load_registry
+from chat.screen import build_demo
+from chat.session import Sessions
 from tests.e2e.person import WAIT_MS, Person
-from tests.e2e.serve import App
+from tests.e2e.serve import App, models
 
 IN_PROCESS = pytest.mark.parametrize("app", ["in-process"], indirect=True)
 
@@ -40,11 +47,24 @@ def test_a_value_out_of_range_gets_a_sentence(client: Client, values: dict[str, 
         client.predict(**({"message": "Hi.", "max_tokens": 2} | values), api_name="/chat")
 
 
-@IN_PROCESS
-def test_two_people_and_a_program_are_all_answered_by_one_model(
-    browser: Browser, app: App, client: Client
+@pytest.fixture
+def inside(embedded_model: Path, tmp_path: Path) -> Iterator[tuple[Host, str]]:
+    """Serve the page from this process, where the engine's own counter can be read."""
+    (tmp_path / "models.json").write_text(json.dumps(models(embedded_model)))
+    host = Host(load_registry(tmp_path / "models.json"), "in-process")
+    demo = build_demo(Sessions(host))
+    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    yield host, url
+    demo.close(verbose=False)
+    host.close()
+
+
+def test_two_people_and_a_program_at_once_never_enter_the_model_twice(
+    browser: Browser, inside: tuple[Host, str]
 ) -> None:
-    people = [Person(browser.new_context().new_page(), app) for _ in range(2)]
+    host, url = inside
+    client = Client(url, verbose=False)
+    people = [Person(browser.new_context().new_page(), url) for _ in range(2)]
     for person in people:
         person.set("Max tokens", 12)
     alone = [person.send(f"Name a {what}.") for person, what in zip(people, ("fish", "bird"), strict=True)]
@@ -53,6 +73,7 @@ def test_two_people_and_a_program_are_all_answered_by_one_model(
     job = client.submit(**asked, api_name="/chat")
     for person in people:
         person.button("Retry").click()
+        expect(person.button("Stop")).to_be_visible(timeout=WAIT_MS)
     # Greedy replies differ when two of them meet inside the model; these are as they were alone.
     assert job.result(timeout=WAIT_MS / 1000) == program
     for person, before in zip(people, alone, strict=True):
@@ -61,11 +82,15 @@ def test_two_people_and_a_program_are_all_answered_by_one_model(
         expect(person.replies).to_have_text([before], timeout=WAIT_MS)
         assert not person.trouble
         person.page.context.close()
+    client.close()
+    with host.use("Small") as model:
+        assert isinstance(model.engine, InProcessEngine)
+        assert model.engine.most_entered == 1
 
 
 @IN_PROCESS
 def test_who_waits_for_the_model_can_stop_waiting(browser: Browser, app: App) -> None:
-    first, second = (Person(browser.new_context().new_page(), app) for _ in range(2))
+    first, second = (Person(browser.new_context().new_page(), app.url) for _ in range(2))
     first.set("Max tokens", 2000)
     first.begin("Write a long story about a lighthouse keeper and the sea.")
     expect(first.status).to_contain_text("Writing", timeout=WAIT_MS)

@@ -110,7 +110,7 @@ def test_every_control_has_a_name_and_only_the_status_is_announced(person: Perso
 
 
 def test_a_narrow_window_holds_everything(browser: Browser, app: App, tmp_path: Path) -> None:
-    person = Person(browser.new_page(viewport={"width": 360, "height": 640}), app)
+    person = Person(browser.new_page(viewport={"width": 360, "height": 640}), app.url)
     put_chat(person, [message("user", "Hi. " * 200), message("assistant", RICH)])
     expect(person.replies).to_have_count(1, timeout=WAIT_MS)
     for locator in (person.box, person.button("Send"), person.button("Save as JSON"), person.menu):
@@ -125,7 +125,7 @@ def test_a_narrow_window_holds_everything(browser: Browser, app: App, tmp_path: 
 
 
 def test_the_page_follows_the_systems_dark_mode_and_remembers_a_choice(browser: Browser, app: App) -> None:
-    person = Person(browser.new_page(color_scheme="dark"), app)
+    person = Person(browser.new_page(color_scheme="dark"), app.url)
     body = person.page.locator("body")
     expect(body).to_have_class("dark")
     person.page.get_by_role("button", name="Dark / light").click()

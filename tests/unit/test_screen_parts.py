@@ -1,0 +1,89 @@
+"""The page's texts: what is shown literally, what folds, and what a status says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from chat import screen_parts as parts
+from chat.conversation import Conversation
+from chat.engine import Stats
+from chat.markup import JOINER
+from chat.turn import Progress
+
+J = JOINER
+
+
+def shown(*messages: tuple[str, str], left_out: int = 0) -> tuple[list[tuple[Any, ...]], list[int]]:
+    chat = Conversation.model_validate(
+        {"left_out": left_out, "messages": [{"role": r, "content": c} for r, c in messages]}
+    )
+    displayed, origin = parts.display(chat)
+    return [(m["role"], m["content"][0]["text"], m["metadata"].get("title")) for m in displayed], origin
+
+
+def test_messages_are_shown_in_order_with_where_they_come_from() -> None:
+    messages, origin = shown(("user", "a"), ("assistant", "<i>"), ("user", "c"))
+    assert messages == [("user", "a", None), ("assistant", f"<{J}i>", None), ("user", "c", None)]
+    assert origin == [0, 1, 2]
+
+
+def test_thinking_folds_while_it_goes_on_and_afterwards() -> None:
+    assert shown(("user", "a"), ("assistant", "<think>hm"))[0][1:] == [("assistant", "hm", "Thinking…")]
+    messages, origin = shown(("user", "a"), ("assistant", "<think>hm</think>b"), ("user", "c"))
+    assert messages[1:3] == [("assistant", "hm", "Thought"), ("assistant", "b", None)]
+    assert origin == [0, 1, 1, 2]  # so that an edit of "c" finds message 2
+
+
+def test_a_note_stands_where_the_models_view_begins() -> None:
+    messages, origin = shown(("user", "a"), ("assistant", "b"), ("user", "c"), left_out=2)
+    assert [title for _, _, title in messages] == [None, None, "✂ 2 messages left out", None]
+    assert origin == [0, 1, 1, 2]
+
+
+def test_the_status_tells_waiting_reading_and_writing_apart() -> None:
+    assert "Waiting" in parts.progress_html(Progress())
+    assert "50 % of 1,000 tokens" in parts.progress_html(Progress(prompt_tokens=1000, prompt_done=500))
+    writing = parts.progress_html(Progress(prompt_tokens=9, generated_tokens=1))
+    assert "1 token<" in writing
+    assert 'aria-hidden="true"' in writing
+
+
+def test_the_statistics_of_a_reply() -> None:
+    stats = Stats(prompt_tokens=1200, cached_tokens=1000, generated_tokens=1, finish_reason="length", seed=5)
+    stats.first_token_s, stats.prompt_per_s, stats.generated_per_s = 0.5, 300.4, 20.26
+    html = parts.stats_html(stats)
+    for text in (
+        "Cut at the length limit",
+        "1 token at 20.3/s",
+        "first after 0.50 s",
+        "prompt 1,200 tokens, 1,000 of them cached, the rest read at 300/s",
+        "seed 5",
+    ):
+        assert text in html
+    assert "Stopped · 0 tokens · prompt 3" in parts.stats_html(Stats(3, finish_reason="cancelled"))
+
+
+def test_what_comes_from_outside_is_escaped() -> None:
+    for html in (
+        parts.error_html("<b>"),
+        parts.note_html("<b>"),
+        parts.download_html("<b>", 1, None),
+        parts.broken_html({"<b>": "<b>"}),
+    ):
+        assert "<b><" not in html.replace("<p><b>&", "")
+        assert "&lt;b&gt;" in html
+
+
+@pytest.mark.parametrize(
+    ("tokens", "level"), [(10, "bar "), (80, "bar high"), (95, "bar full"), (150, "100 %")]
+)
+def test_the_gauge_warns_before_the_context_is_full(tokens: int, level: str) -> None:
+    assert level in parts.gauge_html(tokens, 100)
+
+
+def test_a_download_of_unknown_size_and_an_empty_file_have_no_share() -> None:
+    assert "%" not in parts.download_html("m", 5, None)
+    assert "%" not in parts.download_html("m", 0, 0)
+    assert "(50 %)" in parts.download_html("m", 5_000_000, 10_000_000)
