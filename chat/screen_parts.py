@@ -103,8 +103,8 @@ def stats_html(stats: Stats) -> str:
     ended = {"length": "Cut at the length limit", "cancelled": "Stopped"}.get(stats.finish_reason, "")
     reply = count(stats.generated_tokens)
     reply += f" at {stats.generated_per_s:,.1f}/s" if stats.generated_per_s else ""
-    prompt = f"prompt {count(stats.prompt_tokens)}, {stats.cached_tokens:,} of them cached"
-    prompt += f", the rest read at {stats.prompt_per_s:,.0f}/s" if stats.prompt_per_s else ""
+    prompt = f"prompt {count(stats.prompt_tokens)}, {stats.cached_tokens:,} cached"
+    prompt += f", read at {stats.prompt_per_s:,.0f}/s" if stats.prompt_per_s else ""
     first = f"first after {stats.first_token_s:.2f} s" if stats.first_token_s else ""
     return note_html(" · ".join(filter(None, [ended, reply, first, prompt, f"seed {stats.seed}"])))
 

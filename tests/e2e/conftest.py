@@ -21,11 +21,11 @@ def app(
 ) -> Iterator[App]:
     """Serve the real app with the real small model. pytest runs all tests of one engine together."""
     from chat.llama_server import find_binary
-    from tests.e2e.serve import App
+    from tests.e2e.serve import App, models
 
     if request.param == "llama-server" and find_binary() is None:
         pytest.skip("this installation of llama-cpp-python has no llama-server; run: make test")
-    app = App(tmp_path_factory.mktemp("app"), request.param, embedded_model)
+    app = App(tmp_path_factory.mktemp("app"), request.param, models(embedded_model))
     yield app
     app.stop()
 

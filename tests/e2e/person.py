@@ -76,6 +76,7 @@ class Person:
         self.button("Send").click()
 
     def send(self, text: str) -> str:
+        """Send `text` and return the reply."""
         return self.whole_turn(lambda: self.begin(text))
 
     def whole_turn(self, act: Callable[[], None]) -> str:

@@ -38,10 +38,10 @@ def models(gguf: Path) -> dict[str, object]:
 class App:
     """`python app.py` on a free port. `chat/` is the repository's own."""
 
-    def __init__(self, folder: Path, engine: str, gguf: Path) -> None:
+    def __init__(self, folder: Path, engine: str, entries: dict[str, object]) -> None:
         shutil.copy(ROOT / "app.py", folder)  # copied, for it looks for models.json beside itself
         (folder / "chat").symlink_to(ROOT / "chat")
-        (folder / "models.json").write_text(json.dumps(models(gguf)))
+        (folder / "models.json").write_text(json.dumps(entries))
         self.folder, self.engine = folder, engine
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

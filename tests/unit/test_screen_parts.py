@@ -58,7 +58,7 @@ def test_the_statistics_of_a_reply() -> None:
         "Cut at the length limit",
         "1 token at 20.3/s",
         "first after 0.50 s",
-        "prompt 1,200 tokens, 1,000 of them cached, the rest read at 300/s",
+        "prompt 1,200 tokens, 1,000 cached, read at 300/s",
         "seed 5",
     ):
         assert text in html
