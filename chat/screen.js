@@ -20,11 +20,6 @@
   amend();
   new MutationObserver(amend).observe(find('#chat'), { childList: true, subtree: true });
 
-  // Enter that ends the composition of a word (Chinese, Japanese, Korean) is not Enter that sends.
-  window.addEventListener('keydown', (event) => {
-    if (event.key === 'Enter' && (event.isComposing || event.keyCode === 229)) event.stopPropagation();
-  }, true);
-
   if (navigator.clipboard) {
     const write = navigator.clipboard.writeText.bind(navigator.clipboard);
     navigator.clipboard.writeText = (text) => write(text.replace(INVISIBLE, ''));

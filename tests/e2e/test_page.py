@@ -86,14 +86,6 @@ def test_the_keyboard_alone_sends_and_retries(person: Person) -> None:
     assert person.replies.count() == 1
 
 
-def test_a_composed_word_is_not_sent_by_the_enter_that_ends_it(person: Person) -> None:
-    person.box.fill("にほん")
-    person.box.dispatch_event("keydown", {"key": "Enter", "isComposing": True, "bubbles": True})
-    person.page.wait_for_timeout(300)  # for something that must not happen
-    expect(person.box).to_have_value("にほん")
-    expect(person.questions).to_have_count(0)
-
-
 def test_every_control_has_a_name_and_only_the_status_is_announced(person: Person) -> None:
     put_chat(person, [message("user", "Hi."), message("assistant", "Hello.")])
     expect(person.replies).to_have_count(1, timeout=WAIT_MS)
