@@ -29,7 +29,7 @@ fix:  ## repair what the linter can repair
 	$(IN_VENV) -m ruff check --fix
 	$(IN_VENV) -m ruff format
 
-bench:  ## measure every figure of the README
+bench:  ## measure the chat's speed on this machine
 	@$(PYTHON) scripts/setup_env.py lint
 	$(IN_VENV) -m bench.chat $(ARGS)
 

@@ -3,22 +3,28 @@
 import sys
 from pathlib import Path
 
-from chat import cli
-from chat.session import Sessions
+try:
+    from chat import cli
+    from chat.session import Sessions
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"error: {error.name!r} is not installed for {sys.executable}; "
+        "run 'make chat', or: pip install -r requirements.txt"
+    )
 
 settings = cli.parse(sys.argv[1:] if __name__ == "__main__" else [])
 host = cli.make_host(settings, Path(__file__).resolve().with_name("models.json"))
+if __name__ == "__main__":
+    cli.prepare(settings, host)
 
-from chat.screen import build_demo, launch  # noqa: E402  Gradio takes seconds: not before the options are right
+from chat.screen import build_demo, launch  # noqa: E402  Gradio takes seconds: not before all else is right
 
 demo = build_demo(Sessions(host))
 
 if __name__ == "__main__":
     try:
-        cli.check_address(settings)
-        cli.bring_default(host)
         cli.warm_up(host)
-        launch(demo, settings.host, settings.port, settings.auth)
+        launch(demo, settings.host, settings.port, settings.auth, cli.say_where)
     except KeyboardInterrupt:
         sys.exit(130)  # Ctrl-C before the page was there; afterwards launch returns
     finally:

@@ -7,7 +7,9 @@ PR_SET_PDEATHSIG for this, but that follows the *thread* that spawned, and other
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -62,8 +64,14 @@ def guarded(command: list[str], secrets: dict[str, str]) -> subprocess.Popen[byt
     )
 
 
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of sys/prctl.h
+
+
 def _guard(command: list[str]) -> None:
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    # Should the guard itself be killed, Linux ends the child: the thread that starts it lives as long.
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
 
     def kill_when_app_ends() -> None:
         os.read(0, 1)  # nothing is ever written: this returns at end of file

@@ -143,11 +143,31 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def bring_default(host: Host) -> None:
+def prepare(settings: Settings, host: Host) -> None:
+    """Check all that can be checked before the page is built, and bring the default model."""
+    try:
+        check_address(settings)
+        _bring_default(host)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def say_where(address: str) -> None:
+    """Tell where the page is."""
+    print(f"The chat is at {address} (Ctrl-C ends it)", flush=True)
+
+
+def _bring_default(host: Host) -> None:
     """See to it that the default model is on this disk, downloading it with progress on the terminal."""
-    for name, reason in host.registry.broken.items():
-        print(f"left out of the menu: {name}: {reason}", file=sys.stderr)
-    entry = host.registry.entries.get(host.default)
+    registry = host.registry
+    if not registry.entries and registry.path.name in registry.broken:
+        stop(registry.broken[registry.path.name])
+    for name, reason in registry.broken.items():
+        about = (
+            reason if name == registry.path.name else f"{name} of {registry.path.name} is left out: {reason}"
+        )
+        print(f"note: {about}", file=sys.stderr)
+    entry = registry.entries.get(host.default)
     if entry is None:
         stop(
             "no model can be used. Repair models.json, or chat with a file: python app.py --model FILE.gguf\n"

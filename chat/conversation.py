@@ -47,9 +47,11 @@ class Conversation(BaseModel):
     def read(cls, stored: Any) -> Conversation:
         """Read what the browser kept; anything that is not a chat of ours becomes an empty one."""
         try:
-            return cls.model_validate(stored or {})
+            conversation = cls.model_validate(stored or {})
         except ValidationError:
             return cls()
+        begins_well = not conversation.messages or conversation.messages[0].role == "user"
+        return conversation if begins_well else cls()
 
     def store(self) -> dict[str, Any]:
         return self.model_dump()

@@ -62,7 +62,7 @@ class Entry(_Closed):
     """One model of the menu. Keys are llama-cpp-python's and huggingface_hub's own names."""
 
     sources: list[Source] = Field(min_length=1, description="tried in order")
-    n_ctx: int = Field(ge=256)
+    n_ctx: int = Field(ge=256, le=2**24)
     system_prompt: str | None = None
     sampling: Sampling = Sampling()
     adapters: list[str] = []
@@ -70,8 +70,8 @@ class Entry(_Closed):
     run: str | None = None
     quant: str | None = None
     quality: dict[str, float | int | str | bool | None] = {}
-    size_bytes: int | None = Field(None, gt=0)
-    kv_bytes_per_token: int | None = Field(None, ge=0)
+    size_bytes: int | None = Field(None, gt=0, lt=2**50)
+    kv_bytes_per_token: int | None = Field(None, ge=0, lt=2**40)
 
 
 def parse_entry(content: Any) -> Entry:

@@ -115,7 +115,7 @@ def _describe(path: Path, size: int, header: Header) -> GgufFile:
             kv_bytes_per_token=_kv_bytes_per_token(metadata, architecture),
             vocab=vocab,
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ModelFileError(f"{path.name} can't be used: {error}") from None
 
 

@@ -7,13 +7,18 @@ llama.cpp itself on real vocabularies, so an update that moves these rules is no
 
 from __future__ import annotations
 
+import re
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from chat.gguf_header import Value
 
-_UNKNOWN, _CONTROL = 2, 3  # llama_token_type
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # llama_token_type
+
+# Some files give the marks of their template the type USER_DEFINED, which llama.cpp finds in plain text too.
+_MARK = re.compile(rb"[<\[]\S+[>\]]")
+_THINKING = (b"<think>", b"</think>")  # the model's own words, not a mark between speakers
 
 # tokenizer.ggml.model -> BOS and EOS ids where the file names none
 _DEFAULT_IDS: dict[str, tuple[int | None, int | None]] = {
@@ -123,6 +128,7 @@ def _special(
 
     size = len(ids)
     control = {i for i, kind in enumerate(types[:size]) if kind in (_UNKNOWN, _CONTROL)}
+    control.update(_marks(metadata, ids, types))
     eog: set[int] = set()
     for keys, names in _MIDDLES + _ENDING_MIDDLES:
         given = [i for key in keys if (i := _id(metadata, size, key, None)) is not None]
@@ -146,6 +152,17 @@ def _special(
         eog.difference_update(named(("</s>",)))
         control.difference_update(named(("</s>",)))
     return control, eog
+
+
+def _marks(
+    metadata: Mapping[str, Value], ids: dict[bytes, int], types: array[int] | array[float]
+) -> Iterator[int]:
+    """User-defined tokens that the chat template writes between speakers."""
+    template = str(metadata.get("tokenizer.chat_template", "")).encode("utf-8", "replace")
+    for token, i in ids.items():
+        defined = i < len(types) and types[i] == _USER_DEFINED and token not in _THINKING
+        if defined and _MARK.fullmatch(token) and token in template:
+            yield i
 
 
 def _add_bos(metadata: Mapping[str, Value], model: str, pre: str) -> bool:

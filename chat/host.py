@@ -21,6 +21,7 @@ from chat.templates import TemplateRenderer
 
 ENGINES = ("auto", "in-process", "llama-server")
 ASK_AGAIN_S = 0.2  # how often a turn that waits for its model looks whether it was stopped
+CACHED_TEXT = 16_384  # characters; longer texts are tokenised anew rather than kept
 SLOTS_SHARE = 0.1  # of the memory limit that further chats' context may take
 
 
@@ -83,6 +84,7 @@ class Host:
 
         Raises ChatError, also when `given_up` becomes true while another model is in use.
         """
+        self._find(name)  # who asks for what is not there must not make others wait behind
         ticket = object()
         with self._changed:
             self._queue.append(ticket)
@@ -108,9 +110,7 @@ class Host:
     def _serves(self, name: str) -> bool:
         return self._model is not None and self._model.name == name and self._model.engine.alive()
 
-    def _load(self, name: str) -> Model:
-        if self._model and self._serves(name):
-            return self._model
+    def _find(self, name: str) -> tuple[Entry, Path]:
         entry = self.registry.entries.get(name)
         if entry is None:
             raise ChatError(
@@ -119,6 +119,12 @@ class Host:
         path = self.registry.locate(entry)
         if path is None:
             raise ChatError(f"{name} is not on this disk. Choose it in the model menu to download it.")
+        return entry, path
+
+    def _load(self, name: str) -> Model:
+        if self._model and self._serves(name):
+            return self._model
+        entry, path = self._find(name)
         file = read_gguf(path)
         if not file.n_params:
             raise ModelFileError(
@@ -149,7 +155,11 @@ class Host:
         def render(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
             return self._renderer.render(template, messages, add_generation_prompt, vocab.bos, vocab.eos)
 
-        tokenize = lru_cache(maxsize=256)(engine.tokenize)  # the turns before come again with every turn
+        cached = lru_cache(maxsize=256)(engine.tokenize)  # the turns before come again with every turn
+
+        def tokenize(text: str, special: bool) -> list[int]:
+            return cached(text, special) if len(text) <= CACHED_TEXT else engine.tokenize(text, special)
+
         return PromptEncoder(render, tokenize, vocab.control, vocab.bos_id, vocab.add_bos, replies)
 
     def _unload(self) -> None:

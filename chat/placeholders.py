@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from chat.errors import TemplateError
+
 _PRIVATE_USE = range(0x100000, 0x10FFFE)  # plane 16
 _ANY = re.compile("[\U00100000-\U0010fffd]")
 
@@ -21,15 +23,20 @@ class Placeholders:
     def for_text(self, text: str) -> str:
         """Return the placeholder of `text`, the same one each time."""
         if text not in self._of_text:
-            self._of_text[text] = next(self._free)
+            self._of_text[text] = self._next()
             self.inserts[self._of_text[text]] = text
         return self._of_text[text]
 
     def for_ids(self, ids: Sequence[int]) -> str:
         """Return a new placeholder for `ids`."""
-        placeholder = next(self._free)
+        placeholder = self._next()
         self.inserts[placeholder] = ids
         return placeholder
+
+    def _next(self) -> str:
+        for placeholder in self._free:
+            return placeholder
+        raise TemplateError("This chat uses every private-use character; remove some of them.")
 
     def split(self, rendered: str) -> list[str]:
         """Cut `rendered` before and after each placeholder; no piece is empty."""

@@ -131,7 +131,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise ChatError(
             f"{path.name}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
         ) from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8; a number of 5,000 digits
         raise ChatError(f"can't read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(raw, dict):
         raise ChatError(f"{path.name} must hold an object of models by name, not {shown(raw)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,13 @@ import gradio as gr
 
 from chat import screen_parts as parts
 from chat.host import Host
-from chat.screen_api import add_api
+from chat.screen_api import CONCURRENT_TURNS, TURNS, add_api
 from chat.screen_events import Handlers
 from chat.screen_page import SAMPLING_KEYS, Page
 from chat.session import Sessions
 
 QUEUE_PAUSE_S = 0.02
 QUEUE_SIZE = 64  # turns that may wait; who comes later is told so
-CONCURRENT_TURNS = 16  # in Gradio; how many reach the model at once is the engine's affair
 
 GREY = "*neutral_500"  # Gradio's own is too pale to read
 
@@ -57,11 +57,11 @@ def _settings(page: Page, host: Host) -> None:
             gr.Slider(0, 1000, 40, step=1, label="Top-k", info="0 is off"),
             gr.Slider(0, 1, 0.05, step=0.01, label="Min-p", info="0 is off"),
             gr.Slider(1, 2, 1.1, step=0.01, label="Repetition penalty", info=parts.PENALTY_INFO),
-            gr.Number(None, label="Seed", precision=0, minimum=0, info=parts.SEED_INFO),
+            gr.Number(None, label="Seed", precision=0, info=parts.SEED_INFO),  # Page.apply checks it,
         ]
         assert len(page.sliders) == len(SAMPLING_KEYS)
         gr.Button("Dark / light", size="sm", elem_id="theme").click(None, js=parts.THEME_JS)
-        gr.Markdown(f"Engine: {host.engine} · [use it from a program](?view=api)", elem_id="engine")
+        gr.Markdown(f"Engine: {host.engine}", elem_id="engine")
 
 
 def _talk(page: Page, host: Host) -> None:
@@ -120,12 +120,16 @@ def _save(
 def _wire(demo: gr.Blocks, page: Page, on: Handlers) -> None:
     chat = [page.store, *page.settings()]
     event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    turn = event | {"outputs": page.components()}
+    turn = event | {
+        "outputs": page.components(),
+        "concurrency_id": TURNS,
+        "concurrency_limit": CONCURRENT_TURNS,
+    }
     page.box.submit(on.send, [page.box, *chat], **turn)
     page.chatbot.example_select(on.example, chat, **turn)
     page.chatbot.edit(on.edit, chat, **turn)
     gr.on([page.chatbot.retry, page.retry.click], on.retry, chat, **turn)
-    gr.on([page.chatbot.undo, page.undo.click], on.undo, page.store, **turn)
+    gr.on([page.chatbot.undo, page.undo.click], on.undo, [page.box, page.store], **turn)
     gr.on([page.chatbot.clear, page.clear.click], on.clear, page.store, **turn)
     page.extend.click(on.extend, chat, **turn)
     page.menu.input(on.choose, [page.menu, page.store], **turn)
@@ -134,14 +138,22 @@ def _wire(demo: gr.Blocks, page: Page, on: Handlers) -> None:
     demo.unload(on.leave)
 
 
-def launch(demo: gr.Blocks, host: str | None, port: int, auth: tuple[str, str] | None) -> None:
-    """Serve the page until Ctrl-C. Raises OSError when the port is taken."""
+def launch(
+    demo: gr.Blocks,
+    host: str | None,
+    port: int,
+    auth: tuple[str, str] | None,
+    ready: Callable[[str], None],
+) -> None:
+    """Serve the page until Ctrl-C; `ready` is told its address. Raises OSError when the port is taken."""
     theme = gr.themes.Default(primary_hue="indigo", radius_size="lg", font=["system-ui", "sans-serif"])
-    demo.launch(
+    _, address, _ = demo.launch(
         server_name=host,
         server_port=port,
         auth=auth,
         share=False,
+        quiet=True,
+        prevent_thread_lock=True,
         show_error=True,
         ssr_mode=False,
         enable_monitoring=False,
@@ -152,3 +164,5 @@ def launch(demo: gr.Blocks, host: str | None, port: int, auth: tuple[str, str] |
         ),
         css_paths=Path(__file__).with_name("screen.css"),
     )
+    ready(address)
+    demo.block_thread()

@@ -13,6 +13,9 @@ from chat.errors import ChatError
 from chat.screen_parts import refusal
 from chat.session import Sessions
 
+TURNS = "turns"  # page and API share one limit in Gradio; how many reach the model is the engine's affair
+CONCURRENT_TURNS = 16
+
 
 def add_api(sessions: Sessions) -> None:
     """Add `/chat` to the Blocks that is being built."""
@@ -50,13 +53,15 @@ def add_api(sessions: Sessions) -> None:
                     "sampling": sampling,
                 }
             )
+            if not isinstance(message, str):
+                raise ChatError(f"message is {message!r}, not a text.")
             conversation.say(message)
             key = f"api-{request.session_hash if request else id(conversation)}"
             for progress in sessions.reply(key, conversation):
                 yield progress.text
         except ValidationError as error:
-            raise gr.Error(refusal(error)) from error
+            raise gr.Error(refusal(error), print_exception=False) from error
         except ChatError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
 
-    api(chat, api_name="chat")
+    api(chat, api_name="chat", concurrency_id=TURNS, concurrency_limit=CONCURRENT_TURNS)

@@ -69,15 +69,15 @@ class Handlers:
 
         yield from self._change(stored, settings, request, change, extend=True)
 
-    def undo(self, stored: Stored, request: gr.Request) -> Updates:
-        """Take the last question and its reply back; the question returns to the box."""
+    def undo(self, draft: str, stored: Stored, request: gr.Request) -> Updates:
+        """Take the last question and its reply back; the question returns to an empty box."""
         conversation = Conversation.read(stored)
         try:
             with self._only(request):
                 text = conversation.undo()
         except ChatError as error:
             return {self.page.status: parts.error_html(str(error))}
-        return self.page.show(conversation) | {self.page.box: text, self.page.status: ""}
+        return self.page.show(conversation) | {self.page.box: draft or text, self.page.status: ""}
 
     def clear(self, stored: Stored, request: gr.Request) -> Updates:
         """Begin a new chat with the same settings."""
@@ -116,7 +116,8 @@ class Handlers:
                 for done, total in self.sessions.prepare(str(request.session_hash), name):
                     yield {page.status: parts.download_html(name, done, total)}
         except ChatError as error:
-            sentence = f"{error} The chat goes on with {before}."
+            reason = str(error).rstrip(".")
+            sentence = f"{reason[:1].upper()}{reason[1:]}. The chat goes on with {before}."
             yield page.idle() | {page.menu: page.choices(before), page.status: parts.error_html(sentence)}
             return
         conversation.use_model(name)

@@ -74,10 +74,10 @@ class Page:
         model, system, *sampling = values
         try:
             conversation.sampling = Sampling.model_validate(dict(zip(SAMPLING_KEYS, sampling, strict=True)))
+            conversation.system_prompt = system or ""
+            conversation.use_model(model or self._host.default)
         except ValidationError as error:
             raise ChatError(parts.refusal(error)) from error
-        conversation.system_prompt = system or ""
-        conversation.use_model(model or self._host.default)
 
     def choices(self, value: str) -> Any:
         """The model menu: a download changes what it says."""

@@ -11,6 +11,7 @@ from chat.download import download
 from chat.entry import Source, hub_source
 from chat.errors import ChatError
 from chat.host import Host, Model
+from chat.prompt import Messages
 from chat.turn import Progress, Turn, plan
 
 PROGRESS_INTERVAL_S = 0.25
@@ -103,7 +104,12 @@ class Sessions:
 def _reply(turn: Turn, model: Model, conversation: Conversation, extend: bool) -> Iterator[Progress]:
     messages, sampling = conversation.prompt(), conversation.sampling
     prefix = messages[-1]["content"] if extend else ""
-    encode = model.encoder.encode_continue if extend else model.encoder.encode
+
+    def encode(part: Messages) -> list[int]:
+        if turn.cancelled:
+            raise ChatError("Stopped before the prompt was read.")
+        return model.encoder.encode_continue(part) if extend else model.encoder.encode(part)
+
     planned = plan(messages, encode, model.engine.n_ctx, sampling.max_tokens, conversation.left_out)
     conversation.left_out = planned.left_out
     before = planned.ids[len(model.encoder.encode(planned.messages[:-1])) :] if extend else []

@@ -10,12 +10,11 @@ from chat.engine import Engine, Generation, Sampling, Stats
 from chat.errors import ChatError
 from chat.prompt import Messages
 
-BYTES_PER_TOKEN_LIMIT = (
-    64  # a text of more bytes than this for each token of context can't fit: refused unread
-)
-KEEP_SHARE = (
-    0.6  # after turns drop out, the rest fills this much, so that the next turns find their prefix cached
-)
+# A text of more bytes than this for each token of context can't fit, nor can more messages than this allows:
+# both are left out, or refused, without being read.
+BYTES_PER_TOKEN_LIMIT, TOKENS_PER_MESSAGE = 64, 3
+# After turns drop out, the rest fills this much, so that the next turns find their beginning in the cache.
+KEEP_SHARE = 0.6
 MIN_REPLY = 16  # tokens that must be left for a reply
 
 Encode = Callable[[Messages], list[int]]
@@ -84,8 +83,12 @@ def _first_worth_reading(system: Messages, chat: Messages, n_ctx: int) -> int:
                 f"{name} has {size:,} bytes; the model's context of {n_ctx:,} tokens holds "
                 f"{limit:,} at the very most. Shorten it."
             )
+    total, first = 0, len(chat)
+    while first and total + sizes[first - 1] <= limit and (len(chat) - first) * TOKENS_PER_MESSAGE < n_ctx:
+        first -= 1
+        total += sizes[first]
     starts = [0, *(i for i, m in enumerate(chat) if i and m["role"] == "user")]
-    return next((start for start in starts if sum(sizes[start:]) <= limit), starts[-1])
+    return next((start for start in starts if start >= first), starts[-1])
 
 
 def _bytes(message: dict[str, str]) -> int:
