@@ -26,7 +26,7 @@ from chat.engine import CHUNK_INTERVAL_S, PENALTY_WINDOW, Chunk, Sampling, Stats
 from chat.errors import ChatError, EngineDied, ModelFileError
 
 CACHE_RAM_MIB = 256  # prompts of other chats kept ready; llama-server's default of 8 GiB has filled machines
-BATCH_TIME_S = 0.5  # a batch can't be interrupted, so none may take longer than a user waits for Stop
+BATCH_TIME_S = 0.45  # a batch can't be interrupted, and Stop may have to wait for two
 FIRST_BATCH, MIN_BATCH, MAX_BATCH = 128, 16, 2048
 PROBE_TOKENS = 64
 START_TIMEOUT_S = 600  # a large file on a slow disk
@@ -211,8 +211,8 @@ class LlamaServerEngine:
         batch = MIN_BATCH
         while batch * 2 <= min(speed * BATCH_TIME_S, MAX_BATCH):
             batch *= 2
-        # One step up or down is within what a busy machine misjudges, and not worth a second start.
-        return batch if batch < FIRST_BATCH // 2 or batch > FIRST_BATCH * 2 else FIRST_BATCH
+        # A step up is within what a busy machine misjudges, and not worth a second start.
+        return batch if batch < FIRST_BATCH or batch > FIRST_BATCH * 2 else FIRST_BATCH
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Ids of `text`, no BOS added."""
