@@ -30,23 +30,20 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", default="", help="a group: " + ", ".join(GROUPS))
     given = parser.parse_args()
-    results: dict[str, dict[str, object]] = {}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for group, (title, arms, report) in GROUPS.items():
         if given.only in ("", group):
             print(f"\n{title}")
             figures = interleave(arms(), given.runs)
-            results[group] = {
-                "runs": figures,
-                "medians": {n: statistics.median(f) for n, f in figures.items()},
-            }
-            for line in report({name: statistics.median(f) for name, f in figures.items()}):
+            medians = {name: statistics.median(runs) for name, runs in figures.items()}
+            about = {"date": date.today().isoformat(), **measure.machine()}
+            results[group] = {"about": about, "medians": medians, "runs": figures}
+            for line in report(medians):
                 print("  " + line)
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")  # a group that is done stays
     measure.close()
-    if not given.only:
-        RESULTS.parent.mkdir(exist_ok=True)
-        about = {"date": date.today().isoformat(), "runs": given.runs, **measure.machine()}
-        RESULTS.write_text(json.dumps({"about": about, **results}, indent=1) + "\n")
-        print(f"\nkept in {RESULTS.relative_to(Path.cwd())}")
+    print(f"\nkept in {RESULTS}")
 
 
 def interleave(arms: Arms, runs: int) -> dict[str, list[float]]:
