@@ -66,7 +66,7 @@ def ours(model: Model, messages: Messages, sampling: Sampling = SHORT) -> tuple[
 
 def text_of(model: Model, ids: list[int]) -> str:
     surfaces = {i: surface for surface, i in model.encoder.control.items()}
-    pieces = [surfaces[i].encode() if i in surfaces else model.engine._bytes_of(i) for i in ids]  # type: ignore[attr-defined]
+    pieces = [surfaces[i].encode() if i in surfaces else model.engine._model.bytes_of(i) for i in ids]  # type: ignore[attr-defined]
     return b"".join(pieces).decode()
 
 

@@ -120,4 +120,4 @@ def test_models_json_that_is_not_json_is_reported_with_its_line(folder: Path) ->
     code, complaint = run(folder, "--port", str(free_port()))
     assert code == 1
     assert "models.json, line 2, column 9: not JSON" in complaint
-    assert EMBEDDED in complaint
+    assert EMBEDDED not in complaint  # a package can't repair the file
