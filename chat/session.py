@@ -8,6 +8,7 @@ from typing import Protocol
 
 from chat.conversation import Conversation, Message
 from chat.download import download
+from chat.engine import Stats
 from chat.entry import Source, hub_source
 from chat.errors import ChatError
 from chat.host import Host, Model
@@ -101,16 +102,24 @@ class Sessions:
             del self._running[key]
 
 
+class _Stopped(Exception):
+    """Stop was pressed before the prompt was read, which a long chat can make long."""
+
+
 def _reply(turn: Turn, model: Model, conversation: Conversation, extend: bool) -> Iterator[Progress]:
     messages, sampling = conversation.prompt(), conversation.sampling
     prefix = messages[-1]["content"] if extend else ""
 
     def encode(part: Messages) -> list[int]:
         if turn.cancelled:
-            raise ChatError("Stopped before the prompt was read.")
+            raise _Stopped
         return model.encoder.encode_continue(part) if extend else model.encoder.encode(part)
 
-    planned = plan(messages, encode, model.engine.n_ctx, sampling.max_tokens, conversation.left_out)
+    try:
+        planned = plan(messages, encode, model.engine.n_ctx, sampling.max_tokens, conversation.left_out)
+    except _Stopped:
+        yield Progress(done=True, stats=Stats(finish_reason="cancelled"))
+        return
     conversation.left_out = planned.left_out
     before = planned.ids[len(model.encoder.encode(planned.messages[:-1])) :] if extend else []
     # A reply that breaks off is a stopped one: it can be continued, or retried.
