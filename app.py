@@ -23,8 +23,9 @@ demo = build_demo(Sessions(host))
 
 if __name__ == "__main__":
     try:
-        cli.warm_up(host)
-        launch(demo, settings.host, settings.port, settings.auth, cli.say_where)
+        launch(
+            demo, settings.host, settings.port, settings.auth, lambda address: cli.page_is_up(address, host)
+        )
     except KeyboardInterrupt:
         sys.exit(130)  # Ctrl-C before the page was there; afterwards launch returns
     finally:

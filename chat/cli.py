@@ -152,9 +152,10 @@ def prepare(settings: Settings, host: Host) -> None:
         raise SystemExit(130) from None
 
 
-def say_where(address: str) -> None:
-    """Tell where the page is."""
+def page_is_up(address: str, host: Host) -> None:
+    """Tell where the page is, and load the model: not before, or both would take longer."""
     print(f"The chat is at {address} (Ctrl-C ends it)", flush=True)
+    _warm_up(host)
 
 
 def _bring_default(host: Host) -> None:
@@ -186,8 +187,8 @@ def _bring_default(host: Host) -> None:
         stop(f"{error}\nWithout the hub, this brings a small model: {EMBEDDED_COMMAND}")
 
 
-def warm_up(host: Host) -> None:
-    """Load the default model while the page is already there; a failure is shown by the first turn too."""
+def _warm_up(host: Host) -> None:
+    """Load the default model in the background; a failure is shown by the first turn too."""
 
     def load() -> None:
         try:
