@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-
 from chat import screen_parts as parts
 from chat.host import Host
 from chat.screen_api import CONCURRENT_TURNS, TURNS, add_api
 from chat.screen_events import Handlers
+from chat.screen_gradio import gr
 from chat.screen_page import SAMPLING_KEYS, Page
 from chat.session import Sessions
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import gradio as gr
-from gradio.events import api
 from pydantic import ValidationError
 
 from chat.conversation import Conversation
 from chat.errors import ChatError
+from chat.screen_gradio import api, gr
 from chat.screen_parts import refusal
 from chat.session import Sessions
 

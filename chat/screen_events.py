@@ -7,13 +7,12 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import gradio as gr
-
 from chat import screen_parts as parts
 from chat.conversation import Conversation
 from chat.engine import Stats
 from chat.errors import ChatError, EngineDied
 from chat.markup import typed
+from chat.screen_gradio import gr
 from chat.screen_page import SAMPLING_KEYS, Page, Updates
 from chat.session import Sessions
 from chat.turn import Progress

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import gradio as gr
 from pydantic import ValidationError
 
 from chat import screen_parts as parts
@@ -12,6 +11,7 @@ from chat.conversation import Conversation
 from chat.engine import Sampling
 from chat.errors import ChatError
 from chat.host import Host
+from chat.screen_gradio import gr
 
 SAMPLING_KEYS = tuple(Sampling.model_fields)
 

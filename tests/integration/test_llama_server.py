@@ -26,13 +26,15 @@ def engine(embedded_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ll
     opened.close()
 
 
-def server() -> psutil.Process:
+def server(engine: LlamaServerEngine) -> psutil.Process:
+    """The engine's own server: other tests' engines may be open too."""
     children = psutil.Process().children(recursive=True)
-    return next(child for child in children if child.name().startswith("llama-server"))
+    servers = [child for child in children if child.name().startswith("llama-server")]
+    return next(child for child in servers if str(engine.port) in child.cmdline())
 
 
 def test_it_listens_on_loopback_only_and_asks_for_a_key(engine: LlamaServerEngine) -> None:
-    addresses = {c.laddr.ip for c in server().net_connections() if c.status == psutil.CONN_LISTEN}
+    addresses = {c.laddr.ip for c in server(engine).net_connections() if c.status == psutil.CONN_LISTEN}
     assert addresses == {"127.0.0.1"}
     connection = http.client.HTTPConnection("127.0.0.1", engine.port)
     connection.request("POST", "/completion", "{}", {"Content-Type": "application/json"})
@@ -41,7 +43,7 @@ def test_it_listens_on_loopback_only_and_asks_for_a_key(engine: LlamaServerEngin
 
 
 def test_it_knows_no_secret_of_ours_and_its_own_is_not_on_the_command_line(engine: LlamaServerEngine) -> None:
-    process = server()
+    process = server(engine)
     key = engine.headers["Authorization"].removeprefix("Bearer ")
     assert key not in " ".join(process.cmdline())
     assert "HF_TOKEN" not in process.environ()
@@ -49,7 +51,7 @@ def test_it_knows_no_secret_of_ours_and_its_own_is_not_on_the_command_line(engin
 
 
 def test_it_serves_no_page_no_slots_and_never_the_models_template(engine: LlamaServerEngine) -> None:
-    command = server().cmdline()
+    command = server(engine).cmdline()
     assert {"--no-ui", "--no-slots", "--offline", "--cache-ram"} <= set(command)
     assert command[command.index("--chat-template") + 1] == "chatml"
     assert command[command.index("--threads") + 1] == str(thread_count())
@@ -70,7 +72,7 @@ def test_killed_in_the_middle_of_a_reply_it_leaves_a_sentence_and_what_was_writt
     generation = engine.generate(engine.tokenize("Once upon a time", False), LONG)
     chunks = iter(generation)
     assert next(chunk.text for chunk in chunks if chunk.text)
-    server().kill()
+    server(engine).kill()
     with pytest.raises(EngineDied, match=r"stopped in the middle of a reply.*Retry"):
         list(chunks)
     assert not engine.alive()
@@ -80,7 +82,7 @@ def test_killed_in_the_middle_of_a_reply_it_leaves_a_sentence_and_what_was_writt
 
 def test_closing_it_ends_the_process(embedded_model: Path) -> None:
     engine = LlamaServerEngine(embedded_model, 512, 1)
-    process = server()
+    process = server(engine)
     engine.close()
     psutil.wait_procs([process], timeout=10)
     assert not process.is_running()

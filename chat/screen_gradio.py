@@ -1,0 +1,37 @@
+"""Gradio, imported without the part that takes most of the time.
+
+At every import Gradio parses its own sources and rewrites the stub files that code editors read
+(`create_or_modify_pyi` of gradio/component_meta.py, 6.31): over half of the seconds between `python app.py`
+and the page. It skips a class whose file can't be found, and so that is what it is told here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+__all__ = ["api", "gr"]
+
+
+@contextmanager
+def _no_editor_stubs() -> Iterator[None]:
+    getfile = inspect.getfile
+
+    def getfile_but_of_gradio(thing: Any) -> str:
+        if not isinstance(thing, ModuleType) and getattr(thing, "__module__", "").startswith("gradio."):
+            raise OSError("no stubs are written")
+        return getfile(thing)
+
+    inspect.getfile = getfile_but_of_gradio  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        inspect.getfile = getfile
+
+
+with _no_editor_stubs():
+    import gradio as gr
+    from gradio.events import api
