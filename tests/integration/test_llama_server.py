@@ -30,7 +30,7 @@ def server(engine: LlamaServerEngine) -> psutil.Process:
     """The engine's own server: other tests' engines may be open too."""
     children = psutil.Process().children(recursive=True)
     servers = [child for child in children if child.name().startswith("llama-server")]
-    return next(child for child in servers if str(engine.port) in child.cmdline())
+    return next(child for child in servers if engine.port in {c.laddr.port for c in child.net_connections()})
 
 
 def test_it_listens_on_loopback_only_and_asks_for_a_key(engine: LlamaServerEngine) -> None:
