@@ -258,7 +258,7 @@ class LlamaServerEngine:
         for line in reversed(self.log):
             if " E " in line or "error" in line.lower():
                 return line.rsplit(": ", 1)[-1].strip()
-        return "llama-server gave no reason"
+        return f"llama-server ended with code {self._process.poll()} and gave no reason"
 
 
 def _completion(ids: list[int], sampling: Sampling, n_predict: int, stream: bool = True) -> str:
