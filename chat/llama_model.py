@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,30 @@ class LlamaModel:
         if result != ABORTED:
             raise ChatError(f"llama.cpp could not evaluate this chat (code {result}): {_reason()}")
         return False
+
+    def logits(self, ids: list[int], wanted: set[int]) -> Iterator[tuple[int, ctypes.Array[ctypes.c_float]]]:
+        """Evaluate `ids` from the beginning; yield (position, n_vocab logits of the token that follows it)
+        for each position in `wanted`. The next step overwrites the array. Raises ChatError."""
+        self.cached.clear()
+        llama_cpp.llama_memory_clear(self._memory, True)
+        for start in range(0, len(ids), MAX_BATCH):
+            part = ids[start : start + MAX_BATCH]
+            batch = llama_cpp.llama_batch_init(len(part), 0, 1)
+            try:
+                batch.n_tokens = len(part)
+                for i, token in enumerate(part):
+                    batch.token[i], batch.pos[i], batch.logits[i] = token, start + i, start + i in wanted
+                    batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+                if code := llama_cpp.llama_decode(self._context, batch):
+                    raise ChatError(f"llama.cpp could not evaluate these tokens (code {code}): {_reason()}")
+                for i in sorted(
+                    position - start for position in wanted if start <= position < start + len(part)
+                ):
+                    pointer = llama_cpp.llama_get_logits_ith(self._context, i)
+                    address = ctypes.addressof(pointer.contents)
+                    yield start + i, (ctypes.c_float * self.n_vocab).from_address(address)
+            finally:
+                llama_cpp.llama_batch_free(batch)
 
     def sampler(self, s: Sampling, prompt: list[int]) -> Any:
         """llama.cpp's default order, as llama-server has it; free it with `free_sampler`."""

@@ -1,0 +1,66 @@
+"""Chats with the token ids that training saw: `prompts.jsonl` of a run, or those that come with the project.
+
+One JSON object a line: `messages` (role and content), `ids` (the whole chat's tokens, BOS included), `mask`
+(1 where the token was trained, 0 elsewhere, as many as `ids`) and `split` (`train` or `test`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from convert.errors import ConvertError
+
+PLAIN_CHATS = Path(__file__).with_name("chats.jsonl")
+
+Split = Literal["train", "test"]
+Encode = Callable[[Sequence[dict[str, str]], bool], list[int]]  # (messages, add_generation_prompt) -> ids
+
+
+@dataclass(frozen=True)
+class Row:
+    """One chat. `mask[i]` says whether `ids[i]` is one of the assistant's tokens, its stop token included."""
+
+    messages: list[dict[str, str]]
+    ids: list[int]
+    mask: list[int]
+    split: Split
+
+
+def load_rows(path: Path) -> list[Row]:
+    """Read a run's `prompts.jsonl`. Raises ConvertError, which names the line."""
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(_row(json.loads(line)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConvertError(f"{path}, line {number}: {error}") from None
+    if not rows:
+        raise ConvertError(f"{path} is empty; train again, or remove it to use the project's own chats")
+    return rows
+
+
+def _row(raw: Any) -> Row:
+    ids, mask = list(map(int, raw["ids"])), list(map(int, raw["mask"]))
+    if len(ids) != len(mask) or not set(mask) <= {0, 1}:
+        raise ValueError(f"mask has {len(mask)} entries for {len(ids)} ids, or others than 0 and 1")
+    if raw["split"] not in ("train", "test"):
+        raise ValueError(f"split is {raw['split']!r}, not train or test")
+    return Row(raw["messages"], ids, mask, raw["split"])
+
+
+def plain_rows(encode: Encode) -> list[Row]:
+    """The project's own chats, encoded for a model that comes without a run; half are for testing."""
+    rows = []
+    for number, line in enumerate(PLAIN_CHATS.read_text(encoding="utf-8").splitlines()):
+        messages = json.loads(line)
+        ids, prompt = encode(messages, False), encode(messages[:-1], True)
+        if ids[: len(prompt)] != prompt:
+            continue  # a template whose reply doesn't follow its own generation prompt
+        mask = [0] * len(prompt) + [1] * (len(ids) - len(prompt))
+        rows.append(Row(messages, ids, mask, "test" if number % 2 else "train"))
+    return rows
