@@ -3,11 +3,15 @@ PYTHON ?= python3
 ARGS ?=
 IN_VENV := .venv/bin/python
 
-.PHONY: chat test lint fix bench clean
+.PHONY: chat convert test lint fix bench clean
 
 chat:  ## install what is missing and serve the chat on http://127.0.0.1:7860
 	@$(PYTHON) scripts/setup_env.py chat
 	@exec $(IN_VENV) app.py $(ARGS)
+
+convert:  ## turn the newest run into a GGUF: make convert ARGS="--quant q4,q5"
+	@$(PYTHON) scripts/setup_env.py convert
+	@exec $(IN_VENV) convert/to_gguf.py $(ARGS)
 
 test:  ## install what is missing, check style and types, run every test that this machine can run
 	@$(PYTHON) scripts/setup_env.py test

@@ -7,17 +7,17 @@ One JSON object a line: `messages` (role and content), `ids` (the whole chat's t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from chat.prompt import PromptEncoder
 from convert.errors import ConvertError
 
 PLAIN_CHATS = Path(__file__).with_name("chats.jsonl")
 
 Split = Literal["train", "test"]
-Encode = Callable[[Sequence[dict[str, str]], bool], list[int]]  # (messages, add_generation_prompt) -> ids
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,26 @@ def _row(raw: Any) -> Row:
     return Row(raw["messages"], ids, mask, raw["split"])
 
 
-def plain_rows(encode: Encode) -> list[Row]:
-    """The project's own chats, encoded for a model that comes without a run; half are for testing."""
+def plain_rows(encoder: PromptEncoder, stop_ids: Collection[int]) -> list[Row]:
+    """The project's own chats, encoded for a model that comes without a run; half are for testing.
+
+    The last reply is marked, up to its stop token, inclusive.
+    """
     rows = []
     for number, line in enumerate(PLAIN_CHATS.read_text(encoding="utf-8").splitlines()):
         messages = json.loads(line)
-        ids, prompt = encode(messages, False), encode(messages[:-1], True)
+        prompt = encoder.encode(messages[:-1])
+        ids = encoder.encode(messages, add_generation_prompt=False)
         if ids[: len(prompt)] != prompt:
             continue  # a template whose reply doesn't follow its own generation prompt
-        mask = [0] * len(prompt) + [1] * (len(ids) - len(prompt))
+        end = next((i + 1 for i in range(len(prompt), len(ids)) if ids[i] in stop_ids), len(ids))
+        mask = [int(len(prompt) <= i < end) for i in range(len(ids))]
         rows.append(Row(messages, ids, mask, "test" if number % 2 else "train"))
     return rows
+
+
+def save_rows(path: Path, rows: list[Row]) -> None:
+    """Write rows as `load_rows` reads them."""
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)

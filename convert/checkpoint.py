@@ -1,0 +1,209 @@
+"""Hugging Face checkpoints on disk, one tensor at a time: read memory-mapped, written in shards.
+
+Only safetensors, a format that can't run code; the library of that name parses and writes it. It refuses a
+file whose header and length disagree, so a download that was cut short is noticed when it is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from convert.errors import ConvertError
+from convert.source import read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 250_000_000  # the writer holds two of these in memory, unless one tensor alone is larger
+
+# As safetensors spells them; 8-bit floats need scales that only their own library knows.
+DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class TensorFile:
+    """The tensors of one safetensors file, in the order in which they lie on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        with self._open() as file:
+            for name in file.offset_keys():
+                about = file.get_slice(name)
+                kind = about.get_dtype()
+                if kind not in DTYPES:
+                    raise ConvertError(
+                        f"{path}: {name} is stored as {kind}, not as 16-bit floats; use the 16-bit model"
+                    )
+                self.shapes[name], self.dtypes[name] = tuple(about.get_shape()), DTYPES[kind]
+
+    def read(self, name: str) -> torch.Tensor:
+        """Map one tensor. Not kept open: its pages count as this process's memory until it is dropped."""
+        with self._open() as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+
+    def _open(self) -> Any:
+        try:
+            return safe_open(self.path, "pt")
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ConvertError(
+                f"{self.path} is not a whole safetensors file ({error}); get it again"
+            ) from None
+
+
+class Checkpoint:
+    """A folder with config.json and safetensors, in one file or in shards with an index."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the config and all headers. Raises ConvertError."""
+        self.folder = folder
+        self.config = read_json(folder / "config.json")
+        self._files: dict[str, TensorFile] = {}
+        for path, wanted in _shards(folder).items():
+            file = TensorFile(path)
+            if missing := sorted((wanted or set()) - file.shapes.keys()):
+                raise ConvertError(f"{folder / INDEX} looks for {missing[0]} in {path.name}, where it isn't")
+            self._files |= {name: file for name in file.shapes if wanted is None or name in wanted}
+        if not self._files:
+            raise ConvertError(f"{folder} holds no tensors")
+
+    @property
+    def names(self) -> list[str]:
+        """All tensors, in the order that reads the disk from front to back."""
+        return list(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return self._files[name].shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a tensor's values, without reading it."""
+        return self._files[name].dtypes[name]
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor, which may be a view of the file: don't change it."""
+        return self._files[name].read(name)
+
+    @property
+    def n_params(self) -> int:
+        """The number of values in all tensors."""
+        return sum(prod(self.shape(name)) for name in self.names)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of all tensors."""
+        return sum(prod(self.shape(name)) * self.dtype(name).itemsize for name in self.names)
+
+
+def _shards(folder: Path) -> dict[Path, set[str] | None]:
+    """Return the files, each with the tensors that the index expects in it; None where there is no index."""
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: None}
+    index = folder / INDEX
+    if not index.is_file():
+        cure = "save it again with model.save_pretrained, which writes safetensors"
+        pickled = (
+            "pickled weights (.bin), which could run code" if any(folder.glob("*.bin")) else "no weights"
+        )
+        raise ConvertError(f"{folder} holds {pickled}, instead of {SINGLE} or {INDEX}; {cure}")
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise ConvertError(f"{index} has no weight_map; get it again")
+    shards: dict[Path, set[str] | None] = {}
+    for name, file in named.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
+            raise ConvertError(f"{index} puts {name} into {file!r}, which is no file of that folder")
+        if not (folder / file).is_file():
+            raise ConvertError(f"{folder} lacks {file}, where {INDEX} puts {name}; get that file too")
+        wanted = shards.setdefault(folder / file, set())
+        assert wanted is not None
+        wanted.add(name)
+    return shards
+
+
+class CheckpointWriter:
+    """Writes a checkpoint into `<folder>.partial`, which `close` renames to `folder`.
+
+    One shard is written while the next one is filled.
+
+    In a `with` statement an exception removes what was written; other files of the checkpoint (config,
+    tokenizer) belong into `partial` too.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if folder.exists():
+            raise ConvertError(f"{folder} is there already; delete it, or choose another folder")
+        self.folder, self.partial = folder, folder.with_name(folder.name + ".partial")
+        shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed
+        self.partial.mkdir(parents=True)
+        self._shard: dict[str, torch.Tensor] = {}
+        self._shards: list[list[str]] = []
+        self._held = self._total = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Take a tensor, which is not to be changed any more; write all that wait when they fill a shard."""
+        if self._shard and self._held + tensor.nbytes > SHARD_BYTES:
+            self._write()
+        self._shard[name] = tensor.contiguous()
+        self._held += tensor.nbytes
+
+    def _write(self) -> None:
+        if self._writing:
+            self._writing.result()
+        self._shards.append(list(self._shard))
+        path = self.partial / f"{len(self._shards)}.safetensors"
+        self._writing = self._thread.submit(save_file, self._shard, path, {"format": "pt"})
+        self._total += self._held
+        self._shard, self._held = {}, 0
+
+    def close(self) -> None:
+        """Write the last shard and the index, and give the folder its name."""
+        self._write()
+        assert self._writing
+        self._writing.result()
+        self._thread.shutdown()
+        count = len(self._shards)
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(self._shards, 1):
+            file = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            (self.partial / f"{number}.safetensors").rename(self.partial / file)
+            weight_map |= dict.fromkeys(names, file)
+        if count > 1:
+            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+            (self.partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        self.partial.rename(self.folder)
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._thread.shutdown()
+            shutil.rmtree(self.partial, ignore_errors=True)

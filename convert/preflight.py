@@ -1,0 +1,54 @@
+"""What a conversion needs of the disk and the memory, said and checked before anything starts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from chat.machine import available_bytes, human_size
+from convert.checkpoint import Checkpoint
+from convert.errors import ConvertError
+
+# Bits a weight of a file of each kind: llama.cpp's figures for Llama-3.1-8B (tools/quantize/README.md), and a
+# little above them.
+BITS = {"F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.6, "Q5_K_M": 5.9, "Q4_K_M": 5.1}
+OTHER_BITS = 6.0
+# Quantising holds one tensor as float beside its results; the largest is the embedding or the head.
+QUANTISE_COPIES = 3
+
+
+def disk_needed(checkpoint: Checkpoint, merges: bool, types: list[str], keep: bool) -> int:
+    """Bytes at the worst moment beside the base: the merged checkpoint and the 16-bit GGUF together, or the
+    GGUFs, when the merged checkpoint is gone."""
+    sixteen = 2 * checkpoint.n_params
+    quants = round(sum(BITS.get(kind, OTHER_BITS) / 8 * checkpoint.n_params for kind in types))
+    merged = sixteen if merges else 0
+    return max(merged + sixteen, sixteen + quants + (merged if keep else 0))
+
+
+def memory_needed(checkpoint: Checkpoint) -> int:
+    """Bytes that merging and quantising hold at once; checking the checkpoint's answers needs it whole."""
+    elements = max(_elements(checkpoint.shape(name)) for name in checkpoint.names)
+    return max(QUANTISE_COPIES * 4 * elements, 2 * checkpoint.n_params)
+
+
+def check(checkpoint: Checkpoint, merges: bool, types: list[str], keep: bool, folder: Path) -> str:
+    """Return the line that says what is needed. Raises ConvertError if disk or memory are too small."""
+    disk, free_disk = disk_needed(checkpoint, merges, types, keep), shutil.disk_usage(folder).free
+    memory, free_memory = memory_needed(checkpoint), available_bytes()
+    needs = (
+        f"Needs up to {human_size(disk)} of disk ({human_size(free_disk)} free) "
+        f"and {human_size(memory)} of memory ({human_size(free_memory)} free)."
+    )
+    if disk > free_disk:
+        raise ConvertError(f"the disk is too small. {needs} Free some, or ask for fewer types at once")
+    if memory > free_memory:
+        raise ConvertError(f"the memory is too small. {needs} Close other programs, or use a larger machine")
+    return needs
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count

@@ -1,0 +1,126 @@
+"""From one 16-bit GGUF to any of llama.cpp's types: names, predicted size, importance matrix, the tool."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from chat.machine import thread_count
+from convert import llamacpp
+from convert.errors import ConvertError
+
+ALIASES = {"q4": "Q4_K_M", "q5": "Q5_K_M", "q6": "Q6_K", "q8": "Q8_0"}
+# What `llama-quantize --help` lists for the pinned version, without numbers and sparse mixtures' own type.
+TYPES = (
+    *("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q5_1", "Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1"),
+    *("IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "Q2_K"),
+    *("Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ1_0", "TQ2_0"),
+)
+SIXTEEN_BIT = ("F16", "BF16")
+NEED_IMATRIX = ("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q2_K_S")
+IMATRIX_CONTEXT = 256  # tokens a chunk: runs keep a few dozen rows, too few for the default of 512
+IMATRIX_CHUNKS = 64
+
+_STEP = re.compile(r"\[ *(\d+)/ *(\d+)\]")
+_SIZE = re.compile(r"(model|quant) size +=\s+([\d.]+) MiB")
+
+Progress = Callable[[int, int], None]  # done, in all
+
+
+def parse_types(given: str) -> list[str]:
+    """Turn `q4,q5,IQ4_XS` into llama.cpp's names, each once. Raises ConvertError with the nearest name."""
+    types = []
+    for word in filter(None, (word.strip() for word in given.split(","))):
+        name = ALIASES.get(word.lower(), word.upper())
+        if name not in TYPES:
+            close = difflib.get_close_matches(word.upper(), TYPES, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConvertError(
+                f"unknown quant {word!r}; {hint}choose of q4, q5, q6, q8, f16, {', '.join(TYPES)}"
+            )
+        if name not in types:
+            types.append(name)
+    if not types:
+        raise ConvertError("--quant names no type; for example: --quant q5")
+    return types
+
+
+def predicted_size(sixteen_bit: Path, name: str) -> int:
+    """Bytes that a file of type `name` will have: llama-quantize's own forecast, and the header as it is."""
+    printed = llamacpp.run([llamacpp.tool("llama-quantize"), "--dry-run", sixteen_bit, name])
+    sizes = {kind: float(mebibytes) * 2**20 for kind, mebibytes in _SIZE.findall(printed)}
+    if set(sizes) != {"model", "quant"}:
+        raise ConvertError(f"llama-quantize --dry-run gave no size for {name}")
+    return round(sixteen_bit.stat().st_size - sizes["model"] + sizes["quant"])
+
+
+def quantise(sixteen_bit: Path, target: Path, name: str, imatrix: Path | None, progress: Progress) -> None:
+    """Write `target`, a GGUF of type `name`, as `.partial` first. Raises ConvertError."""
+    partial = target.with_name(target.name + ".partial")
+    options: list[str | Path] = ["--imatrix", imatrix] if imatrix else []
+
+    def on_line(line: str) -> None:
+        if found := _STEP.search(line):
+            progress(int(found[1]), int(found[2]))
+
+    tool = llamacpp.tool("llama-quantize")
+    llamacpp.run([tool, *options, sixteen_bit, partial, name, str(thread_count())], on_line)
+    partial.replace(target)
+
+
+def convert_checkpoint(checkpoint: Path, target: Path, outtype: str, name: str, progress: Progress) -> None:
+    """Write the 16-bit GGUF of a checkpoint with llama.cpp's converter, as `.partial` first.
+
+    `name` becomes general.name (see `sixteen_bit.model_name`). Raises ConvertError.
+    """
+    partial = target.with_name(target.name + ".partial")
+
+    def on_line(line: str) -> None:
+        if found := re.search(r"Writing:\s+(\d+)%", line):
+            progress(int(found[1]), 100)
+
+    llamacpp.run(
+        [
+            *(sys.executable, llamacpp.converter(), checkpoint, "--outfile", partial),
+            *("--outtype", outtype.lower(), "--model-name", name),
+        ],
+        on_line,
+    )
+    partial.replace(target)
+
+
+def convert_adapter(adapter: Path, base: Path, target: Path) -> None:
+    """Write an adapter alone as a GGUF for the GGUF of its base. Raises ConvertError."""
+    partial = target.with_name(target.name + ".partial")
+    script = llamacpp.converter(llamacpp.LORA_CONVERTER)
+    llamacpp.run([sys.executable, script, adapter, "--base", base, "--outfile", partial, "--outtype", "f16"])
+    partial.replace(target)
+
+
+def importance_matrix(sixteen_bit: Path, text: Path, target: Path, progress: Progress) -> None:
+    """Write how much each input channel matters on `text`, for types that weigh their errors by it.
+
+    Special tokens in `text` are parsed. Raises ConvertError, also when the text is shorter than one chunk.
+    """
+    partial = target.with_name(target.name + ".partial")
+    total = 1
+
+    def on_line(line: str) -> None:
+        nonlocal total
+        if found := re.search(r"over (\d+) chunks", line):
+            total = int(found[1])
+        elif found := re.search(r".*\[(\d+)\]", line):
+            progress(int(found[1]), total)
+
+    llamacpp.run(
+        [
+            *(llamacpp.tool("llama-imatrix"), "-m", sixteen_bit, "-f", text, "-o", partial),
+            *("-c", str(IMATRIX_CONTEXT), "-b", str(IMATRIX_CONTEXT), "--chunks", str(IMATRIX_CHUNKS)),
+            *("--parse-special", "-t", str(thread_count()), "-ngl", "99"),
+        ],
+        on_line,
+    )
+    partial.replace(target)

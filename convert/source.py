@@ -1,0 +1,89 @@
+"""What is to be converted: a run of `train/`, an adapter's folder, or a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convert.errors import ConvertError
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Exactly one of `adapter` and `checkpoint` is there; `prompts` only where a run recorded them."""
+
+    name: str  # of the run; file names begin with it
+    folder: Path  # outputs/<name>, where intermediate files go
+    adapter: Path | None = None
+    checkpoint: Path | None = None
+    prompts: Path | None = None
+
+
+def find_source(given: str | None, outputs: Path) -> Source:
+    """Find a run in `outputs` or a folder by its name; None is the newest run. Raises ConvertError."""
+    if given is None:
+        return _run(_newest(outputs))
+    for path in (outputs / given, Path(given)):
+        if (path / "adapter" / ADAPTER_CONFIG).is_file():
+            return _run(path)
+    path = Path(given)
+    if path.suffix == ".gguf":
+        raise ConvertError(f"{given!r} is a GGUF already; chat with it: python app.py --model {given}")
+    if (path / ADAPTER_CONFIG).is_file():
+        name = path.resolve().parent.name if path.resolve().name == "adapter" else path.resolve().name
+        return Source(name, outputs / name, adapter=path)
+    if (path / "config.json").is_file():
+        refuse_code(path)
+        name = path.resolve().name
+        return Source(name, outputs / name, checkpoint=path)
+    if path.is_dir():
+        raise ConvertError(
+            f"{given!r} holds neither {ADAPTER_CONFIG} (an adapter) nor config.json (a checkpoint)"
+        )
+    runs = ", ".join(sorted(path.parent.parent.name for path in outputs.glob(f"*/adapter/{ADAPTER_CONFIG}")))
+    raise ConvertError(f"no run or folder is called {given!r}; runs: {runs or 'none yet'}")
+
+
+def _newest(outputs: Path) -> Path:
+    adapters = outputs.glob(f"*/adapter/{ADAPTER_CONFIG}")
+    newest = max(adapters, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise ConvertError(
+            f"there is no run in {outputs.name}/ yet. Train one, or name the folder of an adapter or of a "
+            "checkpoint: python convert/to_gguf.py FOLDER --quant q5"
+        )
+    return newest.parent.parent
+
+
+def _run(folder: Path) -> Source:
+    prompts = folder / "prompts.jsonl"
+    adapter = folder / "adapter"
+    return Source(
+        folder.resolve().name, folder, adapter=adapter, prompts=prompts if prompts.is_file() else None
+    )
+
+
+def refuse_code(checkpoint: Path) -> None:
+    """Refuse a checkpoint that brings Python code: nobody has read it."""
+    for name in ("config.json", "tokenizer_config.json"):
+        path = checkpoint / name
+        if path.is_file() and "auto_map" in read_json(path):
+            raise ConvertError(
+                f"{path} asks to run code of its own ('auto_map'), which is never run here; "
+                "use a model that transformers knows"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises ConvertError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConvertError(f"can't read {path}: {error}") from None
+    if not isinstance(found, dict):
+        raise ConvertError(f"{path} is not a JSON object")
+    return found

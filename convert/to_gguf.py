@@ -1,0 +1,75 @@
+"""Turn a fine-tuned model into GGUF files that have proved themselves: convert/to_gguf.py --quant q5"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+if not __package__:  # run as a script: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from chat.errors import ChatError
+from convert.quantise import parse_types
+from convert.settings import Settings
+from convert.source import find_source
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see python convert/to_gguf.py --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Read the options; a wrong one ends the program with one line and exit code 2."""
+    parser = _Parser(prog="to_gguf.py", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("run", nargs="?", metavar="RUN", help="a run, an adapter's folder or a checkpoint; the newest run")
+    add("--quant", default="q5", help="q4, q5, q6, q8, f16, or llama.cpp's names; several with commas (q5)")
+    add(
+        "--base",
+        choices=("full", "nf4", "auto"),
+        help="merge on the 16-bit base, on its NF4 form, or measure",
+    )
+    add("--base-model", metavar="DIR", help="where the 16-bit base is, if not where the adapter says")
+    add(
+        "--imatrix",
+        default="auto",
+        help="auto, none or a file: weigh errors by what matters on the run's data",
+    )
+    add("--lora", action="store_true", help="write the adapter alone, as a GGUF for the GGUF of its base")
+    add("--keep", action="store_true", help="keep the merged checkpoint")
+    add("--root", type=Path, default=ROOT, help="where outputs/, models/ and models.json are (here)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Convert; return the exit code: 0 when each file passed its checks, 1 otherwise."""
+    given = parse(argv)
+    try:
+        types = parse_types(given.quant)
+    except ChatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        source = find_source(given.run, given.root / "outputs")
+        from convert import work  # torch takes seconds: not before the mistakes above are out of the way
+
+        settings = Settings(given.base_model, given.base, given.imatrix, given.keep)
+        if given.lora:
+            return work.adapter_alone(source, settings, given.root)
+        return work.convert(source, settings, types, given.root)
+    except ChatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on where it was.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,180 @@
+"""Check 3: loss, perplexity and KL divergence of each stage, on the run's exact ids and label mask.
+
+A distribution is the log-probabilities of one position, shape (n_vocab,), natural logarithm. Reference
+distributions are kept on disk as float16, so that what they came from can be deleted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chat.llama_model import LlamaModel
+from chat.machine import thread_count
+from convert.errors import ConvertError
+from convert.rows import Row
+from convert.verify.check import Check
+from convert.verify.thresholds import CHECKPOINT_KL, Limit, kl_limit, same_top_limit
+
+# 1,000 scored tokens give the mean KL of a 4-bit file to about 5 %, and take seconds on a small model. The
+# other bounds keep long prompts from taking minutes; 2,048 is also below the length at which Phi-3.5 changes
+# its RoPE factors, which llama.cpp decides by the context and transformers by the text.
+MAX_SCORED, MAX_EVALUATED, MAX_ROW = 1000, 4096, 2048
+CONTEXT_STEP = 256  # llama.cpp rounds a context up to it
+
+# Rounding to float16 may give -inf; so small a probability contributes nothing where the other is small too.
+_LOWEST = np.float32(-1e4)
+
+LogProbs = NDArray[np.float32]
+Progress = Callable[[int, int], None]  # done, in all
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One stage on the same tokens; `kl_mean`, `kl_99` (99 % of the tokens lie below) in nats, against the
+    stage before it; `same_top` is the share of tokens where both think the same token the likeliest."""
+
+    tokens: int
+    loss: float  # mean negative log-likelihood, nats a token
+    perplexity: float
+    kl_mean: float
+    kl_99: float
+    same_top: float
+
+
+def rows_to_score(rows: Sequence[Row]) -> list[Row]:
+    """Choose the test rows (all, where no row is for testing) up to the caps; the last one may be cut.
+
+    Raises ConvertError when no token is left to score.
+    """
+    chosen, scored, evaluated = [], 0, 0
+    for row in [row for row in rows if row.split == "test"] or rows:
+        ids = row.ids[: min(MAX_ROW, MAX_EVALUATED - evaluated)]
+        mask = [0, *row.mask[1 : len(ids)]]  # nothing predicts the first token
+        wanted = [i for i, trained in enumerate(mask) if trained][: MAX_SCORED - scored]
+        if wanted:
+            end = wanted[-1] + 1
+            chosen.append(Row(row.messages, ids[:end], mask[:end], row.split))
+            scored, evaluated = scored + len(wanted), evaluated + end
+    if not chosen:
+        raise ConvertError(
+            f"none of the {len(rows)} rows has a trained token among its first {MAX_ROW}; train with shorter "
+            "prompts, or remove prompts.jsonl to use the project's own chats"
+        )
+    return chosen
+
+
+def targets(rows: Sequence[Row]) -> list[int]:
+    """Return the tokens that are predicted, in the order of the distributions."""
+    return [token for row in rows for token, trained in zip(row.ids, row.mask, strict=True) if trained]
+
+
+def predicting(row: Row) -> list[int]:
+    """Return the positions whose logits predict the trained tokens: each one before its token."""
+    return [i - 1 for i, trained in enumerate(row.mask) if trained]
+
+
+def gguf_log_probs(gguf: Path, rows: Sequence[Row], on_row: Callable[[], None]) -> Iterator[LogProbs]:
+    """Yield the distribution before each trained token, through llama-cpp-python. Raises ChatError."""
+    longest = max(len(row.ids) for row in rows)
+    model = LlamaModel(gguf, -(-longest // CONTEXT_STEP) * CONTEXT_STEP, thread_count(), [])
+    try:
+        for row in rows:
+            for _, logits in model.logits(row.ids, set(predicting(row))):
+                yield log_softmax(np.ctypeslib.as_array(logits))
+            on_row()
+    finally:
+        model.close()
+
+
+def log_softmax(logits: NDArray[np.floating]) -> LogProbs:
+    """Return the log-probabilities of one position's logits."""
+    shifted: LogProbs = logits.astype(np.float32) - np.max(logits)
+    shifted -= np.float32(math.log(np.sum(np.exp(shifted), dtype=np.float64)))
+    return shifted
+
+
+def save_reference(path: Path, distributions: Iterable[LogProbs], count: int) -> None:
+    """Write `count` distributions as float16, shape (count, n_vocab), by way of `.partial`."""
+    partial = path.with_name(path.name + ".partial")
+    written: NDArray[np.float16] | None = None
+    for i, log_probs in enumerate(distributions):
+        if written is None:
+            shape = (count, len(log_probs))
+            written = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+        with np.errstate(over="ignore"):  # below -65,504
+            rounded = log_probs.astype(np.float16)
+        top = int(np.argmax(log_probs))
+        if np.argmax(rounded) != top:  # two became equal: the likeliest must stay so
+            rounded[top] = np.nextafter(np.max(rounded), np.float16(np.inf))
+        written[i] = rounded
+    assert written is not None
+    written.flush()  # type: ignore[attr-defined]
+    partial.replace(path)
+
+
+def read_reference(path: Path) -> Iterator[LogProbs]:
+    """Yield the distributions in `path`. Rounded logarithms don't add up to 1; these do again, so that a
+    divergence is never negative and the rounding adds less than 1e-6 to it."""
+    for rounded in np.load(path, mmap_mode="r"):
+        yield log_softmax(rounded.astype(np.float32))
+
+
+def compare(reference: Path, other: Iterable[LogProbs], wanted: Sequence[int]) -> Scores:
+    """Score `other` on the tokens `wanted`, and measure its divergence from the reference, KL(ref || other).
+
+    llama.cpp may pad or trim a vocabulary: both sides then count over the part that they share.
+    """
+    losses, divergences, same = [], [], 0
+    for p, q, token in zip(read_reference(reference), other, wanted, strict=True):
+        if len(p) != len(q):
+            shared = min(len(p), len(q))
+            p, q = log_softmax(p[:shared]), log_softmax(q[:shared])
+        p, q = np.maximum(p, _LOWEST), np.maximum(q, _LOWEST)
+        losses.append(-float(q[token]))
+        divergences.append(float(np.sum(np.exp(p) * (p - q), dtype=np.float64)))
+        same += int(np.argmax(p) == np.argmax(q))
+    loss = math.fsum(losses) / len(losses)
+    return Scores(
+        tokens=len(losses),
+        loss=loss,
+        perplexity=math.exp(min(loss, 700)),  # a broken file must not overflow
+        kl_mean=math.fsum(divergences) / len(divergences),
+        kl_99=float(np.quantile(divergences, 0.99)),
+        same_top=same / len(losses),
+    )
+
+
+def check_sixteen_bit(scores: Scores) -> list[Check]:
+    """Judge the 16-bit GGUF against the checkpoint that it was converted from."""
+    return _judged("16 bit", scores, CHECKPOINT_KL, same_top_limit(CHECKPOINT_KL))
+
+
+def check_quantised(scores: Scores, file_type: str, fallbacks: Iterable[str], n_params: int) -> list[Check]:
+    """Judge a quantised GGUF against the 16-bit one; `fallbacks` are types used where K-quants don't fit."""
+    limit = kl_limit(file_type, fallbacks, n_params)
+    return _judged(file_type, scores, limit, same_top_limit(limit))
+
+
+def _judged(stage: str, scores: Scores, kl: Limit, same_top: Limit) -> list[Check]:
+    finite = math.isfinite(scores.loss) and math.isfinite(scores.kl_mean)
+    return [
+        Check(
+            f"{stage}: loss",
+            "ok" if finite else "fail",
+            f"{scores.loss:.4f} over {scores.tokens} tokens",
+            "" if finite else "not a number",
+        ),
+        Check(f"{stage}: KL", (v := kl.judge(scores.kl_mean)), f"{scores.kl_mean:.5f}", kl.reason(v)),
+        Check(
+            f"{stage}: same top",
+            (v := same_top.judge(1 - scores.same_top)),
+            f"{scores.same_top:.1%}",
+            "" if v == "ok" else f"{v} below {1 - getattr(same_top, v):.1%} ({same_top.source})",
+        ),
+    ]

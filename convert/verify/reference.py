@@ -1,0 +1,212 @@
+"""What verification needs of the checkpoint, computed by torch and transformers before it is deleted.
+
+Arithmetic is fp32 on the stored 16-bit weights. llama.cpp keeps activations in fp32 between its f16 products,
+so this is the smallest difference that conversion can honestly be given: bf16 arithmetic differs from itself
+in another order by more than a wrong norm would.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
+
+from chat.machine import available_bytes
+from chat.prompt import FALLBACK_TEMPLATE
+from chat.templates import TemplateRenderer
+from convert.errors import ConvertError
+from convert.nasty import NASTY
+from convert.rows import Row
+from convert.verify.answers import GREEDY, Answer, prompts
+from convert.verify.loss import LogProbs, predicting
+from convert.verify.metadata import Facts
+from convert.verify.tokens import Tokenized
+
+BATCH_TOKENS = 512  # padding included; the scores of a large vocabulary take half a gigabyte
+_FITS = 0.7  # of the free memory that weights in fp32 may take
+
+
+class Checkpoint:
+    """A Hugging Face checkpoint and its tokenizer, loaded without running any code of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        self.folder = folder
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # there is one of ours
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
+            self.model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=self._dtype(), attn_implementation="eager", use_safetensors=True, **options
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConvertError(f"transformers can't load the checkpoint {str(folder)!r}: {reason}") from None
+        self.model.eval()  # type: ignore[no-untyped-call]
+        self._renderer = TemplateRenderer()
+
+    def _dtype(self) -> torch.dtype | str:
+        """Fp32 where it fits; else as stored, and `float32_arithmetic` converts layer by layer."""
+        stored = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        return torch.float32 if 2 * stored < _FITS * available_bytes() else "auto"
+
+    def close(self) -> None:
+        self._renderer.close()
+        del self.model
+
+    @property
+    def chat_template(self) -> str | None:
+        """As transformers chooses it: the file before the tokenizer's configuration."""
+        template = self.tokenizer.chat_template
+        return template.get("default") if isinstance(template, dict) else template
+
+    def render(self, messages: list[dict[str, str]], generate: bool) -> str:
+        """Fill the template; raises TemplateError."""
+        template = self.chat_template or FALLBACK_TEMPLATE
+        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        return self._renderer.render(template, messages, generate, bos, eos)
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a text, no BOS added."""
+        found: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+
+    def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of a prompt, with one BOS if the tokenizer adds one."""
+        ids, bos = self.ids(self.render(messages, True)), self.tokenizer.bos_token_id
+        adds = bos is not None and self.tokenizer("x")["input_ids"][:1] == [bos]
+        while ids[:2] == [bos, bos]:
+            del ids[0]
+        return ids if not adds or ids[:1] == [bos] else [bos, *ids]
+
+    def facts(self) -> Facts:
+        """What its files say, for `check_metadata`."""
+        config = _json(self.folder / "config.json")
+        text = config.get("text_config") or config
+        generation = _json(self.folder / "generation_config.json")
+        sources = (text, config, generation)
+        return Facts(
+            architecture=next(iter(config.get("architectures") or []), None),
+            n_ctx=text.get("max_position_embeddings"),
+            vocab_sizes=_numbers([text.get("vocab_size"), len(self.tokenizer)]),
+            bos_ids=_numbers([self.tokenizer.bos_token_id, *(s.get("bos_token_id") for s in sources)]),
+            eos_ids=_numbers([self.tokenizer.eos_token_id, *(s.get("eos_token_id") for s in sources)]),
+            end_of_turn_id=self._end_of_turn(),
+            chat_template=self.chat_template,
+        )
+
+    def _end_of_turn(self) -> int | None:
+        """The first special token that the template writes after a reply."""
+        mark = "zreplyz"
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+        special = set(self.tokenizer.added_tokens_decoder) | set(self.tokenizer.all_special_ids)
+        after = self.render(turns, False).partition(mark)[2]
+        return next((i for i in self.ids(after) if i in special), None)
+
+    def tokenized(self, rows: Sequence[Row]) -> list[Tokenized]:
+        """The texts of the rows' messages and the odd ones, each once."""
+        plain = dict.fromkeys(message["content"] for row in rows for message in row.messages)
+        texts = [(text, False) for text in plain] + [(text, True) for text in NASTY]
+        return [Tokenized(text, self.ids(text), nasty) for text, nasty in texts]
+
+    def stop_ids(self) -> list[int]:
+        """All tokens that end a reply."""
+        facts = self.facts()
+        return _numbers([*facts.eos_ids, facts.end_of_turn_id])
+
+    @torch.inference_mode()
+    def answers(self, rows: Sequence[Row]) -> list[Answer]:
+        """Greedy answers to the rows' prompts, all in one batch, padded on the left."""
+        chats = prompts(rows)
+        asked = [self.prompt_ids(chat) for chat in chats]
+        width, stops = max(map(len, asked)), self.stop_ids()
+        # In the place of the checkpoint's own, which may sample or penalise.
+        self.model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False,
+            max_new_tokens=GREEDY.max_tokens,
+            eos_token_id=stops or None,
+            pad_token_id=(stops or [0])[0],
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        found = self.model.generate(
+            input_ids=torch.tensor([[0] * (width - len(ids)) + ids for ids in asked]),
+            attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in asked]),
+        )
+        best = torch.stack([logits.float().topk(2).values for logits in found.logits], dim=1)
+        answers = []
+        for i, (chat, ids) in enumerate(zip(chats, asked, strict=True)):
+            reply = found.sequences[i, width:].tolist()
+            end = next((at for at, token in enumerate(reply) if token in stops), None)
+            margins = (best[i, :, 0] - best[i, :, 1])[:end].tolist()
+            text = self.tokenizer.decode(reply[:end], skip_special_tokens=True)
+            answers.append(Answer(chat, ids, reply[:end], margins, end is not None, not text.strip()))
+        return answers
+
+    @torch.inference_mode()
+    def log_probs(self, rows: Sequence[Row], on_row: Callable[[], None]) -> Iterator[LogProbs]:
+        """Yield the distribution before each trained token, in the rows' order.
+
+        Rows are padded on the right, where a causal model's earlier tokens never look, and the head computes
+        only the positions that are asked for.
+        """
+        float32_arithmetic(self.model)
+        head = self.model.get_output_embeddings()
+        for batch in batches(rows):
+            width = max(len(row.ids) for row in batch)
+            ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in batch])
+            wanted = torch.zeros_like(ids, dtype=torch.bool)
+            for i, row in enumerate(batch):
+                wanted[i, predicting(row)] = True
+            hook = head.register_forward_pre_hook(lambda _, given, wanted=wanted: (given[0][wanted],))
+            try:
+                logits = self.model(input_ids=ids, use_cache=False).logits
+            finally:
+                hook.remove()
+            yield from torch.log_softmax(logits.float(), dim=-1).numpy()
+            for _ in batch:
+                on_row()
+
+
+def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Group neighbouring rows into batches of at most BATCH_TOKENS with padding; a longer row is alone."""
+    batch: list[Row] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * max(len(r.ids) for r in [*batch, row]) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def float32_arithmetic(model: nn.Module) -> None:
+    """Let a model with 16-bit weights compute in fp32, one linear layer's weights converted at a time.
+
+    Widening and narrowing back loses nothing. All that is not a linear layer is small and stays wide.
+    """
+    for module in model.modules():
+        if not isinstance(module, nn.Linear):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight.dtype != torch.float32:
+            stored = module.weight.dtype
+            module.register_forward_pre_hook(lambda layer, _: layer.float() and None)
+            module.register_forward_hook(lambda layer, *_, stored=stored: layer.to(stored) and None)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _numbers(values: Iterable[Any]) -> list[int]:
+    """Flatten numbers and lists of them, each once."""
+    flat = [i for value in values for i in (value if isinstance(value, list) else [value])]
+    return list(dict.fromkeys(i for i in flat if isinstance(i, int)))

@@ -1,0 +1,167 @@
+"""The six checks in one place: first what the checkpoint says, while it is there, then each GGUF."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from chat.errors import ChatError
+from chat.gguf_file import read_gguf
+from chat.host import Host, Model
+from chat.registry import Entry, Registry, Source
+from convert.rows import Row
+from convert.verify.answers import PROMPTS, Answer, check_answers
+from convert.verify.check import Check
+from convert.verify.cross_check import check_cross
+from convert.verify.loss import (
+    Progress,
+    Scores,
+    check_quantised,
+    check_sixteen_bit,
+    compare,
+    gguf_log_probs,
+    read_reference,
+    rows_to_score,
+    save_reference,
+    targets,
+)
+from convert.verify.metadata import Facts, check_metadata
+from convert.verify.report import Report
+from convert.verify.size import check_size
+from convert.verify.tensors import TensorFile, check_tensors, fallback_types
+from convert.verify.tokens import Tokenized, check_tokens
+
+CONTEXT = 2048  # tokens: prompts and 48 more
+# Files in the folder of references.
+FACTS, TOKENS, ANSWERS, SCORES, DISTRIBUTIONS = (
+    *("facts.json", "tokens.json", "answers.json", "scores.json", "16bit.npy"),
+)
+
+
+@contextmanager
+def chat_model(gguf: Path) -> Iterator[Model]:
+    """Load a GGUF as the app does, in this process. Raises ChatError."""
+    n_ctx = min(CONTEXT, read_gguf(gguf).n_ctx_train or CONTEXT)
+    entry = Entry(sources=[Source(path=str(gguf.resolve()))], n_ctx=max(256, n_ctx))
+    registry = Registry(gguf.resolve().with_name("models.json"), {gguf.stem: entry})
+    with closing(Host(registry, "in-process")) as host, host.use(gguf.stem) as model:
+        yield model
+
+
+def reference(
+    checkpoint: Path, sixteen_bit: Path, rows: Sequence[Row], folder: Path, on_progress: Progress
+) -> None:
+    """Write into `folder` all that `verify` needs of `checkpoint`, which may be deleted afterwards.
+
+    Also scores `sixteen_bit` against it. The folder belongs to one checkpoint and one set of rows; what was
+    in it goes. Raises ConvertError.
+    """
+    from convert.verify.reference import Checkpoint  # torch and transformers take seconds to import
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    scored = rows_to_score(rows)
+    step = _Steps(on_progress, 2 * len(scored) + PROMPTS + 2)
+    own = folder / "checkpoint.npy"
+    with closing(Checkpoint(checkpoint)) as loaded:
+        _write(folder / FACTS, asdict(loaded.facts()))
+        _write(folder / TOKENS, [asdict(text) for text in loaded.tokenized(rows)])
+        step()
+        _write(folder / ANSWERS, [asdict(answer) for answer in loaded.answers(rows)])
+        step(PROMPTS)
+        save_reference(own, loaded.log_probs(scored, step), len(targets(scored)))
+    save_reference(folder / DISTRIBUTIONS, gguf_log_probs(sixteen_bit, scored, step), len(targets(scored)))
+    stages = {"checkpoint": own, str(read_gguf(sixteen_bit).file_type): folder / DISTRIBUTIONS}
+    scores = {name: compare(own, read_reference(path), targets(scored)) for name, path in stages.items()}
+    _write(folder / SCORES, {name: asdict(score) for name, score in scores.items()})
+    own.unlink()
+    step()
+
+
+def verify(
+    gguf: Path,
+    sixteen_bit: Path,
+    folder: Path,
+    rows: Sequence[Row],
+    predicted_bytes: int,
+    on_progress: Progress,
+) -> Report:
+    """Run all checks on `gguf`, which is `sixteen_bit` itself or made from it.
+
+    `folder` is what `reference` wrote. A check that can't be made at all fails with its reason.
+    """
+    scored, scores = (
+        rows_to_score(rows),
+        {name: Scores(**raw) for name, raw in _read(folder / SCORES).items()},
+    )
+    try:
+        file = read_gguf(gguf)
+        n_tensors = len(TensorFile(gguf).tensors)
+    except ChatError as error:
+        return Report("", [Check("file", "fail", "", str(error))], scores)
+    kind = str(file.file_type)
+    quantised = gguf != sixteen_bit
+    step = _Steps(on_progress, n_tensors + PROMPTS + 3 + (len(scored) if quantised else 0))
+    checks = check_size(gguf, predicted_bytes)
+    checks += check_metadata(gguf, Facts(**_read(folder / FACTS)))
+    checks += _tried("tensors", lambda: check_tensors(gguf, sixteen_bit, step))
+    answers = [Answer(**raw) for raw in _read(folder / ANSWERS)]
+    texts = [Tokenized(**raw) for raw in _read(folder / TOKENS)]
+
+    def chat() -> list[Check]:
+        with chat_model(gguf) as model:
+            found = check_tokens(model, rows, texts)
+            step()
+            return found + check_answers(model, answers, quantised, step)
+
+    checks += _tried("chat", chat)
+    sixteen_scores = next(score for name, score in scores.items() if name != "checkpoint")
+    checks += check_sixteen_bit(sixteen_scores)
+
+    def loss() -> list[Check]:
+        distributions = gguf_log_probs(gguf, scored, step)
+        scores[kind] = compare(folder / DISTRIBUTIONS, distributions, targets(scored))
+        return check_quantised(scores[kind], kind, fallback_types(gguf), file.n_params)
+
+    if quantised:
+        checks += _tried("loss", loss)
+    checks += _tried("cross-check", lambda: check_cross(gguf))
+    step.finish()
+    return Report(kind, checks, scores)
+
+
+def _tried(name: str, check: Callable[[], list[Check]]) -> list[Check]:
+    """A file that llama.cpp or the app refuses fails the check; it doesn't stop the others."""
+    try:
+        return check()
+    except ChatError as error:
+        return [Check(name, "fail", "", str(error))]
+
+
+class _Steps:
+    """Counts what is done and tells it."""
+
+    def __init__(self, on_progress: Progress, total: int) -> None:
+        self.on_progress, self.done, self.total = on_progress, 0, total
+
+    def __call__(self, count: int = 1) -> None:
+        self.done = min(self.done + count, self.total)
+        self.on_progress(self.done, self.total)
+
+    def finish(self) -> None:
+        self(self.total)
+
+
+def _write(path: Path, content: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, ensure_ascii=True), encoding="utf-8")
+    partial.replace(path)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,85 @@
+"""One conversion from the first check to the printed tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from chat.machine import human_size
+from convert import preflight, quantise
+from convert.errors import ConvertError
+from convert.gptq import open_checkpoint
+from convert.pipeline import Pipeline
+from convert.publish import publish, register
+from convert.settings import Settings
+from convert.source import Source
+
+
+def convert(source: Source, settings: Settings, types: list[str], root: Path) -> int:
+    """Make, check and register one GGUF of each type; return the exit code. Raises ConvertError."""
+    pipeline = Pipeline(source, settings)
+    try:
+        with FileLock(pipeline.work / ".lock", timeout=0):
+            return _convert(pipeline, types, root)
+    except Timeout:
+        raise ConvertError(f"{source.name!r} is being converted by another program right now") from None
+
+
+def _convert(pipeline: Pipeline, types: list[str], root: Path) -> int:
+    source, settings = pipeline.source, pipeline.settings
+    origin = open_checkpoint(source.checkpoint or pipeline.base)
+    print(f"{source.name}: {', '.join(types)}, based on {pipeline.origin}", flush=True)
+    print(preflight.check(origin, bool(source.adapter), types, settings.keep, pipeline.work), flush=True)
+    failed = [name for kind in types if not _make(pipeline, kind, name := f"{source.name}-{kind}", root)]
+    _print_costs(pipeline)
+    for name in failed:
+        print(
+            f"FAILED: models/{name}.unverified did not pass its checks, which {name}.quality.json has in full"
+        )
+    if not failed:
+        print(f'Next: python app.py --model "{source.name} {types[0]}"')
+    return 1 if failed else 0
+
+
+def _make(pipeline: Pipeline, kind: str, name: str, root: Path) -> bool:
+    """Have one verified file in models/, and its entry; False if it failed its checks."""
+    stage, final = f"verified {kind}", root / "models" / f"{name}.gguf"
+    tested_on = "the run's test split" if pipeline.source.prompts else "the project's own chats"
+    about = {"base": pipeline.origin, "run": pipeline.source.name, "tested_on": tested_on}
+    if not pipeline.stages.done(stage, pipeline.key_of(kind)):
+        pipeline.convert()
+        pipeline.refer()
+        gguf = pipeline.quantise(kind)
+        report = pipeline.verify(gguf, kind)
+        publish(gguf, name, report, final.parent, about, move=gguf != pipeline.sixteen_bit)
+        print(f"\n{name}\n{report.table()}", flush=True)
+        if report.verdict == "fail":
+            return False
+        note: dict[str, Any] = {"table": report.table(), "quality": report.menu_quality()}
+        pipeline.stages.finish(stage, pipeline.key_of(kind), [final], note)
+    else:
+        note = pipeline.stages.note(stage)
+        print(f"\n{name} (made before)\n{note['table']}", flush=True)
+    register(final, f"{pipeline.source.name} {kind}", kind, note["quality"], root / "models.json", about)
+    return True
+
+
+def _print_costs(pipeline: Pipeline) -> None:
+    print("\nWhat it took")
+    for step, seconds, size in pipeline.costs:
+        print(f"  {step:<20} {seconds:7.1f} s  {human_size(size) if size else ''}")
+
+
+def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
+    """Write the adapter as a GGUF, to be listed under `adapters` of its base's entry."""
+    if not source.adapter:
+        raise ConvertError("--lora needs an adapter, and this is a whole checkpoint")
+    pipeline = Pipeline(source, settings)
+    target = root / "models" / f"{source.name}-lora.gguf"
+    target.parent.mkdir(exist_ok=True)
+    quantise.convert_adapter(source.adapter, pipeline.base, target)
+    print(f"{target} ({human_size(target.stat().st_size)})")
+    print(f'Next: add "adapters": ["models/{target.name}"] to the entry of its base in models.json')
+    return 0

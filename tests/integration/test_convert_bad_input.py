@@ -1,0 +1,82 @@
+"""A clear sentence for what can go wrong around a conversion: disk, memory, two at once, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from convert.checkpoint import Checkpoint
+from convert.errors import ConvertError
+from convert.preflight import check, disk_needed
+from tests.integration.tiny_models import lora, tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def hollow_checkpoint(folder: Path, rows: int) -> Checkpoint:
+    """A checkpoint of any size that takes no room: ten files with nothing but their headers written."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    size = rows // 10 * 4096 * 2
+    names = {f"w{number}": f"{number}.safetensors" for number in range(10)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    for name, file_name in names.items():
+        about = {"dtype": "BF16", "shape": [rows // 10, 4096], "data_offsets": [0, size]}
+        header = json.dumps({name: about}).encode()
+        with (folder / file_name).open("wb") as file:
+            file.write(struct.pack("<Q", len(header)) + header)
+            file.truncate(8 + len(header) + size)
+    return Checkpoint(folder)
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_anything_starts(tmp_path: Path) -> None:
+    large = hollow_checkpoint(tmp_path / "large", rows=20_000_000)  # 164 GB
+    with pytest.raises(ConvertError, match=r"the disk is too small. Needs up to 327\.7 GB of disk"):
+        check(large, merges=True, types=["Q4_K_M"], keep=False, folder=tmp_path)
+
+
+def test_the_worst_moment_holds_two_copies_at_16_bit(tmp_path: Path) -> None:
+    model = hollow_checkpoint(tmp_path / "model", rows=1000)
+    sixteen = 2 * model.n_params
+    assert disk_needed(model, merges=True, types=["Q4_K_M", "Q5_K_M"], keep=False) == 2 * sixteen
+    assert disk_needed(model, merges=True, types=["Q4_K_M", "Q5_K_M"], keep=True) > 2.6 * sixteen
+    assert sixteen < disk_needed(model, merges=False, types=["Q4_K_M"], keep=False) < 1.4 * sixteen
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    tiny("llama", root / "base")
+    lora(root / "base", root / "outputs" / "tiny" / "adapter")
+    return root
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, ROOT / "convert" / "to_gguf.py", "tiny", "--quant", "q4", "--root", root]
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_conversions_of_one_run_do_not_mix_and_ctrl_c_is_quiet(root: Path) -> None:
+    first = start(root)
+    assert first.stdout is not None
+    first.stdout.readline()  # it has begun
+    second = start(root)
+    _, said = second.communicate()
+    assert second.returncode == 1
+    assert "'tiny' is being converted by another program right now" in said
+    first.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, said = first.communicate()
+    assert time.monotonic() - started < 20
+    assert first.returncode == 130, said
+    assert "Stopped. The same command goes on where it was." in said
+    assert "Traceback" not in said
