@@ -71,9 +71,10 @@ def _with_adapter(base: Path, adapter: Path) -> torch.nn.Module:
     """The model as training saw it: the adapter live on the values that NF4 left."""
     model = _load(base)
     stored = open_checkpoint(base)
+    dtype = next(stored.dtype(name) for name in stored.names if name.endswith(EMBEDDINGS))
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and nf4.is_quantised(name, module.weight):
-            original = module.weight.data.to(stored.dtype(f"{name}.weight"))
+            original = module.weight.data.to(dtype)
             module.weight.data = nf4.simulate(original).to(module.weight.dtype)
     update = Adapter(adapter)
     resized = next((name for name in update.whole if name.endswith(EMBEDDINGS)), None)

@@ -10,7 +10,7 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -53,8 +53,8 @@ def checkpoint_from_gguf(gguf: Path, out: Path) -> None:
         model.config.update({**ids, "dtype": dtype, "architectures": [type(model).__name__]})
         model.config.save_pretrained(writer.partial)
         stops = sorted(vocab.eog_ids, key=lambda i: (i != vocab.eos_id, i))
-        generation = GenerationConfig(**{**ids, "eos_token_id": stops})  # type: ignore[no-untyped-call]
-        generation.save_pretrained(writer.partial)
+        generation: Any = GenerationConfig  # untyped
+        generation(**{**ids, "eos_token_id": stops}).save_pretrained(writer.partial)
         write_tokenizer(tokens, writer.partial, file.chat_template)
 
 

@@ -44,7 +44,7 @@ def merge(base: Path, adapter: Path, out: Path, progress: Progress, simulate_nf4
     """Write the merged checkpoint to `out`, which must not be there yet; `progress` gets bytes done, in all.
 
     `simulate_nf4`: add the update to the values that QLoRA trained on, instead of the base's own.
-    Memory: the shard that is being filled, and a few tensors. Raises ConvertError; then nothing is left.
+    Memory: two shards, one filled and one written, and a few tensors. Raises ConvertError and leaves nothing.
     """
     model, update = open_checkpoint(base), Adapter(adapter)
     plan = MergePlan(model, update)

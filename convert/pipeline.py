@@ -29,10 +29,11 @@ from convert.progress import bar
 from convert.rows import Row, load_rows, plain_rows, save_rows
 from convert.settings import Settings
 from convert.sixteen_bit import SMALL_PARAMS, model_name, outtype
-from convert.source import ADAPTER_CONFIG, Source, read_json, refuse_code
+from convert.source import ADAPTER_CONFIG, Source, read_json
 from convert.stages import Stages, key
 from convert.verify.report import Report
 from convert.verify.run import chat_model, reference, verify
+from convert.without_code import copy_without_code
 
 IMATRIX_TOKENS = 2 * quantise.IMATRIX_CONTEXT  # fewer tell nothing
 
@@ -44,7 +45,7 @@ class Pipeline:
         self.source, self.settings = source, settings
         self.work = source.folder / "convert"
         self.work.mkdir(parents=True, exist_ok=True)
-        self.checkpoint = source.checkpoint or self.work / "merged"
+        self.checkpoint = self.work / ("merged" if source.adapter else "checkpoint")
         self.sixteen_bit = self.work / "16bit.gguf"
         self.references = self.work / "reference"
         self.stages = Stages(self.work / "stages.json")
@@ -68,15 +69,16 @@ class Pipeline:
     @cached_property
     def origin(self) -> str:
         """What the model is called that the run began with."""
-        if self.source.adapter is None:
-            return self.checkpoint.resolve().name
+        if self.source.checkpoint:
+            return self.source.checkpoint.resolve().name
+        assert self.source.adapter
         named = str(read_json(self.source.adapter / ADAPTER_CONFIG).get("base_model_name_or_path"))
         # A folder's name, not its path: this goes into files that are given to others.
         return self.base.resolve().name if Path(named).is_dir() or self.settings.base_model else named
 
     @cached_property
     def name(self) -> str:
-        return model_name(self.checkpoint if self.source.checkpoint else self.base, self.source.name)
+        return model_name(self.source.checkpoint or self.base, self.source.name)
 
     @cached_property
     def _weights_key(self) -> str:
@@ -89,8 +91,10 @@ class Pipeline:
         return key(self._weights_key, self.name, version(llamacpp.BINDING))
 
     def merge(self) -> None:
-        """Have the checkpoint to convert: merged, if the source is an adapter."""
-        if self.source.adapter:
+        """Have the checkpoint to convert: merged, if the source is an adapter; without code anyway."""
+        if self.source.checkpoint:
+            copy_without_code(self.source.checkpoint, self.checkpoint)  # links: done in no time
+        else:
             self._stage("merge", self._weights_key, [self.checkpoint], self._merge)
 
     def _merge(self) -> dict[str, Any]:
@@ -121,7 +125,6 @@ class Pipeline:
 
         def work() -> str:
             self.merge()
-            refuse_code(self.checkpoint)
             kind = outtype(Checkpoint(self.checkpoint))
             with bar("Converting to GGUF") as progress:
                 quantise.convert_checkpoint(self.checkpoint, self.sixteen_bit, kind, self.name, progress)
@@ -161,7 +164,7 @@ class Pipeline:
                 reference(self.checkpoint, self.sixteen_bit, self.rows, self.references, progress)
 
         self._stage("reference", self._data_key, [self.references], work)
-        if self.source.adapter and not self.settings.keep:
+        if not self.settings.keep:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def imatrix(self) -> Path | None:

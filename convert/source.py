@@ -37,7 +37,6 @@ def find_source(given: str | None, outputs: Path) -> Source:
         name = path.resolve().parent.name if path.resolve().name == "adapter" else path.resolve().name
         return Source(name, outputs / name, adapter=path)
     if (path / "config.json").is_file():
-        refuse_code(path)
         name = path.resolve().name
         return Source(name, outputs / name, checkpoint=path)
     if path.is_dir():
@@ -65,17 +64,6 @@ def _run(folder: Path) -> Source:
     return Source(
         folder.resolve().name, folder, adapter=adapter, prompts=prompts if prompts.is_file() else None
     )
-
-
-def refuse_code(checkpoint: Path) -> None:
-    """Refuse a checkpoint that brings Python code: nobody has read it."""
-    for name in ("config.json", "tokenizer_config.json"):
-        path = checkpoint / name
-        if path.is_file() and "auto_map" in read_json(path):
-            raise ConvertError(
-                f"{path} asks to run code of its own ('auto_map'), which is never run here; "
-                "use a model that transformers knows"
-            )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -150,15 +150,34 @@ def compare(reference: Path, other: Iterable[LogProbs], wanted: Sequence[int]) -
     )
 
 
-def check_sixteen_bit(scores: Scores) -> list[Check]:
+def check_sixteen_bit(scores: Scores, n_vocab: int) -> list[Check]:
     """Judge the 16-bit GGUF against the checkpoint that it was converted from."""
-    return _judged("16 bit", scores, CHECKPOINT_KL, same_top_limit(CHECKPOINT_KL))
+    checks = _judged("16 bit", scores, CHECKPOINT_KL, same_top_limit(CHECKPOINT_KL))
+    if guesses(scores, n_vocab):
+        checks[0] = replace(checks[0], verdict="warn", reason=_GUESSES)
+    return checks
 
 
-def check_quantised(scores: Scores, file_type: str, fallbacks: Iterable[str], n_params: int) -> list[Check]:
-    """Judge a quantised GGUF against the 16-bit one; `fallbacks` are types used where K-quants don't fit."""
+def check_quantised(
+    scores: Scores, file_type: str, fallbacks: Iterable[str], n_params: int, guessing: bool = False
+) -> list[Check]:
+    """Judge a quantised GGUF against the 16-bit one; `fallbacks` are types used where K-quants don't fit.
+
+    A model that only guesses has no preferences to keep: then only what is no number fails.
+    """
     limit = kl_limit(file_type, fallbacks, n_params)
-    return _judged(file_type, scores, limit, same_top_limit(limit))
+    checks = _judged(file_type, scores, limit, same_top_limit(limit))
+    if guessing and checks[0].verdict == "ok":
+        checks[1:] = [replace(check, verdict="n/a", reason=_GUESSES) for check in checks[1:]]
+    return checks
+
+
+def guesses(scores: Scores, n_vocab: int) -> bool:
+    """Tell whether a model predicts no better than an even guess, as one with random weights does."""
+    return scores.loss >= math.log(n_vocab)
+
+
+_GUESSES = "the checkpoint itself predicts no better than chance"
 
 
 def _judged(stage: str, scores: Scores, kl: Limit, same_top: Limit) -> list[Check]:
@@ -170,7 +189,7 @@ def _judged(stage: str, scores: Scores, kl: Limit, same_top: Limit) -> list[Chec
             f"{scores.loss:.4f} over {scores.tokens} tokens",
             "" if finite else "not a number",
         ),
-        Check(f"{stage}: KL", (v := kl.judge(scores.kl_mean)), f"{scores.kl_mean:.5f}", kl.reason(v)),
+        Check(f"{stage}: KL", (v := kl.judge(scores.kl_mean)), f"{scores.kl_mean:.3g}", kl.reason(v)),
         Check(
             f"{stage}: same top",
             (v := same_top.judge(1 - scores.same_top)),

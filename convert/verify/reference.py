@@ -124,6 +124,8 @@ class Checkpoint:
         """Greedy answers to the rows' prompts, all in one batch, padded on the left."""
         chats = prompts(rows)
         asked = [self.prompt_ids(chat) for chat in chats]
+        if not asked:
+            return []
         width, stops = max(map(len, asked)), self.stop_ids()
         # In the place of the checkpoint's own, which may sample or penalise.
         self.model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]

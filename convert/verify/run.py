@@ -12,6 +12,7 @@ from typing import Any
 
 from chat.errors import ChatError
 from chat.gguf_file import read_gguf
+from chat.gguf_header import read_header
 from chat.host import Host, Model
 from chat.registry import Entry, Registry, Source
 from convert.rows import Row
@@ -25,6 +26,7 @@ from convert.verify.loss import (
     check_sixteen_bit,
     compare,
     gguf_log_probs,
+    guesses,
     read_reference,
     rows_to_score,
     save_reference,
@@ -46,11 +48,21 @@ FACTS, TOKENS, ANSWERS, SCORES, DISTRIBUTIONS = (
 @contextmanager
 def chat_model(gguf: Path) -> Iterator[Model]:
     """Load a GGUF as the app does, in this process. Raises ChatError."""
-    n_ctx = min(CONTEXT, read_gguf(gguf).n_ctx_train or CONTEXT)
-    entry = Entry(sources=[Source(path=str(gguf.resolve()))], n_ctx=max(256, n_ctx))
+    entry = Entry(sources=[Source(path=str(gguf.resolve()))], n_ctx=max(256, _context(gguf)))
     registry = Registry(gguf.resolve().with_name("models.json"), {gguf.stem: entry})
     with closing(Host(registry, "in-process")) as host, host.use(gguf.stem) as model:
         yield model
+
+
+def _context(gguf: Path) -> int:
+    """No more tokens than a Phi's RoPE was trained for before its factors change: llama.cpp takes the other
+    factors for a larger context, however short the text."""
+    file = read_gguf(gguf)
+    with gguf.open("rb") as opened:
+        metadata = read_header(opened, file.file_size, gguf.name).metadata
+    original = metadata.get(f"{file.architecture}.rope.scaling.original_context_length")
+    bounds = (CONTEXT, file.n_ctx_train, original)
+    return min(bound for bound in bounds if isinstance(bound, int) and bound > 0)
 
 
 def reference(
@@ -121,12 +133,13 @@ def verify(
 
     checks += _tried("chat", chat)
     sixteen_scores = next(score for name, score in scores.items() if name != "checkpoint")
-    checks += check_sixteen_bit(sixteen_scores)
+    checks += check_sixteen_bit(sixteen_scores, file.n_vocab)
+    guessing = guesses(sixteen_scores, file.n_vocab)
 
     def loss() -> list[Check]:
         distributions = gguf_log_probs(gguf, scored, step)
         scores[kind] = compare(folder / DISTRIBUTIONS, distributions, targets(scored))
-        return check_quantised(scores[kind], kind, fallback_types(gguf), file.n_params)
+        return check_quantised(scores[kind], kind, fallback_types(gguf), file.n_params, guessing)
 
     if quantised:
         checks += _tried("loss", loss)

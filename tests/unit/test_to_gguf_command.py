@@ -59,15 +59,6 @@ def test_folders_of_adapters_and_checkpoints_are_taken_as_they_are(tmp_path: Pat
     assert found.folder == tmp_path / "outputs" / "a-model"
 
 
-def test_a_checkpoint_that_wants_its_own_code_to_run_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "tokenizer_config.json").write_text(
-        '{"auto_map": {"AutoTokenizer": ["evil.Tokenizer", null]}}'
-    )
-    with pytest.raises(ConvertError, match=r"auto_map.*never run"):
-        find_source(str(tmp_path), tmp_path)
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -114,9 +114,18 @@ def test_scores_that_are_no_numbers_fail() -> None:
         replace(GOOD, same_top=0.5),
     ):
         assert worst(c.verdict for c in check_quantised(broken, "Q4_K_M", [], 8_000_000_000)) == "fail"
-    assert worst(c.verdict for c in check_sixteen_bit(GOOD)) == "fail", (
+    assert worst(c.verdict for c in check_sixteen_bit(GOOD, 32000)) == "fail", (
         "a quant's loss is too much for 16 bit"
     )
+
+
+def test_a_model_that_only_guesses_is_told_and_has_no_preferences_to_keep() -> None:
+    random = replace(GOOD, loss=math.log(32000) + 1, kl_mean=3.0, same_top=0.1)
+    assert [c.verdict for c in check_quantised(random, "Q4_K_M", [], 10**9, True)] == ["ok", "n/a", "n/a"]
+    lost = replace(random, loss=math.nan)
+    assert check_quantised(lost, "Q4_K_M", [], 10**9, True)[0].verdict == "fail"
+    exact = replace(random, kl_mean=1e-6, same_top=1.0)
+    assert [c.verdict for c in check_sixteen_bit(exact, 32000)] == ["warn", "ok", "ok"]
 
 
 def test_the_rows_that_are_scored_are_the_test_rows_within_the_caps() -> None:
