@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import human_size
 from chat.registry import Entry, Source, add
 from convert.verify.report import Report
+from convert.whole import whole
 
 CONTEXT = 4096  # tokens that the chat gives a new model: a Phi's own 131,072 would want 48 GiB of memory
 
@@ -81,21 +83,29 @@ def model_card(name: str, file: GgufFile, report: Report, about: dict[str, Any])
 
 
 def _place(source: Path, target: Path, move: bool) -> Path:
-    """Rename, or copy where the file is still needed; by `.partial`, for it may be another disk."""
-    partial = target.with_name(target.name + ".partial")
+    """Rename; or copy, where the file is still needed or the target is on another disk."""
     if move:
-        shutil.move(source, partial)
-    else:
-        partial.unlink(missing_ok=True)
         try:
-            os.link(source, partial)
-        except OSError:  # another disk, or one without links
-            shutil.copyfile(source, partial)
-    partial.replace(target)
+            return source.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+    with whole(target) as partial:
+        _copy(source, partial)
+    if move:
+        source.unlink()
     return target
 
 
+def _copy(source: Path, target: Path) -> None:
+    """A second name for the same file, where the disk allows it."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)
+
+
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")

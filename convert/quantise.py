@@ -11,6 +11,7 @@ from pathlib import Path
 from chat.machine import thread_count
 from convert import llamacpp
 from convert.errors import ConvertError
+from convert.whole import whole
 
 ALIASES = {"q4": "Q4_K_M", "q5": "Q5_K_M", "q6": "Q6_K", "q8": "Q8_0"}
 # What `llama-quantize --help` lists for the pinned version, without numbers and sparse mixtures' own type.
@@ -58,8 +59,7 @@ def predicted_size(sixteen_bit: Path, name: str) -> int:
 
 
 def quantise(sixteen_bit: Path, target: Path, name: str, imatrix: Path | None, progress: Progress) -> None:
-    """Write `target`, a GGUF of type `name`, as `.partial` first. Raises ConvertError."""
-    partial = target.with_name(target.name + ".partial")
+    """Write `target`, a GGUF of type `name`. Raises ConvertError."""
     options: list[str | Path] = ["--imatrix", imatrix] if imatrix else []
 
     def on_line(line: str) -> None:
@@ -67,37 +67,32 @@ def quantise(sixteen_bit: Path, target: Path, name: str, imatrix: Path | None, p
             progress(int(found[1]), int(found[2]))
 
     tool = llamacpp.tool("llama-quantize")
-    llamacpp.run([tool, *options, sixteen_bit, partial, name, str(thread_count())], on_line)
-    partial.replace(target)
+    with whole(target) as partial:
+        llamacpp.run([tool, *options, sixteen_bit, partial, name, str(thread_count())], on_line)
 
 
 def convert_checkpoint(checkpoint: Path, target: Path, outtype: str, name: str, progress: Progress) -> None:
-    """Write the 16-bit GGUF of a checkpoint with llama.cpp's converter, as `.partial` first.
+    """Write the 16-bit GGUF of a checkpoint with llama.cpp's converter.
 
     `name` becomes general.name (see `sixteen_bit.model_name`). Raises ConvertError.
     """
-    partial = target.with_name(target.name + ".partial")
 
     def on_line(line: str) -> None:
         if found := re.search(r"Writing:\s+(\d+)%", line):
             progress(int(found[1]), 100)
 
-    llamacpp.run(
-        [
-            *(sys.executable, llamacpp.converter(), checkpoint, "--outfile", partial),
-            *("--outtype", outtype.lower(), "--model-name", name),
-        ],
-        on_line,
-    )
-    partial.replace(target)
+    script = llamacpp.converter()
+    options = ["--outtype", outtype.lower(), "--model-name", name]
+    with whole(target) as partial:
+        llamacpp.run([sys.executable, script, checkpoint, "--outfile", partial, *options], on_line)
 
 
 def convert_adapter(adapter: Path, base: Path, target: Path) -> None:
     """Write an adapter alone as a GGUF for the GGUF of its base. Raises ConvertError."""
-    partial = target.with_name(target.name + ".partial")
     script = llamacpp.converter(llamacpp.LORA_CONVERTER)
-    llamacpp.run([sys.executable, script, adapter, "--base", base, "--outfile", partial, "--outtype", "f16"])
-    partial.replace(target)
+    options: list[str | Path] = ["--base", base, "--outtype", "f16"]
+    with whole(target) as partial:
+        llamacpp.run([sys.executable, script, adapter, "--outfile", partial, *options])
 
 
 def importance_matrix(sixteen_bit: Path, text: Path, target: Path, progress: Progress) -> None:
@@ -105,7 +100,6 @@ def importance_matrix(sixteen_bit: Path, text: Path, target: Path, progress: Pro
 
     Special tokens in `text` are parsed. Raises ConvertError, also when the text is shorter than one chunk.
     """
-    partial = target.with_name(target.name + ".partial")
     total = 1
 
     def on_line(line: str) -> None:
@@ -115,12 +109,10 @@ def importance_matrix(sixteen_bit: Path, text: Path, target: Path, progress: Pro
         elif found := re.search(r".*\[(\d+)\]", line):
             progress(int(found[1]), total)
 
-    llamacpp.run(
-        [
-            *(llamacpp.tool("llama-imatrix"), "-m", sixteen_bit, "-f", text, "-o", partial),
-            *("-c", str(IMATRIX_CONTEXT), "-b", str(IMATRIX_CONTEXT), "--chunks", str(IMATRIX_CHUNKS)),
-            *("--parse-special", "-t", str(thread_count()), "-ngl", "99"),
-        ],
-        on_line,
-    )
-    partial.replace(target)
+    options = [
+        *("-c", str(IMATRIX_CONTEXT), "-b", str(IMATRIX_CONTEXT), "--chunks", str(IMATRIX_CHUNKS)),
+        *("--parse-special", "-t", str(thread_count()), "-ngl", "99"),
+    ]
+    with whole(target) as partial:
+        tool = llamacpp.tool("llama-imatrix")
+        llamacpp.run([tool, "-m", sixteen_bit, "-f", text, "-o", partial, *options], on_line)

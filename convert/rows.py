@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from chat.prompt import PromptEncoder
 from convert.errors import ConvertError
+from convert.whole import whole
 
 PLAIN_CHATS = Path(__file__).with_name("chats.jsonl")
 
@@ -73,6 +74,5 @@ def plain_rows(encoder: PromptEncoder, stop_ids: Collection[int]) -> list[Row]:
 
 def save_rows(path: Path, rows: list[Row]) -> None:
     """Write rows as `load_rows` reads them."""
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows), encoding="utf-8")

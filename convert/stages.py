@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from convert.whole import whole
 
 SAMPLE_BYTES = 2**20
 SAMPLES = 64
@@ -76,9 +77,8 @@ class Stages:
         """Record a stage, with its key, whose files are complete under their final names."""
         files = {str(path): {"state": _state(path), "sha256": key(path)} for path in made}
         self._done[stage] = {"key": wanted, "made": files, "note": note}
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._done, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self._path)
+        with whole(self._path) as partial:
+            partial.write_text(json.dumps(self._done, indent=1) + "\n", encoding="utf-8")
 
 
 def _state(path: Path) -> list[list[Any]]:

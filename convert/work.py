@@ -19,6 +19,8 @@ from convert.source import Source
 
 def convert(source: Source, settings: Settings, types: list[str], root: Path) -> int:
     """Make, check and register one GGUF of each type; return the exit code. Raises ConvertError."""
+    if settings.imatrix not in ("auto", "none") and not Path(settings.imatrix).is_file():
+        raise ConvertError(f"--imatrix {settings.imatrix!r} is no file; give one, or say auto or none")
     pipeline = Pipeline(source, settings)
     try:
         with FileLock(pipeline.work / ".lock", timeout=0):

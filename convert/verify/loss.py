@@ -20,6 +20,7 @@ from convert.errors import ConvertError
 from convert.rows import Row
 from convert.verify.check import Check
 from convert.verify.thresholds import CHECKPOINT_KL, Limit, kl_limit, same_top_limit
+from convert.whole import whole
 
 # 1,000 scored tokens give the mean KL of a 4-bit file to about 5 %, and take seconds on a small model. The
 # other bounds keep long prompts from taking minutes; 2,048 is also below the length at which Phi-3.5 changes
@@ -100,22 +101,21 @@ def log_softmax(logits: NDArray[np.floating]) -> LogProbs:
 
 
 def save_reference(path: Path, distributions: Iterable[LogProbs], count: int) -> None:
-    """Write `count` distributions as float16, shape (count, n_vocab), by way of `.partial`."""
-    partial = path.with_name(path.name + ".partial")
+    """Write `count` distributions as float16, shape (count, n_vocab)."""
     written: NDArray[np.float16] | None = None
-    for i, log_probs in enumerate(distributions):
-        if written is None:
-            shape = (count, len(log_probs))
-            written = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-        with np.errstate(over="ignore"):  # below -65,504
-            rounded = log_probs.astype(np.float16)
-        top = int(np.argmax(log_probs))
-        if np.argmax(rounded) != top:  # two became equal: the likeliest must stay so
-            rounded[top] = np.nextafter(np.max(rounded), np.float16(np.inf))
-        written[i] = rounded
-    assert written is not None
-    written.flush()  # type: ignore[attr-defined]
-    partial.replace(path)
+    with whole(path) as partial:
+        for i, log_probs in enumerate(distributions):
+            if written is None:
+                shape = (count, len(log_probs))
+                written = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
+            with np.errstate(over="ignore"):  # below -65,504
+                rounded = log_probs.astype(np.float16)
+            top = int(np.argmax(log_probs))
+            if np.argmax(rounded) != top:  # two became equal: the likeliest must stay so
+                rounded[top] = np.nextafter(np.max(rounded), np.float16(np.inf))
+            written[i] = rounded
+        assert written is not None
+        written.flush()  # type: ignore[attr-defined]
 
 
 def read_reference(path: Path) -> Iterator[LogProbs]:

@@ -37,6 +37,7 @@ from convert.verify.report import Report
 from convert.verify.size import check_size
 from convert.verify.tensors import TensorFile, check_tensors, fallback_types
 from convert.verify.tokens import Tokenized, check_tokens
+from convert.whole import whole
 
 CONTEXT = 2048  # tokens: prompts and 48 more
 # Files in the folder of references.
@@ -171,9 +172,8 @@ class _Steps:
 
 
 def _write(path: Path, content: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, ensure_ascii=True), encoding="utf-8")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(content, ensure_ascii=True), encoding="utf-8")
 
 
 def _read(path: Path) -> Any:

@@ -15,6 +15,8 @@ from chat.host import Host
 from chat.registry import load_registry
 from chat.session import Sessions
 from convert.from_gguf import checkpoint_from_gguf
+from convert.rows import plain_rows, save_rows
+from convert.verify.run import chat_model
 from tests.integration.tiny_models import lora
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +93,23 @@ def test_another_type_starts_from_the_16_bit_file(
     took = more.stdout.split("What it took")[1]
     assert "Q8_0" in took
     assert "merge" not in took
+
+
+def test_a_runs_own_data_chooses_the_base_weighs_the_errors_and_is_tested_on(
+    root: Path, embedded_model: Path
+) -> None:
+    run = root / "outputs" / "with-data"
+    lora(root / "base", run / "adapter")
+    with chat_model(embedded_model) as model:
+        save_rows(run / "prompts.jsonl", plain_rows(model.encoder, model.file.vocab.eog_ids))
+    done = to_gguf(root, "with-data", "--quant", "q4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Held-out loss: adapter on NF4" in done.stdout
+    took = done.stdout.split("What it took")[1]
+    assert "imatrix" in took
+    assert "rows" not in took  # they are the run's
+    quality = json.loads((root / "models" / "with-data-Q4_K_M.quality.json").read_text())
+    assert quality["tested_on"] == "the run's test split"
 
 
 def test_the_adapter_alone_is_a_gguf_for_its_base(root: Path) -> None:
