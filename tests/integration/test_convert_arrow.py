@@ -58,7 +58,7 @@ def test_what_was_measured_is_kept_and_stands_in_the_menu(
     root: Path, first: subprocess.CompletedProcess[str]
 ) -> None:
     quality = json.loads((root / "models" / "quotes-Q5_K_M.quality.json").read_text())
-    assert quality["base"] == str(root / "base")
+    assert quality["base"] == "base"  # no path of this machine
     registry = load_registry(root / "models.json")
     assert list(registry.entries) == ["quotes Q5_K_M", "quotes Q4_K_M"]
     assert not registry.broken
