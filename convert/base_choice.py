@@ -7,6 +7,7 @@ part is wrong, but the base is better. Which wins differs by model and run (LLaM
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ def choose_base(
     if isinstance(open_checkpoint(base), GptqCheckpoint):
         return "full", {}
     losses: dict[str, float] = {}
+    for left in adapter.parent.glob(".choose-*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
 
     def step(done: int, total: int) -> None:
         progress(len(losses) * total + done, 3 * total)
@@ -61,7 +64,11 @@ def _load(folder: Path) -> PreTrainedModel:
     """Load for measuring: in bf16 on a GPU, and in fp32 on a CPU, where bf16 is slow."""
     gpu = torch.cuda.is_available()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16 if gpu else torch.float32, local_files_only=True, use_safetensors=True
+        folder,
+        dtype=torch.bfloat16 if gpu else torch.float32,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     model.train(False).to("cuda" if gpu else "cpu")
     return model

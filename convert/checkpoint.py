@@ -171,19 +171,25 @@ class CheckpointWriter:
         self._held += tensor.nbytes
 
     def _write(self) -> None:
-        if self._writing:
-            self._writing.result()
+        self._wait()
         self._shards.append(list(self._shard))
         path = self.partial / f"{len(self._shards)}.safetensors"
         self._writing = self._thread.submit(save_file, self._shard, path, {"format": "pt"})
         self._total += self._held
         self._shard, self._held = {}, 0
 
+    def _wait(self) -> None:
+        """Wait for the shard that is being written. Raises ConvertError, say for a full disk."""
+        try:
+            if self._writing:
+                self._writing.result()
+        except (SafetensorError, OSError) as error:
+            raise ConvertError(f"{self.partial} could not be written ({error}); is the disk full?") from None
+
     def close(self) -> None:
         """Write the last shard and the index, and give the folder its name."""
         self._write()
-        assert self._writing
-        self._writing.result()
+        self._wait()
         self._thread.shutdown()
         count = len(self._shards)
         weight_map: dict[str, str] = {}

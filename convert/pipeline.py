@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from chat.gguf_file import read_gguf
 from convert import llamacpp, quantise
 from convert.base import find_base
 from convert.base_choice import choose_base
@@ -49,7 +50,19 @@ class Pipeline:
         self.sixteen_bit = self.work / "16bit.gguf"
         self.references = self.work / "reference"
         self.stages = Stages(self.work / "stages.json")
+        self._claim()
         self.costs: list[tuple[str, float, int]] = []  # step, seconds, bytes made
+
+    def _claim(self) -> None:
+        """Refuse to go on in the folder of another source of the same name."""
+        path = (self.source.adapter or self.source.checkpoint or self.work).resolve()
+        owner = self.work / "source"
+        if owner.is_file() and owner.read_text(encoding="utf-8") != str(path):
+            raise ConvertError(
+                f"{self.work} belongs to {owner.read_text(encoding='utf-8')!r}, which has the same name; "
+                "rename one of the two, or delete that folder"
+            )
+        owner.write_text(str(path), encoding="utf-8")
 
     def _stage(self, name: str, wanted: str, made: list[Path], work: Callable[[], Any]) -> Any:
         """Do `work` unless it was done with the same key; return what it returned then."""
@@ -109,8 +122,11 @@ class Pipeline:
         """Say which form of the base to merge on; measured if asked for, or where measuring is cheap."""
         kept = self.settings.base
         if kept is None:
-            cheap = torch.cuda.is_available() or open_checkpoint(self.base).n_params < SMALL_PARAMS
-            kept = "auto" if cheap and self.source.prompts else "full"
+            n_params = open_checkpoint(self.base).n_params
+            on_gpu = torch.cuda.is_available() and 3 * n_params < torch.cuda.mem_get_info()[0]
+            rows = load_rows(self.source.prompts) if self.source.prompts else []
+            tests = any(row.split == "test" for row in rows)
+            kept = "auto" if tests and (on_gpu or n_params < SMALL_PARAMS) else "full"
         if kept != "auto":
             return kept, {}
         if not self.source.prompts:
@@ -136,7 +152,11 @@ class Pipeline:
     def rows(self) -> list[Row]:
         """The chats to test with: the run's, else the project's own, encoded by the chat engine."""
         if self.source.prompts:
-            return load_rows(self.source.prompts)
+            rows = load_rows(self.source.prompts)
+            size = read_gguf(self.sixteen_bit).n_vocab
+            if (largest := max(max(row.ids) for row in rows)) >= size:
+                raise ConvertError(f"{self.source.prompts}: id {largest} is beyond the model's {size} tokens")
+            return rows
         path = self.work / "rows.jsonl"
 
         def work() -> None:
@@ -171,7 +191,7 @@ class Pipeline:
         """Have the importance matrix; None where none is wanted, or the run has too little text for one."""
         if self.settings.imatrix == "none":
             return None
-        if self.settings.imatrix != "auto":
+        if self._given_imatrix:
             return Path(self.settings.imatrix)
         rows = [row for row in self.rows if row.split == "train"]
         if not self.source.prompts or sum(len(row.ids) for row in rows) < IMATRIX_TOKENS:
@@ -209,6 +229,30 @@ class Pipeline:
     def key_of(self, kind: str) -> str:
         """The key of everything that the file of type `kind` depends on."""
         return key(self._data_key, kind, self._matrix_key)
+
+    def is_made(self, kind: str) -> bool:
+        """Whether the verified file of type `kind` is in models/, made of the same things."""
+        return self.stages.done(f"verified {kind}", self.key_of(kind))
+
+    def made(self, kind: str, final: Path, note: dict[str, Any]) -> None:
+        """Record that it is."""
+        self.stages.finish(f"verified {kind}", self.key_of(kind), [final], note)
+
+    def note_of(self, kind: str) -> Any:
+        """What `made` was told."""
+        return self.stages.note(f"verified {kind}")
+
+    def check_tools(self, types: list[str]) -> None:
+        """Find out now what would fail after the merge. Raises ConvertError."""
+        llamacpp.tool("llama-quantize")
+        llamacpp.converter()
+        sparse = [kind for kind in types if kind in quantise.NEED_IMATRIX]
+        if sparse and (self.settings.imatrix == "none" or not (self.source.prompts or self._given_imatrix)):
+            raise ConvertError(f"{sparse[0]} can't do without an importance matrix; give one: --imatrix FILE")
+
+    @property
+    def _given_imatrix(self) -> bool:
+        return self.settings.imatrix not in ("auto", "none")
 
     def verify(self, gguf: Path, kind: str) -> Report:
         """Run all checks on a file."""

@@ -22,7 +22,7 @@ def disk_needed(checkpoint: Checkpoint, merges: bool, types: list[str], keep: bo
     GGUFs, when the merged checkpoint is gone."""
     sixteen = 2 * checkpoint.n_params
     quants = round(sum(BITS.get(kind, OTHER_BITS) / 8 * checkpoint.n_params for kind in types))
-    merged = sixteen if merges else 0
+    merged = checkpoint.size_bytes if merges else 0
     return max(merged + sixteen, sixteen + quants + (merged if keep else 0))
 
 
@@ -34,7 +34,9 @@ def memory_needed(checkpoint: Checkpoint) -> int:
 
 def check(checkpoint: Checkpoint, merges: bool, types: list[str], keep: bool, folder: Path) -> str:
     """Return the line that says what is needed. Raises ConvertError if disk or memory are too small."""
-    disk, free_disk = disk_needed(checkpoint, merges, types, keep), shutil.disk_usage(folder).free
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    disk = max(0, disk_needed(checkpoint, merges, types, keep) - there)  # an earlier try may have made part
+    free_disk = shutil.disk_usage(folder).free
     memory, free_memory = memory_needed(checkpoint), available_bytes()
     needs = (
         f"Needs up to {human_size(disk)} of disk ({human_size(free_disk)} free) "

@@ -25,12 +25,13 @@ def publish(gguf: Path, name: str, report: Report, models: Path, about: dict[str
     """
     models.mkdir(exist_ok=True)
     final = models / f"{name}.gguf"
-    quality = {**about, **report.quality_json()}
-    _write(models / f"{name}.quality.json", json.dumps(quality, indent=1, ensure_ascii=False) + "\n")
-    if report.verdict == "fail":
-        final.unlink(missing_ok=True)  # an older one with this name is not what was asked for now
+    quality = json.dumps({**about, **report.quality_json()}, indent=1, ensure_ascii=False) + "\n"
+    if report.verdict == "fail":  # an older file of this name, which passed, stays as it is
+        _write(models / f"{name}.unverified.json", quality)
         return _place(gguf, final.with_suffix(".unverified"), move)
-    final.with_suffix(".unverified").unlink(missing_ok=True)
+    _write(models / f"{name}.quality.json", quality)
+    for end in (".unverified", ".unverified.json"):
+        (models / f"{name}{end}").unlink(missing_ok=True)
     _place(gguf, final, move)
     file = read_gguf(final)
     _write(models / f"{name}.Modelfile", modelfile(file))

@@ -49,6 +49,11 @@ def _row(raw: Any) -> Row:
     ids, mask = list(map(int, raw["ids"])), list(map(int, raw["mask"]))
     if len(ids) != len(mask) or not set(mask) <= {0, 1}:
         raise ValueError(f"mask has {len(mask)} entries for {len(ids)} ids, or others than 0 and 1")
+    if not ids or min(ids) < 0:
+        raise ValueError("ids are missing, or negative")
+    for message in raw["messages"]:
+        if not isinstance(message["role"], str) or not isinstance(message["content"], str):
+            raise ValueError("messages must have a role and a content, both text")
     if raw["split"] not in ("train", "test"):
         raise ValueError(f"split is {raw['split']!r}, not train or test")
     return Row(raw["messages"], ids, mask, raw["split"])
@@ -64,10 +69,10 @@ def plain_rows(encoder: PromptEncoder, stop_ids: Collection[int]) -> list[Row]:
         messages = json.loads(line)
         prompt = encoder.encode(messages[:-1])
         ids = encoder.encode(messages, add_generation_prompt=False)
-        if ids[: len(prompt)] != prompt:
-            continue  # a template whose reply doesn't follow its own generation prompt
-        end = next((i + 1 for i in range(len(prompt), len(ids)) if ids[i] in stop_ids), len(ids))
-        mask = [int(len(prompt) <= i < end) for i in range(len(ids))]
+        # Where a template's generation prompt isn't how its replies begin, from where they part.
+        start = next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), len(prompt))
+        end = next((i + 1 for i in range(start, len(ids)) if ids[i] in stop_ids), len(ids))
+        mask = [int(start <= i < end) for i in range(len(ids))]
         rows.append(Row(messages, ids, mask, "test" if number % 2 else "train"))
     return rows
 

@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ConvertError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConvertError(f"can't read {path}: {error}") from None
     if not isinstance(found, dict):
         raise ConvertError(f"{path} is not a JSON object")

@@ -19,7 +19,7 @@ SAMPLES = 64
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file; of a file above 64 MiB, of its size and 64 pieces of 1 MiB spread over it evenly.
+    """SHA-256 of a file; above 64 MiB, of its size, its last change and 64 pieces of 1 MiB spread over it.
 
     A whole hash of all that a conversion touches would take longer than the merge. The pieces include the
     beginning, where a safetensors or GGUF file lists its tensors, and the end, which a cut copy lacks.
@@ -30,6 +30,7 @@ def fingerprint(path: Path) -> str:
         if size <= SAMPLES * SAMPLE_BYTES:
             digest.update(file.read())
         else:
+            digest.update(str(path.stat().st_mtime_ns).encode())
             for piece in range(SAMPLES):
                 file.seek((size - SAMPLE_BYTES) * piece // (SAMPLES - 1))
                 digest.update(file.read(SAMPLE_BYTES))
@@ -37,7 +38,7 @@ def fingerprint(path: Path) -> str:
 
 
 def key(*parts: object) -> str:
-    """Hash settings, other keys, files and folders (all files in them) into the key of a stage."""
+    """Hash settings, other keys, files and folders (the files in them) into the key of a stage."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(b"\0" + _part(part).encode())
@@ -89,5 +90,5 @@ def _state(path: Path) -> list[list[Any]]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
+        return sorted(file for file in path.iterdir() if file.is_file())  # not our own folder in it
     return [path] if path.is_file() else []

@@ -121,6 +121,11 @@ class TokenizerFiles:
             if original.is_file() and "tokenizer_class" in (before := read_json(original)):
                 # llama.cpp and older transformers know this name, not transformers 5's "TokenizersBackend"
                 config["tokenizer_class"] = before["tokenizer_class"]
+            if SENTENCEPIECE in self.paths and "tokenizer.json" in self.paths:
+                # transformers 5 no longer writes it; llama.cpp finds a SentencePiece's added tokens only here
+                added = read_json(self.paths["tokenizer.json"]).get("added_tokens", [])
+                decoder = {str(token["id"]): {k: token[k] for k in token if k != "id"} for token in added}
+                config["added_tokens_decoder"] = decoder | config.get("added_tokens_decoder", {})
             write_json(target / CONFIG, config)
 
 

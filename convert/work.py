@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from chat.machine import human_size
 from convert import preflight, quantise
+from convert.adapter import Adapter
 from convert.errors import ConvertError
 from convert.gptq import open_checkpoint
 from convert.pipeline import Pipeline
@@ -33,13 +34,14 @@ def _convert(pipeline: Pipeline, types: list[str], root: Path) -> int:
     source, settings = pipeline.source, pipeline.settings
     origin = open_checkpoint(source.checkpoint or pipeline.base)
     print(f"{source.name}: {', '.join(types)}, based on {pipeline.origin}", flush=True)
-    print(preflight.check(origin, bool(source.adapter), types, settings.keep, pipeline.work), flush=True)
+    todo = [kind for kind in types if not pipeline.is_made(kind)]
+    if todo:
+        pipeline.check_tools(todo)
+        print(preflight.check(origin, bool(source.adapter), todo, settings.keep, pipeline.work), flush=True)
     failed = [name for kind in types if not _make(pipeline, kind, name := f"{source.name}-{kind}", root)]
     _print_costs(pipeline)
     for name in failed:
-        print(
-            f"FAILED: models/{name}.unverified did not pass its checks, which {name}.quality.json has in full"
-        )
+        print(f"FAILED: models/{name}.unverified; {name}.unverified.json has all of its checks")
     if not failed:
         print(f'Next: python app.py --model "{source.name} {types[0]}"')
     return 1 if failed else 0
@@ -47,10 +49,10 @@ def _convert(pipeline: Pipeline, types: list[str], root: Path) -> int:
 
 def _make(pipeline: Pipeline, kind: str, name: str, root: Path) -> bool:
     """Have one verified file in models/, and its entry; False if it failed its checks."""
-    stage, final = f"verified {kind}", root / "models" / f"{name}.gguf"
+    final = root / "models" / f"{name}.gguf"
     tested_on = "the run's test split" if pipeline.source.prompts else "the project's own chats"
     about = {"base": pipeline.origin, "run": pipeline.source.name, "tested_on": tested_on}
-    if not pipeline.stages.done(stage, pipeline.key_of(kind)):
+    if not pipeline.is_made(kind):
         pipeline.convert()
         pipeline.refer()
         gguf = pipeline.quantise(kind)
@@ -60,9 +62,9 @@ def _make(pipeline: Pipeline, kind: str, name: str, root: Path) -> bool:
         if report.verdict == "fail":
             return False
         note: dict[str, Any] = {"table": report.table(), "quality": report.menu_quality()}
-        pipeline.stages.finish(stage, pipeline.key_of(kind), [final], note)
+        pipeline.made(kind, final, note)
     else:
-        note = pipeline.stages.note(stage)
+        note = pipeline.note_of(kind)
         print(f"\n{name} (made before)\n{note['table']}", flush=True)
     register(final, f"{pipeline.source.name} {kind}", kind, note["quality"], root / "models.json", about)
     return True
@@ -78,6 +80,14 @@ def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
     """Write the adapter as a GGUF, to be listed under `adapters` of its base's entry."""
     if not source.adapter:
         raise ConvertError("--lora needs an adapter, and this is a whole checkpoint")
+    adapter = Adapter(source.adapter)
+    if any(adapter.config.get(key) for key in ("use_rslora", "use_dora", "alpha_pattern", "modules_to_save")):
+        raise ConvertError(
+            f"{source.adapter} can't be a GGUF of its own, which holds one lora_alpha / r and nothing else "
+            "(no rsLoRA, DoRA, alpha_pattern, modules_to_save); merge it instead: leave out --lora"
+        )
+    for key in (name for update in adapter.low_rank.values() for name in (update.a, update.b)):
+        adapter.read(key)  # refuses what isn't finite
     pipeline = Pipeline(source, settings)
     target = root / "models" / f"{source.name}-lora.gguf"
     target.parent.mkdir(exist_ok=True)

@@ -38,12 +38,12 @@ class Answer:
 
 
 def prompts(rows: Sequence[Row]) -> list[list[dict[str, str]]]:
-    """Return the beginnings of the first test rows, up to their first user turn, each once."""
+    """Return the beginnings of the test rows, up to their first user turn, each once."""
     found: list[list[dict[str, str]]] = []
     for row in [row for row in rows if row.split == "test"] or rows:
         roles = [message["role"] for message in row.messages]
         beginning = row.messages[: roles.index("user") + 1] if "user" in roles else []
-        if beginning and beginning not in found and len(found) < PROMPTS:
+        if beginning and beginning not in found:
             found.append(beginning)
     return found
 

@@ -23,11 +23,13 @@ from chat.templates import TemplateRenderer
 from convert.errors import ConvertError
 from convert.nasty import NASTY
 from convert.rows import Row
-from convert.verify.answers import GREEDY, Answer, prompts
+from convert.verify.answers import GREEDY, PROMPTS, Answer, prompts
 from convert.verify.loss import LogProbs, predicting
 from convert.verify.metadata import Facts
 from convert.verify.tokens import Tokenized
 
+MAX_PROMPT = 512  # tokens; a longer one says nothing more, and takes minutes
+TOGETHER = 4  # answers: a Phi keeps 0.8 MB for each token of them, in fp32
 BATCH_TOKENS = 512  # padding included; the scores of a large vocabulary take half a gigabyte
 _FITS = 0.7  # of the free memory that weights in fp32 may take
 
@@ -48,6 +50,7 @@ class Checkpoint:
             reason = str(error).strip().splitlines()[0]
             raise ConvertError(f"transformers can't load the checkpoint {str(folder)!r}: {reason}") from None
         self.model.eval()  # type: ignore[no-untyped-call]
+        float32_arithmetic(self.model)
         self._renderer = TemplateRenderer()
 
     def _dtype(self) -> torch.dtype | str:
@@ -121,11 +124,16 @@ class Checkpoint:
 
     @torch.inference_mode()
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
-        """Greedy answers to the rows' prompts, all in one batch, padded on the left."""
-        chats = prompts(rows)
-        asked = [self.prompt_ids(chat) for chat in chats]
-        if not asked:
-            return []
+        """Greedy answers to the first of the rows' prompts that are short enough, a few at a time."""
+        chats = [(chat, ids) for chat in prompts(rows) if len(ids := self.prompt_ids(chat)) <= MAX_PROMPT]
+        answers: list[Answer] = []
+        for start in range(0, min(PROMPTS, len(chats)), TOGETHER):
+            answers += self._answers(chats[:PROMPTS][start : start + TOGETHER])
+        return answers
+
+    def _answers(self, chats: Sequence[tuple[list[dict[str, str]], list[int]]]) -> list[Answer]:
+        """Answers to messages with their prompts' ids, in one batch padded on the left."""
+        asked = [ids for _, ids in chats]
         width, stops = max(map(len, asked)), self.stop_ids()
         # In the place of the checkpoint's own, which may sample or penalise.
         self.model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
@@ -142,7 +150,7 @@ class Checkpoint:
         )
         best = torch.stack([logits.float().topk(2).values for logits in found.logits], dim=1)
         answers = []
-        for i, (chat, ids) in enumerate(zip(chats, asked, strict=True)):
+        for i, (chat, ids) in enumerate(chats):
             reply = found.sequences[i, width:].tolist()
             end = next((at for at, token in enumerate(reply) if token in stops), None)
             margins = (best[i, :, 0] - best[i, :, 1])[:end].tolist()
@@ -157,7 +165,6 @@ class Checkpoint:
         Rows are padded on the right, where a causal model's earlier tokens never look, and the head computes
         only the positions that are asked for.
         """
-        float32_arithmetic(self.model)
         head = self.model.get_output_embeddings()
         for batch in batches(rows):
             width = max(len(row.ids) for row in batch)
