@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,7 +15,11 @@ import pytest
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
+from convert.pipeline import Pipeline
 from convert.preflight import check, disk_needed
+from convert.settings import Settings
+from convert.source import find_source
+from convert.work import adapter_alone, convert
 from tests.integration.tiny_models import lora, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,3 +86,23 @@ def test_two_conversions_of_one_run_do_not_mix_and_ctrl_c_is_quiet(root: Path) -
     assert first.returncode == 130, said
     assert "Stopped. The same command goes on where it was." in said
     assert "Traceback" not in said
+
+
+def test_two_sources_of_one_name_do_not_share_a_folder(root: Path, tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        shutil.copytree(root / "outputs" / "tiny" / "adapter", tmp_path / place / "same")
+    Pipeline(find_source(str(tmp_path / "a" / "same"), tmp_path / "outputs"), Settings())
+    with pytest.raises(ConvertError, match=r"which has the same name; rename one of the two"):
+        Pipeline(find_source(str(tmp_path / "b" / "same"), tmp_path / "outputs"), Settings())
+
+
+def test_an_adapter_that_is_more_than_one_alpha_is_no_gguf_of_its_own(root: Path, tmp_path: Path) -> None:
+    adapter = lora(root / "base", tmp_path / "outputs" / "rs" / "adapter", use_rslora=True)
+    with pytest.raises(ConvertError, match=r"one lora_alpha / r and nothing else .* leave out --lora"):
+        adapter_alone(find_source(str(adapter), tmp_path / "outputs"), Settings(), tmp_path)
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+def test_a_matrix_that_is_nowhere_is_noticed_first(root: Path) -> None:
+    with pytest.raises(ConvertError, match=r"--imatrix 'nowhere.gguf' is no file"):
+        convert(find_source("tiny", root / "outputs"), Settings(imatrix="nowhere.gguf"), ["Q4_K_M"], root)
