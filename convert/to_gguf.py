@@ -33,9 +33,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add(
         "--base",
         choices=("full", "nf4", "auto"),
-        help="merge on the 16-bit base, on its NF4 form, or measure",
+        help="merge on the 16-bit base, on what 4-bit training (NF4) made of it, or the better (auto)",
     )
-    add("--base-model", metavar="DIR", help="where the 16-bit base is, if not where the adapter says")
+    add(
+        "--base-model",
+        metavar="DIR",
+        help="the base, if it is not where the adapter says: a folder, a GGUF or a hub name",
+    )
     add(
         "--imatrix",
         default="auto",
@@ -43,7 +47,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--lora", action="store_true", help="write the adapter alone, as a GGUF for the GGUF of its base")
     add("--keep", action="store_true", help="keep the merged checkpoint")
-    add("--root", type=Path, default=ROOT, help="where outputs/, models/ and models.json are (here)")
+    add(
+        "--root", type=Path, default=ROOT, help="where outputs/, models/ and models.json are (the repository)"
+    )
     return parser.parse_args(argv)
 
 
