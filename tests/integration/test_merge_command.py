@@ -112,9 +112,9 @@ def test_a_kill_leaves_no_finished_folder_and_the_next_run_works(large: Path, tm
     for stop in (signal.SIGKILL, signal.SIGINT):
         shutil.rmtree(tmp_path / "out.partial", ignore_errors=True)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and not list(tmp_path.glob("out.partial/*")):
+        while process.poll() is None and not (tmp_path / "out.partial").exists():
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, 0.2))
+        time.sleep(chance.uniform(0.02, 0.2))
         process.send_signal(stop)
         _, errors = process.communicate(timeout=60)
         if process.returncode == 0:
