@@ -25,7 +25,7 @@ from convert.verify.check import Check
 from convert.verify.cross_check import agreement, our_perplexity, plain_text, tool_perplexity
 from convert.verify.loss import check_quantised, compare, gguf_log_probs, rows_to_score, targets
 from convert.verify.metadata import Facts, check_metadata
-from convert.verify.reference import Checkpoint, batches
+from convert.verify.reference import Checkpoint, batches, float32_arithmetic
 from convert.verify.report import Report
 from convert.verify.run import (
     ANSWERS,
@@ -250,6 +250,7 @@ def test_padding_and_16_bit_weights_change_no_distribution() -> None:
     wide.load_state_dict({name: tensor.float() for name, tensor in narrow.state_dict().items()})
     rows = [Row([], list(range(5, 5 + n)), [0] * 3 + [1] * (n - 3), "test") for n in (40, 7, 300, 200, 310)]
     assert [len(batch) for batch in batches(rows)] == [2, 1, 1, 1]
+    float32_arithmetic(narrow)  # as the constructor does
     loaded = SimpleNamespace(model=narrow)
     found = list(Checkpoint.log_probs(loaded, rows, lambda: None))  # type: ignore[arg-type]
     assert {p.dtype for name, p in narrow.named_parameters() if "proj" in name} == {torch.bfloat16}
