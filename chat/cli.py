@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import errno
 import os
@@ -14,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from chat.command import Parser
 from chat.entry import Entry, Source, hub_source
 from chat.errors import ChatError
 from chat.gguf_file import read_gguf
@@ -38,16 +38,9 @@ class Settings:
     auth: tuple[str, str] | None
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; `--help` has the rest."""
-
-    def error(self, message: str) -> NoReturn:
-        stop(f"{message}; see python app.py --help", 2)
-
-
 def parse(argv: list[str]) -> Settings:
     """Read the options; a wrong one ends the program with one line and exit code 2."""
-    parser = _Parser(prog="app.py", description="Chat with a GGUF model in the browser.")
+    parser = Parser(prog="python app.py", description="Chat with a GGUF model in the browser.")
     env = os.environ.get
     add = parser.add_argument
     add("--engine", default=env("TUNE2CHAT_ENGINE", "auto"), help=f"{', '.join(ENGINES)} (TUNE2CHAT_ENGINE)")

@@ -6,22 +6,20 @@ quantising left of the model: the weights are the rounded ones, in a type that t
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from chat.errors import ChatError
+from chat.command import Parser, run
 from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import human_size
 from convert.errors import ConvertError
 from convert.progress import bar
 
-USAGE = "python convert/from_gguf.py FILE.gguf --out DIR"
 BYTES_PER_WEIGHT = 2
 
 
@@ -71,30 +69,20 @@ def _check(file: GgufFile, out: Path) -> None:
         )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; usage: {USAGE}", file=sys.stderr)
-        sys.exit(2)
-
-
 def main(argv: list[str]) -> int:
     """Run the command; return its exit code."""
-    parser = _Parser(prog="from_gguf.py", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python convert/from_gguf.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("file", type=Path, metavar="FILE.gguf", help="the model")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
     given = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         checkpoint_from_gguf(given.file, given.out)
-    except ChatError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    size = sum(path.stat().st_size for path in given.out.iterdir())
-    print(
-        f"{given.out} is a checkpoint of {human_size(size)}; fine-tune it, or name it as the base of a run."
-    )
-    return 0
+        size = human_size(sum(path.stat().st_size for path in given.out.iterdir()))
+        print(f"{given.out} is a checkpoint of {size}; fine-tune it, or name it as the base of a run.")
+        return 0
+
+    return run(work, "Stopped; nothing was kept.")
 
 
 if __name__ == "__main__":

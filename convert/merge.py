@@ -7,12 +7,10 @@ round once more what the next step, the 16-bit GGUF, rounds anyway.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -20,7 +18,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
 try:
     import torch
 
-    from chat.errors import ChatError
+    from chat.command import Parser, run
     from chat.machine import human_size
     from convert.adapter import Adapter
     from convert.base import find_base
@@ -77,22 +75,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see python convert/merge.py --help", file=sys.stderr)
-        sys.exit(2)
-
-
 def main(argv: list[str]) -> int:
     """Merge a run's adapter, and print what was made; return the exit code."""
-    parser = _Parser(prog="merge.py", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python convert/merge.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a run in outputs/, or an adapter's folder")
     parser.add_argument(
         "--base-model", metavar="DIR", help="where the base is, if not where the adapter says"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="the folder to make (outputs/RUN/merged)")
     given = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         source = find_source(given.run, ROOT / "outputs")
         if source.adapter is None:
             raise ConvertError(
@@ -103,15 +96,11 @@ def main(argv: list[str]) -> int:
         with bar("Merging", "B") as progress:
             merge(base, source.adapter, out, progress)
         made = Checkpoint(out)
-    except ChatError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped; nothing was kept.", file=sys.stderr)
-        return 130
-    print(f"{out}: {len(made.names)} tensors, {human_size(made.size_bytes)}, merged on {base}")
-    print(f"Next: python convert/to_gguf.py {given.run} --quant q5")
-    return 0
+        print(f"{out}: {len(made.names)} tensors, {human_size(made.size_bytes)}, merged on {base}")
+        print(f"Next: python convert/to_gguf.py {given.run} --quant q5")
+        return 0
+
+    return run(work, "Stopped; nothing was kept.")
 
 
 if __name__ == "__main__":

@@ -124,15 +124,14 @@ class Pipeline:
         if kept is None:
             n_params = open_checkpoint(self.base).n_params
             on_gpu = torch.cuda.is_available() and 3 * n_params < torch.cuda.mem_get_info()[0]
-            rows = load_rows(self.source.prompts) if self.source.prompts else []
-            tests = any(row.split == "test" for row in rows)
+            tests = any(row.split == "test" for row in self._run_rows)
             kept = "auto" if tests and (on_gpu or n_params < SMALL_PARAMS) else "full"
         if kept != "auto":
             return kept, {}
         if not self.source.prompts:
             raise ConvertError("--base auto needs the run's prompts.jsonl; say --base full or --base nf4")
         with bar("Choosing the base") as progress:
-            kept, losses = choose_base(self.base, adapter, load_rows(self.source.prompts), progress)
+            kept, losses = choose_base(self.base, adapter, self._run_rows, progress)
         print("Held-out loss:", ", ".join(f"{form} {loss:.4f}" for form, loss in losses.items()), flush=True)
         return kept, losses
 
@@ -149,14 +148,18 @@ class Pipeline:
         self.sixteen_type = self._stage("convert", self._sixteen_key, [self.sixteen_bit], work)
 
     @cached_property
+    def _run_rows(self) -> list[Row]:
+        """The chats that the run recorded, none if it didn't."""
+        return load_rows(self.source.prompts) if self.source.prompts else []
+
+    @cached_property
     def rows(self) -> list[Row]:
         """The chats to test with: the run's, else the project's own, encoded by the chat engine."""
-        if self.source.prompts:
-            rows = load_rows(self.source.prompts)
+        if self._run_rows:
             size = read_gguf(self.sixteen_bit).n_vocab
-            if (largest := max(max(row.ids) for row in rows)) >= size:
+            if (largest := max(max(row.ids) for row in self._run_rows)) >= size:
                 raise ConvertError(f"{self.source.prompts}: id {largest} is beyond the model's {size} tokens")
-            return rows
+            return self._run_rows
         path = self.work / "rows.jsonl"
 
         def work() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from chat.command import Parser, run
 from chat.errors import ChatError
 from convert.quantise import parse_types
 from convert.settings import Settings
@@ -18,15 +18,9 @@ from convert.source import find_source
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see python convert/to_gguf.py --help", file=sys.stderr)
-        sys.exit(2)
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
     """Read the options; a wrong one ends the program with one line and exit code 2."""
-    parser = _Parser(prog="to_gguf.py", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="python convert/to_gguf.py", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("run", nargs="?", metavar="RUN", help="a run, an adapter's folder or a checkpoint; the newest run")
     add("--quant", default="q5", help="q4, q5, q6, q8, f16, or llama.cpp's names; several with commas (q5)")
@@ -61,7 +55,8 @@ def main(argv: list[str]) -> int:
     except ChatError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    try:
+
+    def convert() -> int:
         source = find_source(given.run, given.root / "outputs")
         from convert import work  # torch takes seconds: not before the mistakes above are out of the way
 
@@ -69,15 +64,8 @@ def main(argv: list[str]) -> int:
         if given.lora:
             return work.adapter_alone(source, settings, given.root)
         return work.convert(source, settings, types, given.root)
-    except ChatError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk, a folder that can't be written
-        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on where it was.", file=sys.stderr)
-        return 130
+
+    return run(convert, "Stopped. The same command goes on where it was.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,260 @@
+"""A recipe: everything that a run depends on, as a closed YAML file of about 20 lines.
+
+Sections are called like the upstream classes, keys like their keywords, so that their documentation is ours.
+Defaults are the QLoRA paper's (arXiv 2305.14314) where it names one: NF4, double quantisation, all linear
+layers, 2e-4; dropout is 0, since adapters on a frozen base hardly overfit before the data does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from train.errors import TrainError
+
+RECIPES = Path(__file__).with_name("recipes")
+
+# What a recipe may break on purpose, by name; each is printed when it is waived.
+Check = Literal[
+    "unmatched_targets",
+    "pad_is_stop",
+    "untrained_stop",
+    "bos",
+    "first_loss",
+    "fp16_gemma",
+    "rows_lost",
+    "warmup",
+]
+Task = Literal["auto", "quotes", "oasst1", "code", "sms"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Frozen, and closed: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(Section):
+    """The base: a hub name or a folder, or a folder or a Python package with the GGUF file `gguf_file`."""
+
+    base_model: str = ""
+    package: str = ""  # of Python, instead of base_model
+    gguf_file: str = ""
+    revision: str | None = None
+    license: str  # of the base, for the model card
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Model:
+        if bool(self.base_model) == bool(self.package):
+            raise ValueError("give either base_model or package")
+        if self.package and not self.gguf_file:
+            raise ValueError("package needs gguf_file, the name of the file in it")
+        return self
+
+
+class Data(Section):
+    """What `datasets.load_dataset` gets, how its rows become chats, and how they are split."""
+
+    path: str  # a hub name or a file: .jsonl, .json, .csv or .parquet; beside the recipe first
+    license: str = "unknown"
+    task: Task = "auto"  # auto finds out by the columns
+    format: Literal["chat", "text"] = "chat"  # text: the seed's own string, without a template or an end
+    name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    lang: list[str] = []  # oasst1 only; all languages if empty
+    group_by: str | None = None  # the column whose rows stay together when splitting; the task's own choice
+    validation: Share = 0.1
+    test: Share = 0.1
+    limit: Annotated[int, Field(gt=0)] | None = None  # rows, the first ones after a shuffle with the seed
+
+
+class BitsAndBytes(Section):
+    """How the base is quantised; leave the section out for a base in 16 bit."""
+
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+
+    @model_validator(mode="after")
+    def _one_width(self) -> BitsAndBytes:
+        if self.load_in_4bit == self.load_in_8bit:
+            raise ValueError("say load_in_4bit: true or load_in_8bit: true; leave the section out for 16 bit")
+        return self
+
+
+class Gptq(Section):
+    """A base that was quantised by GPTQ. Exllama's kernels have no backward pass: they are off."""
+
+    bits: Literal[4] = 4
+
+
+class Lora(Section):
+    """The adapter."""
+
+    r: Annotated[int, Field(gt=0)] = 16
+    lora_alpha: Annotated[float, Field(gt=0)] = 32
+    lora_dropout: Share = 0.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: bool = True
+
+    @field_validator("init_lora_weights", mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.startswith(("pissa", "loftq", "olora", "corda")):
+            raise ValueError(
+                f"{value!r} changes the base's weights too: it survives neither NF4 nor the merge on "
+                "the original base; leave it out, or use use_rslora or use_dora"
+            )
+        return value
+
+
+class Sft(Section):
+    """The training itself."""
+
+    max_length: Annotated[int, Field(gt=7)] = 2048  # tokens of a block; a longer chat is left out and counted
+    packing: bool = True
+    assistant_only_loss: bool = True
+    per_device_train_batch_size: Annotated[int, Field(gt=0)] = 4
+    per_device_eval_batch_size: Annotated[int, Field(gt=0)] | None = None  # as in training
+    gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 1
+    num_train_epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: int = -1  # above 0 it goes before the epochs
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: Share = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # above 0 it goes before the ratio
+    optim: Literal["adamw_torch_fused", "paged_adamw_8bit", "paged_adamw_32bit"] = "adamw_torch_fused"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    fp16: bool = False  # bf16 otherwise
+    gradient_checkpointing: Literal["none", "selective", "full"] = "full"
+    group_by_length: bool = False
+    logging_steps: Annotated[int, Field(gt=0)] = 10
+    eval_steps: Annotated[int, Field(gt=0)] | None = None  # also when a checkpoint is kept; once an epoch
+    early_stopping_patience: Annotated[int, Field(gt=0)] | None = None  # evaluations without a lower loss
+    report_to: list[Literal["tensorboard", "trackio"]] = []
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Sft:
+        if self.group_by_length and self.packing:
+            raise ValueError("group_by_length sorts rows that are padded; say packing: false with it")
+        return self
+
+
+class Recipe(Section):
+    """One run."""
+
+    name: str = ""  # the file's
+    description: str = ""
+    model: Model
+    data: Data
+    bnb: BitsAndBytes | None = Field(None, alias="BitsAndBytesConfig")
+    gptq: Gptq | None = Field(None, alias="GPTQConfig")
+    lora: Lora = Field(Lora(), alias="LoraConfig")
+    sft: Sft = Field(Sft(), alias="SFTConfig")
+    waive: list[Check] = []
+
+    @model_validator(mode="after")
+    def _one_quantisation(self) -> Recipe:
+        if self.bnb and self.gptq:
+            raise ValueError("a base is quantised by bitsandbytes or by GPTQ: keep one of the two sections")
+        return self
+
+    def config_hash(self) -> str:
+        """The first 12 hexadecimal digits of a SHA-256 of everything that changes the result."""
+        content = self.model_dump(exclude={"name", "description"}, by_alias=True)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": Model,
+    "data": Data,
+    "BitsAndBytesConfig": BitsAndBytes,
+    "GPTQConfig": Gptq,
+    "LoraConfig": Lora,
+    "SFTConfig": Sft,
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses the same key twice; the library takes the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def load_recipe(given: str | Path) -> Recipe:
+    """Read a recipe by its path, or by the name of one of the project's. Raises TrainError, all at once."""
+    path = find_file(given, RECIPES, "recipe")
+    recipe = parse(read_yaml(path), path)
+    beside = (
+        path.parent / recipe.data.path
+    )  # a data file may stand beside the recipe, wherever one calls from
+    data = recipe.data.model_copy(update={"path": str(beside)}) if beside.is_file() else recipe.data
+    return recipe.model_copy(update={"name": recipe.name or path.stem, "data": data})
+
+
+def find_file(given: str | Path, folder: Path, kind: str) -> Path:
+    """The file `given`, or the one of that name that comes with the project. Raises TrainError."""
+    for path in (Path(given), folder / f"{given}.yaml"):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(Path(given).stem, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise TrainError(f"no {kind} is called {str(given)!r}; {hint}There are: {', '.join(known)}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping. Raises TrainError."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainError(f"can't read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise TrainError(f"{path} has no sections; see train/recipes for some that do")
+    return content
+
+
+def parse(content: dict[str, Any], where: Path | str) -> Recipe:
+    """Check a recipe's content. Raises TrainError with every mistake in it."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        mistakes = "\n  ".join(map(sentence, error.errors()))
+        raise TrainError(f"{where}:\n  {mistakes}") from None
+
+
+def sentence(error: ErrorDetails) -> str:
+    """One mistake in words, with the value and the nearest known key."""
+    place = ".".join(str(part) for part in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        section = SECTIONS.get(str(error["loc"][0]), Recipe) if len(error["loc"]) > 1 else Recipe
+        known = [field.alias or name for name, field in section.model_fields.items()]
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        return f"{place}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{place}: is missing"
+    given = "" if isinstance(error["input"], dict | list) else f" (given: {error['input']!r})"
+    return f"{place}: {error['msg'].removeprefix('Value error, ')}{given}"
