@@ -1,0 +1,151 @@
+"""Scores from replies and likelihoods that are given, so that each figure can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from train.example import Example
+from train.scores.code_problems import load_problems, program
+from train.scores.quotes import distinct, parts
+from train.scores.score import score
+from train.scores.scored import Chat, sample
+from train.scores.sms import calibration_bins, figures
+
+
+class Answers:
+    """Replies and likelihoods of `yes` by the prompt."""
+
+    def __init__(self, replies: dict[str, str], likely: dict[str, float] | None = None) -> None:
+        self._replies, self._likely = replies, likely or {}
+
+    def answer(self, chats: list[Chat], max_new_tokens: int) -> list[str]:
+        return [self._replies[chat[-1]["content"]] for chat in chats]
+
+    def label_probabilities(self, chats: list[Chat], labels: list[str]) -> list[list[float]]:
+        assert labels == ["yes", "no"]
+        return [[p, 1 - p] for p in (self._likely[chat[-1]["content"]] for chat in chats)]
+
+    def loss(self, examples: list[Example]) -> float:
+        return 2.5
+
+
+def chat(prompt: str, reply: str) -> Example:
+    return Example(
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}], "", "group"
+    )
+
+
+TRAIN = [
+    chat("Quote: To be, or", "To be, or not to be.\nAuthor: William Shakespeare"),
+    chat("Quote: I think, therefore", "I think, therefore I am.\nAuthor: Descartes"),
+]
+TESTS = [
+    chat("Quote: Know thyself and", "Know thyself and be well.\nAuthor: Socrates"),
+    chat("Quote: Less is more", "Less is more in houses.\nAuthor: Mies"),
+    chat("Quote: To be, or", "To be, or to seem.\nAuthor: Somebody Else"),  # a prompt that was trained
+]
+
+
+def test_the_scores_of_quotes_are_shares_of_seen_and_unseen_prompts() -> None:
+    model = Answers(
+        {
+            "Quote: Know thyself and": "Know thyself.\nAuthor: socrates.",
+            "Quote: Less is more": "I think,  therefore I am.",
+            "Quote: To be, or": "To be, or not to be.\nAuthor: William Shakespeare",
+            "Quote: I think, therefore": "I think, therefore I am.\nAuthor: Kant",
+        }
+    )
+    assert score("quotes", model, TESTS, TRAIN) == {
+        "test_loss": 2.5,
+        "author_right_seen": 0.5,
+        "author_right_unseen": 0.5,
+        "format_kept": 0.5,
+        "memorised": 0.5,
+        "distinct_1": 8 / 9,  # "i" is there twice
+        "distinct_2": 1.0,
+    }
+
+
+def test_an_author_of_any_quote_with_these_first_words_is_right() -> None:
+    train = [*TRAIN, chat("Quote: To be, or", "To be, or to have?\nAuthor: Erich Fromm")]
+    model = Answers({example.messages[0]["content"]: "x\nAuthor: Erich Fromm" for example in train})
+    assert score("quotes", model, [], train) == {"author_right_seen": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("A.\nAuthor: B", ("A.", "B")),
+        (" A.\nand more\nAuthor: B \n", ("A.\nand more", "B")),
+        ("A.\n\nAuthor: B", ("A.", "B")),
+        ("A. Author: B", ("A. Author: B", None)),
+        ("A.\nAuthor:", ("A.", None)),
+        ("Author: B", ("Author: B", None)),
+        ("A.\nAuthor: B\nAuthor: C", ("A.", None)),
+        ("A.\nAuthor: B\nand on", ("A.", None)),
+        ("", ("", None)),
+    ],
+)
+def test_the_format_is_a_text_and_one_author_as_the_last_line(
+    reply: str, expected: tuple[str, str | None]
+) -> None:
+    assert parts(reply) == expected
+
+
+def test_distinct_counts_different_ngrams_over_all_texts() -> None:
+    assert distinct(["a b a", "A b"], 1) == 2 / 5
+    assert distinct(["a b a", "A b"], 2) == 2 / 3
+    assert distinct(["", "a"], 2) == 0
+
+
+def test_the_sample_is_the_same_whatever_the_order_and_has_no_prompt_twice() -> None:
+    examples = [chat(f"Quote: {i % 60}", "x\nAuthor: y") for i in range(80)]
+    prompts = [example.messages[0]["content"] for example in sample(examples, 50)]
+    again = [example.messages[0]["content"] for example in sample(examples[::-1], 50)]
+    assert prompts == again
+    assert len(set(prompts)) == 50
+
+
+def test_a_chat_and_plain_texts_have_their_held_out_loss_only() -> None:
+    assert score("oasst1", Answers({}), TESTS, TRAIN) == {"test_loss": 2.5}
+    assert score("quotes", Answers({}), [Example([], "Quote: a", "a")], TRAIN) == {"test_loss": 2.5}
+    assert score("oasst1", Answers({}), [], TRAIN) == {}
+
+
+def test_the_scores_of_sms_are_of_the_likelihood_beside_two_baselines() -> None:
+    train = [chat(f"sale {i}", "yes") for i in range(10)] + [chat(f"news {i}", "no") for i in range(30)]
+    tests = [chat("sale", "yes"), chat("news", "no")]
+    scores = score("sms", Answers({}, {"sale": 0.8, "news": 0.3}), tests, train)
+    assert scores["auc"] == 1
+    assert scores["log_loss"] == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2)
+    assert scores["brier"] == pytest.approx((0.04 + 0.09) / 2)
+    assert scores["calibration_error"] == pytest.approx((0.2 + 0.3) / 2)
+    assert scores["mean_rate_brier"] == pytest.approx((0.75**2 + 0.25**2) / 2)
+    assert scores["mean_rate_auc"] == 0.5
+    assert scores["tfidf_auc"] == 1
+    assert [scores[f"bin_8_{name}"] for name in ("predicted", "observed", "rows")] == [0.8, 1, 1]
+
+
+def test_bins_hold_the_ends_and_one_class_has_no_auc() -> None:
+    assert calibration_bins([0, 0, 1, 1], [0.0, 0.05, 1.0, 0.95]) == {
+        0: (pytest.approx(0.025), 0, 2),
+        9: (pytest.approx(0.975), 1, 2),
+    }
+    assert "auc" not in figures([1, 1], [0.9, 1.0])
+
+
+def test_code_is_found_in_a_block_or_in_a_plain_reply() -> None:
+    problem = load_problems()[0]
+    whole = f"def {problem.entry_point}(numbers, threshold):\n    return False"
+    for reply in (
+        whole,
+        f"Here:\n```python\n{whole}\n```\nIt returns False.",
+        f"```\nimport math\n```\nand\n```py\n{whole}\n```",
+        f"```python\n{whole}",  # cut by the limit on tokens
+        "    return False\n",  # the body alone
+    ):
+        assert program(problem, reply).rstrip().endswith("return False")
+    for reply in ("", "```python\n```", "I can't.", "```python\ndef f(:\n```", "x = '\0'"):
+        assert program(problem, reply) == ""

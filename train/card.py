@@ -1,0 +1,183 @@
+"""The model card of a run: what was trained, on what, how it went, and what to do with it next."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from train.markdown_table import Row, table
+from train.recipe import Recipe
+from train.whole import write_whole
+
+LOSSES = {
+    "base16": "untouched base, 16 bit",
+    "start": "before the first step",
+    "best": "best",
+    "last": "at the end",
+}
+FORECAST = {"memory_gb": "peak memory, GB", "tokens_per_s": "tokens/s", "minutes": "minutes"}
+TRAINED = {
+    "device": "device",
+    "trainable_parameters": "trainable parameters",
+    "steps": "steps",
+    "tokens": "tokens",
+    "seed": "seed",
+    "config_hash": "hash of the recipe",
+}
+
+
+def write_card(
+    path: Path,
+    recipe: Recipe,
+    manifest: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    scores: Mapping[str, Mapping[str, float]],
+    waived: Mapping[str, str],
+) -> None:
+    """Write a run's README.md, with the hub's front matter. What isn't known is left out.
+
+    `metrics` are the lines of metrics.jsonl; `scores` holds figures under `before` and `after`; `waived`
+    are the reasons of the checks that were passed over, by their names.
+    """
+    name = recipe.name or path.parent.name
+    checks = [f"- `{check}`: {reason}" for check, reason in waived.items()]
+    sections = {
+        "What was trained": table(("", ""), _trained(recipe, manifest)),
+        "Loss on the validation rows": table(("", "nats a token"), _losses(manifest, metrics)),
+        "Scores on the test rows": table(("", "before", "after"), _scores(scores)),
+        "Calibration": table(("likelihood", "said", "happened", "rows"), _calibration(scores)),
+        "Forecast and actual": table(("", "forecast", "actual"), _forecast(manifest)),
+        "Checks that were waived": "\n".join(checks),
+        "Licences": _licences(recipe),
+        "Next": f'    python convert/to_gguf.py {name} --quant q5\n    python app.py --model "{name} Q5_K_M"',
+    }
+    sections["Loss on the validation rows"] += "\n\n![Loss over the steps](loss.png)"
+    sections["Scores on the test rows"] += "\n\nReplies to the same prompts are in [samples.md](samples.md)."
+    parts = [_front_matter(recipe), f"# {name}", recipe.description, _synthetic(recipe)]
+    parts += [f"## {heading}\n\n{text.strip(chr(10))}" for heading, text in sections.items() if text]
+    write_whole(path, "\n\n".join(filter(None, parts)) + "\n")
+
+
+def _front_matter(recipe: Recipe) -> str:
+    licence = recipe.model.license
+    # The hub knows identifiers only; anything else is "other" with a name.
+    known = re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence.lower())
+    head: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora"]}
+    head |= {"license": licence.lower()} if known else {"license": "other", "license_name": licence}
+    if _is_hub_name(recipe.model.base_model):
+        head["base_model"] = recipe.model.base_model
+    if _is_hub_name(recipe.data.path):
+        head["datasets"] = [recipe.data.path]
+    return f"---\n{yaml.safe_dump(head, allow_unicode=True)}---"
+
+
+def _is_hub_name(text: str) -> bool:
+    """`owner/name`, and neither a file nor a folder here."""
+    file = Path(text)
+    named = re.fullmatch(r"\w[\w.-]*/[\w.-]+", text) and not file.suffix.startswith(
+        (".json", ".csv", ".parq")
+    )
+    return bool(named) and not file.exists()
+
+
+def _shown(text: str) -> str:
+    """A hub name as it is; of a path its name alone: where it lies on this machine is nobody's business."""
+    return text if _is_hub_name(text) else Path(text).name
+
+
+def _synthetic(recipe: Recipe) -> str:
+    if "synthetic" not in f"{recipe.data.license} {Path(recipe.data.path).name}".lower():
+        return ""
+    return (
+        "**The data is synthetic**: a program made it up by a known rule. The scores say how much of that"
+        " rule was learnt, and nothing about real messages or people."
+    )
+
+
+def _trained(recipe: Recipe, manifest: Mapping[str, Any]) -> list[Row]:
+    model, data, lora = recipe.model, recipe.data, recipe.lora
+    base = _shown(model.base_model) if model.base_model else f"{model.package}: {model.gguf_file}"
+    width = "4 bit (GPTQ)" if recipe.gptq else "16 bit"
+    if recipe.bnb:
+        width = f"4 bit ({recipe.bnb.bnb_4bit_quant_type})" if recipe.bnb.load_in_4bit else "8 bit"
+    facts = manifest.get("data", {})
+    at = f" at {model.revision}" if model.revision else ""
+    kind = ("rsLoRA" if lora.use_rslora else "LoRA") + (" with DoRA" if lora.use_dora else "")
+    rows: list[Row] = [("base", f"{base}{at}, {width}")]
+    rows.append(("adapter", f"{kind}, r {lora.r}, alpha {lora.lora_alpha:g}"))
+    parts = facts.get("rows", {})  # of each split
+    counts = "".join(f", {count:,} {split}" for split, count in parts.items())
+    rows.append(("data", _shown(data.path) + counts + (" rows" if counts else "")))
+    left_out = {reason: count for reason, count in facts.get("left_out", {}).items() if count}
+    if left_out:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+        rows.append(("rows left out", reasons))
+    if "sha256" in facts:
+        rows.append(("SHA-256 of the data", str(facts["sha256"])))
+    rows += [
+        (label, _number(manifest[key])) for key, label in TRAINED.items() if manifest.get(key) is not None
+    ]
+    if manifest.get("wall_seconds") is not None:
+        rows.append(("time", f"{manifest['wall_seconds'] / 60:.1f} minutes"))
+    versions = manifest.get("versions", {})
+    if versions:
+        rows.append(("versions", ", ".join(f"{library} {version}" for library, version in versions.items())))
+    return rows
+
+
+def _losses(manifest: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[Row]:
+    known = dict(manifest.get("eval_loss", {}))
+    lines = [line for line in metrics if "eval_loss" in line]
+    if lines:
+        best = min(lines, key=lambda line: line["eval_loss"])
+        found = {"start": lines[0], "best": best, "last": lines[-1]}
+        known = {key: line["eval_loss"] for key, line in found.items()} | {"best_step": best["step"]} | known
+    labels = LOSSES | ({"best": f"best, step {known['best_step']}"} if "best_step" in known else {})
+    return [(label, f"{known[key]:.4f}") for key, label in labels.items() if known.get(key) is not None]
+
+
+def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[Row]:
+    before, after = scores.get("before", {}), scores.get("after", {})
+    names = [name for name in {**before, **after} if not name.startswith("bin_")]
+    return [
+        (name.replace("_", " "), *(f"{side[name]:.4f}" if name in side else "" for side in (before, after)))
+        for name in names
+    ]
+
+
+def _calibration(scores: Mapping[str, Mapping[str, float]]) -> list[Row]:
+    """The bins after the training, as `train.scores.sms` gives them."""
+    after = scores.get("after", {})
+    rows: list[Row] = []
+    for i in range(10):
+        if f"bin_{i}_rows" in after:
+            said, happened, count = (after[f"bin_{i}_{key}"] for key in ("predicted", "observed", "rows"))
+            rows.append(
+                (f"{i / 10:.1f} to {(i + 1) / 10:.1f}", f"{said:.3f}", f"{happened:.3f}", f"{count:.0f}")
+            )
+    return rows
+
+
+def _forecast(manifest: Mapping[str, Any]) -> list[Row]:
+    sides = manifest.get("predicted", {}), manifest.get("actual", {})
+    return [
+        (label, *(_number(side[key]) if side.get(key) is not None else "" for side in sides))
+        for key, label in FORECAST.items()
+        if any(side.get(key) is not None for side in sides)
+    ]
+
+
+def _licences(recipe: Recipe) -> str:
+    return (
+        f"- base: {recipe.model.license}; its terms hold for this adapter too\n- data: {recipe.data.license}"
+    )
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
