@@ -1,0 +1,59 @@
+"""The split: fixed, by groups, and without a text in two of its parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from train.errors import TrainError
+from train.example import Example
+from train.recipe import Data
+from train.split import NAMES, split_examples, split_of
+
+
+def rows_of(groups: int, per_group: int = 1) -> list[Example]:
+    return [Example([], f"text {g} {i}", f"group {g}") for g in range(groups) for i in range(per_group)]
+
+
+def test_shares_are_about_those_asked_for_and_groups_stay_together() -> None:
+    data = Data(path="x", validation=0.1, test=0.2)
+    splits = split_examples(rows_of(2000, 3), data)
+    assert 0.17 * 6000 < len(splits.test) < 0.23 * 6000
+    assert 0.08 * 6000 < len(splits.validation) < 0.12 * 6000
+    groups = [{example.group for example in getattr(splits, name)} for name in NAMES]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 2000
+    assert sum(len(getattr(splits, name)) for name in NAMES) == 6000
+
+
+def test_the_split_of_a_group_is_fixed() -> None:
+    """These must never change: else what was a test row of one run is trained on in the next."""
+    data = Data(path="x")
+    assert [split_of(f"group {g}", data) for g in (0, 5, 8, 9, 13)] == [
+        "train",
+        "test",
+        "test",
+        "validation",
+        "validation",
+    ]
+    few, many = split_examples(rows_of(100), data), split_examples(rows_of(1000), data)
+    assert {example.text for example in few.test} < {example.text for example in many.test}
+
+
+def test_a_text_that_is_tested_is_trained_in_no_other_group() -> None:
+    data = Data(path="x")
+    doubled = [*rows_of(300), *(Example([], f"TEXT  {g} 0", f"other {g}") for g in range(300))]
+    splits = split_examples(doubled, data)
+    texts = [{" ".join(e.text.lower().split()) for e in getattr(splits, name)} for name in NAMES]
+    assert not texts[0] & texts[2]
+    assert not texts[0] & texts[1]
+    assert not texts[1] & texts[2]
+    assert splits.repeated + sum(len(getattr(splits, name)) for name in NAMES) == 600
+    assert splits.repeated > 0
+
+
+def test_an_empty_split_says_how_to_cure_it() -> None:
+    one = [Example([], f"text {i}", "the only author") for i in range(50)]
+    with pytest.raises(TrainError, match="the validation split is empty: the 50 rows of x are 1 groups"):
+        split_examples(one, Data(path="x"))
+    with pytest.raises(TrainError, match=r"the train split is empty.*lower data\.validation and data\.test"):
+        split_examples(rows_of(50), Data(path="x", validation=0.5, test=0.5))
+    assert len(split_examples(one, Data(path="x", validation=0, test=0)).train) == 50

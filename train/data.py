@@ -1,0 +1,136 @@
+"""Data of a recipe, from rows to token ids; as a command, see what is trained: train/data.py RECIPE"""
+
+from __future__ import annotations
+
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if not __package__:  # run as a script: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from chat.command import Parser, run
+from train.errors import TrainError
+from train.example import Encoded
+from train.formats import read_any
+from train.loaded import Loaded, lost
+from train.recipe import Data, Recipe, load_recipe
+from train.split import NAMES, Splits, split_examples
+from train.table import read_table
+from train.tasks import code_instructions, oasst1, quotes, sms
+
+if TYPE_CHECKING:
+    from train.tokenizer import ChatTokenizer
+
+__all__ = ["Loaded", "Prepared", "Splits", "load_examples", "lost", "prepare", "split_examples"]
+
+READERS = {"quotes": quotes, "oasst1": oasst1, "code": code_instructions, "sms": sms}
+
+
+@dataclass
+class Prepared:
+    """The splits as token ids, and in `examples` as text, row by row the same.
+
+    `too_long` rows are in neither: they have more than sft.max_length tokens.
+    """
+
+    train: list[Encoded]
+    validation: list[Encoded]
+    test: list[Encoded]
+    examples: Splits
+    loaded: Loaded
+    too_long: int
+
+
+def load_examples(data: Data, seed: int) -> Loaded:
+    """Read `data.path` and make examples of its rows. Raises TrainError."""
+    table = read_table(data)
+    if data.group_by:
+        table.require(data.group_by)
+    if data.lang and _task(data, table.columns) != "oasst1":
+        raise TrainError(f"data.lang is for the task oasst1; leave it out for {data.path}")
+    loaded = Loaded(rows_in=len(table.rows))
+    task = loaded.layout = _task(data, table.columns)
+    if task == "auto":
+        read_any(table, data, loaded)
+    else:
+        READERS[task].read(table, data, loaded)
+    if not loaded.examples:
+        reasons = "; ".join(f"{reason}: {rows:,}" for reason, rows in loaded.left_out.most_common())
+        raise TrainError(f"no row of {data.path} can be trained on; {reasons}")
+    if data.limit and data.limit < len(loaded.examples):
+        loaded.left_out["beyond data.limit"] += len(loaded.examples) - data.limit
+        random.Random(seed).shuffle(loaded.examples)
+        del loaded.examples[data.limit :]
+    return loaded
+
+
+def _task(data: Data, columns: list[str]) -> str:
+    """The task that the recipe names, or whose columns are there."""
+    if data.task != "auto":
+        return data.task
+    if {*oasst1.COLUMNS} <= {*columns}:
+        return "oasst1"
+    return "quotes" if {"quote", "author"} <= {*columns} else "auto"
+
+
+def prepare(recipe: Recipe, tokenizer: ChatTokenizer) -> Prepared:
+    """Load, split and encode. Raises TrainError."""
+    loaded = load_examples(recipe.data, recipe.sft.seed)
+    return encode_splits(recipe, tokenizer, loaded, split_examples(loaded.examples, recipe.data))
+
+
+def encode_splits(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded, splits: Splits) -> Prepared:
+    """Encode, and leave out what is longer than a block. Raises TrainError if a split ends empty by that."""
+    from train.encoding import encode_all  # transformers takes seconds to import
+
+    examples = [getattr(splits, name) for name in NAMES]
+    everything = [example for split in examples for example in split]
+    assistant_only, revision = recipe.sft.assistant_only_loss, recipe.model.revision
+    encoded = iter(encode_all(tokenizer, everything, assistant_only, revision))
+    prepared = Prepared([], [], [], Splits(repeated=splits.repeated), loaded, 0)
+    for name, split in zip(NAMES, examples, strict=True):
+        rows = [(example, next(encoded)) for example in split]
+        short = [row for row in rows if len(row[1].ids) <= recipe.sft.max_length]
+        if rows and not short:
+            shortest = min(len(row.ids) for _, row in rows)
+            raise TrainError(
+                f"all {len(rows)} rows of the {name} split are longer than max_length, "
+                f"{recipe.sft.max_length} tokens; the shortest has {shortest}: raise SFTConfig.max_length"
+            )
+        prepared.too_long += len(rows) - len(short)
+        setattr(prepared, name, [row for _, row in short])
+        setattr(prepared.examples, name, [example for example, _ in short])
+    return prepared
+
+
+def main(argv: list[str]) -> int:
+    """Print what a recipe's data becomes; return the exit code."""
+    parser = Parser(prog="python train/data.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a recipe's file, or the name of one of the project's"
+    )
+    given = parser.parse_args(argv)
+
+    def check() -> int:
+        from train import data_report  # this and the next two take seconds to import
+        from train.base import find_base
+        from train.tokenizer import ChatTokenizer
+
+        recipe = load_recipe(given.recipe)
+        loaded = load_examples(recipe.data, recipe.sft.seed)
+        print(data_report.rows(recipe.data, loaded), flush=True)
+        splits = split_examples(loaded.examples, recipe.data)
+        print(data_report.splits(splits), flush=True)
+        tokenizer = ChatTokenizer(find_base(recipe.model), recipe.model.revision)
+        print(data_report.tokens(recipe, tokenizer, encode_splits(recipe, tokenizer, loaded, splits)))
+        print(f"\nNext: python train/qlora.py {given.recipe} --plan")
+        return 1 if lost(loaded) else 0
+
+    return run(check, "Stopped; nothing was changed.")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""What `python train/data.py RECIPE` prints about the data of a recipe."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from train.example import Encoded
+from train.loaded import Loaded, lost
+from train.packing import pack
+from train.recipe import Data, Recipe, Sft
+from train.split import Splits
+
+if TYPE_CHECKING:  # train.data imports this file
+    from train.data import Prepared
+    from train.tokenizer import ChatTokenizer
+
+BINS = 12
+WIDTH = 40  # of the longest bar
+TRAINED, PLAIN = "\x1b[30;42m", "\x1b[0m"  # black on green
+
+
+def rows(data: Data, loaded: Loaded) -> str:
+    """Rows in and out, each reason with its count."""
+    lines = [
+        f"{data.path}: {loaded.rows_in:,} rows, read as {loaded.layout}; {len(loaded.examples):,} examples"
+    ]
+    for title, counts in (("left out", loaded.left_out), ("kept, but changed", loaded.changed)):
+        lines += [f"  {title}: {number:,}, {reason}" for reason, number in counts.most_common() if number]
+    if lost(loaded):
+        lines.append(f"  LOST: {lost(loaded):,} rows without a reason; this is a defect of the reader")
+    return "\n".join(lines)
+
+
+def splits(found: Splits) -> str:
+    """Sizes of the splits, in rows and groups."""
+    sizes = []
+    for name, split in (("train", found.train), ("validation", found.validation), ("test", found.test)):
+        sizes.append(f"{name} {len(split):,} ({len({example.group for example in split}):,} groups)")
+    repeated = (
+        f"\n  left out: {found.repeated:,}, the same text is in another split" if found.repeated else ""
+    )
+    return f"splits: {', '.join(sizes)}{repeated}"
+
+
+def tokens(recipe: Recipe, tokenizer: ChatTokenizer, prepared: Prepared) -> str:
+    """Lengths, the share that is trained, how full batches are, and one example."""
+    encoded = prepared.train + prepared.validation + prepared.test
+    lengths = [len(row.ids) for row in encoded]
+    trained = sum(sum(row.mask) for row in encoded)
+    lines = []
+    if prepared.too_long:
+        lines.append(f"  left out: {prepared.too_long:,}, longer than max_length {recipe.sft.max_length:,}")
+    lines += [
+        f"tokens: {sum(lengths):,}, {trained / sum(lengths):.1%} of them trained",
+        f"tokens of a row (the longest has {max(lengths):,}):",
+        histogram(lengths),
+        filling([len(row.ids) for row in prepared.train], recipe.sft),
+        "\nOne example; trained is what is " + ("green:" if colours() else "in [[ ]]:"),
+        marked(tokenizer, encoded[0], colours()),
+    ]
+    return "\n".join(lines)
+
+
+def histogram(lengths: Sequence[int]) -> str:
+    """Bars of rows by length, in at most 12 bins of a round width."""
+    step = next(
+        round_width * 10**power
+        for power in range(12)
+        for round_width in (1, 2, 5)
+        if math.ceil(max(lengths) / (round_width * 10**power)) <= BINS
+    )
+    counts = Counter((length - 1) // step for length in lengths)
+    most, lines = max(counts.values()), []
+    for place in range(min(counts), max(counts) + 1):
+        bar = "#" * math.ceil(counts[place] / most * WIDTH)
+        lines.append(f"{place * step + 1:>8,} to {(place + 1) * step:<8,} {bar:<{WIDTH}} {counts[place]:,}")
+    return "\n".join(lines)
+
+
+def filling(lengths: Sequence[int], sft: Sft) -> str:
+    """How much of what is computed in training is tokens of rows, the rest being padding or empty."""
+    if sft.packing:
+        blocks = pack(lengths, sft.max_length)
+        full = sum(lengths) / (len(blocks) * sft.max_length)
+        return f"packing: {len(blocks):,} blocks of {sft.max_length:,} tokens, {full:.1%} full"
+    size = sft.per_device_train_batch_size
+    batches = [lengths[at : at + size] for at in range(0, len(lengths), size)]
+    full = sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
+    return f"no packing: batches of {size} would be {full:.1%} full if padded to their longest row"
+
+
+def marked(tokenizer: ChatTokenizer, row: Encoded, colour: bool) -> str:
+    """The row's text with its trained stretches in colour or brackets."""
+    begin, end = (TRAINED, PLAIN) if colour else ("[[", "]]")
+    text = ""
+    for trained, run in groupby(zip(row.ids, row.mask, strict=True), key=lambda pair: pair[1]):
+        piece = harmless(tokenizer.decode([i for i, _ in run]))
+        text += f"{begin}{piece}{end}" if trained else piece
+    return text
+
+
+def harmless(text: str) -> str:
+    """`text` without control characters, with which data could take over a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def colours() -> bool:
+    """Whether the output is a terminal that wants colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

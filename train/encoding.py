@@ -1,0 +1,132 @@
+"""All rows as token ids, with a bar where it takes long, and then kept in .cache/ for the next run."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from chat.errors import ChatError
+from chat.machine import thread_count
+from train.errors import TrainError
+from train.example import Encoded, Example
+from train.labels import encode
+from train.tokenizer import ChatTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache" / "encoded"
+SLOW_S = 2.0  # from here on there is a bar, and the result is worth its file
+MANY = 20_000  # rows; from here on all cores work, each with a process that takes seconds to start
+KEPT = 4  # files; a set of 122,000 rows takes about 150 MB
+
+# What decides which ids a row becomes: when one of these changes, what was kept is no longer found.
+CODE = ("chat/prompt.py", "chat/render.py", "chat/placeholders.py", "train/labels.py", "train/tokenizer.py")
+
+Numbers = dict[int, int]  # each id as the one object that stands for it
+
+
+def encode_all(
+    tokenizer: ChatTokenizer,
+    examples: Sequence[Example],
+    assistant_only: bool,
+    revision: str | None = None,
+    cache: Path = CACHE,
+) -> list[Encoded]:
+    """Encode each example, in order; `revision` is the tokenizer's. Raises TrainError with the row."""
+    numbers: Numbers = {}
+    path = cache / f"{_key(tokenizer, examples, assistant_only)}.npz"
+    if path.is_file():
+        return _load(path, examples, numbers)
+    began = time.monotonic()
+    pause = 0.1 if sys.stderr.isatty() else 30  # a log needs few lines
+    encoded = []
+    with closing(_encode_each(tokenizer, examples, assistant_only, revision)) as rows:
+        for row in tqdm(rows, "Encoding", len(examples), leave=False, mininterval=pause, delay=SLOW_S):
+            encoded.append(Encoded(_shared(row.ids, numbers), row.mask, row.messages))
+    if time.monotonic() - began > SLOW_S:
+        with suppress(OSError):  # a read-only folder or a full disk costs the next run its time, no more
+            _save(path, encoded)
+    return encoded
+
+
+def _shared(ids: list[int], numbers: Numbers) -> list[int]:
+    """The same ids, with one object for equal ones: 8 bytes a token instead of 40."""
+    return [numbers.setdefault(i, i) for i in ids]
+
+
+def _encode_each(
+    tokenizer: ChatTokenizer, examples: Sequence[Example], assistant_only: bool, revision: str | None
+) -> Generator[Encoded, None, None]:
+    if len(examples) < MANY:
+        for example in examples:
+            yield _encode(tokenizer, assistant_only, example)
+        return
+    source = (tokenizer.tokenizer.name_or_path, revision, assistant_only)
+    with multiprocessing.get_context("spawn").Pool(thread_count(), _start_worker, source) as pool:
+        yield from pool.imap(_encode_in_worker, examples, chunksize=64)
+
+
+def _encode(tokenizer: ChatTokenizer, assistant_only: bool, example: Example) -> Encoded:
+    try:
+        return encode(tokenizer, example, assistant_only)
+    except ChatError as error:
+        begin = example.text or example.messages[0]["content"]
+        raise TrainError(f"the row that begins {begin[:60]!r}: {error}") from None
+
+
+_in_worker: tuple[ChatTokenizer, bool]
+
+
+def _start_worker(folder: str, revision: str | None, assistant_only: bool) -> None:
+    global _in_worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and it ends its workers
+    _in_worker = ChatTokenizer(folder, revision), assistant_only
+
+
+def _encode_in_worker(example: Example) -> Encoded:
+    return _encode(*_in_worker, example)
+
+
+def _key(tokenizer: ChatTokenizer, examples: Sequence[Example], assistant_only: bool) -> str:
+    digest = hashlib.sha256()
+    digest.update(tokenizer.tokenizer.backend_tokenizer.to_str().encode())
+    settings = (tokenizer.template, tokenizer.bos_id, tokenizer.adds_bos, sorted(tokenizer.stop_ids))
+    digest.update(repr((*settings, assistant_only)).encode())
+    for file in CODE:
+        digest.update((ROOT / file).read_bytes())
+    for example in examples:
+        digest.update(repr((example.messages, example.text)).encode())
+    return digest.hexdigest()[:32]
+
+
+def _save(path: Path, encoded: Sequence[Encoded]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(
+            file,
+            lengths=np.array([len(row.ids) for row in encoded], np.int64),
+            ids=np.fromiter((i for row in encoded for i in row.ids), np.int32),
+            mask=np.fromiter((m for row in encoded for m in row.mask), np.uint8),
+        )
+    partial.replace(path)
+    for old in sorted(path.parent.glob("*.npz"), key=lambda file: -file.stat().st_mtime)[KEPT:]:
+        old.unlink()
+
+
+def _load(path: Path, examples: Sequence[Example], numbers: Numbers) -> list[Encoded]:
+    with np.load(path, allow_pickle=False) as kept:
+        ends = np.cumsum(kept["lengths"])[:-1]
+        ids, masks = np.split(kept["ids"], ends), np.split(kept["mask"], ends)
+    return [
+        Encoded(_shared(row.tolist(), numbers), mask.tolist(), example.messages)
+        for example, row, mask in zip(examples, ids, masks, strict=True)
+    ]
