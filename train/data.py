@@ -115,16 +115,15 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
 
     def check() -> int:
-        from train import data_report  # this and the next two take seconds to import
-        from train.base import find_base
-        from train.tokenizer import ChatTokenizer
+        from train import data_report  # this and the next take seconds to import
+        from train.base import load_tokenizer
 
         recipe = load_recipe(given.recipe)
         loaded = load_examples(recipe.data, recipe.sft.seed)
         print(data_report.rows(recipe.data, loaded), flush=True)
         splits = split_examples(loaded.examples, recipe.data)
         print(data_report.splits(splits), flush=True)
-        tokenizer = ChatTokenizer(find_base(recipe.model), recipe.model.revision)
+        tokenizer = load_tokenizer(recipe)
         print(data_report.tokens(recipe, tokenizer, encode_splits(recipe, tokenizer, loaded, splits)))
         print(f"\nNext: python train/qlora.py {given.recipe} --plan")
         return 1 if lost(loaded) else 0

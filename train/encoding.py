@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def _encode_each(
             yield _encode(tokenizer, assistant_only, example)
         return
     source = (tokenizer.tokenizer.name_or_path, revision, assistant_only)
-    with multiprocessing.get_context("spawn").Pool(thread_count(), _start_worker, source) as pool:
+    with _pool(source) as pool:
         yield from pool.imap(_encode_in_worker, examples, chunksize=64)
 
 
@@ -82,12 +83,20 @@ def _encode(tokenizer: ChatTokenizer, assistant_only: bool, example: Example) ->
         raise TrainError(f"the row that begins {begin[:60]!r}: {error}") from None
 
 
+def _pool(source: tuple[str, str | None, bool]) -> Pool:
+    """Workers that Ctrl-C passes by: it ends the parent, and the parent ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a new process inherits it
+    try:
+        return multiprocessing.get_context("spawn").Pool(thread_count(), _start_worker, source)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 _in_worker: tuple[ChatTokenizer, bool]
 
 
 def _start_worker(folder: str, revision: str | None, assistant_only: bool) -> None:
     global _in_worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and it ends its workers
     _in_worker = ChatTokenizer(folder, revision), assistant_only
 
 
