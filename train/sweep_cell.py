@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         adapted = Adapted(model, recipe, device)
         try:
-            return measured(run.train(Session(adapted, base.tokenizer, recipe, device), resume=True))
+            progress = run.train(Session(adapted, base.tokenizer, recipe, device), resume=True)
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of many runs it is a lot
+            return measured(progress)
         except TrainError:
             losses = [line["eval_loss"] for line in read_metrics(folder) if "eval_loss" in line]
             last = [line for line in read_metrics(folder) if "loss" in line][-1:]
@@ -62,10 +65,9 @@ class Trainer:
 
 def measured(progress: Progress) -> dict[str, float | None]:
     """What is kept of a run that ended."""
-    best = progress.best_loss if math.isfinite(progress.best_loss) else None
     diverged = progress.stopped.startswith("diverged")
-    last, norm = progress.last_loss, progress.grad_norm_max
-    return row(progress.start_loss, best, last, norm, diverged, progress.step)
+    losses = (progress.start_loss, progress.best_loss, progress.last_loss)
+    return row(*losses, progress.grad_norm_max, diverged, progress.step)
 
 
 def row(
@@ -76,6 +78,9 @@ def row(
     diverged: bool,
     steps: int,
 ) -> dict[str, float | None]:
-    """The columns of rows.jsonl that were measured."""
-    losses = {"start_eval_loss": start, "best_eval_loss": best, "last_eval_loss": last}
-    return losses | {"grad_norm_max": norm, "diverged": diverged, "steps": steps}
+    """The columns of rows.jsonl that were measured; None for what isn't a number, which JSON doesn't know."""
+    found = {"start_eval_loss": start, "best_eval_loss": best, "last_eval_loss": last, "grad_norm_max": norm}
+    finite = {
+        name: value if value is not None and math.isfinite(value) else None for name, value in found.items()
+    }
+    return finite | {"diverged": diverged, "steps": steps}
