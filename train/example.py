@@ -19,7 +19,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """`mask[i]` is 1 where `ids[i]` is trained, else 0; both as long. `messages` is empty for a plain text."""
+    """`mask[i]` is 1 where `ids[i]` is trained, else 0; both as long. `messages` is empty for a text."""
 
     ids: list[int]
     mask: list[int]

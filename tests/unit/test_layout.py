@@ -18,11 +18,14 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 FILES.append(ROOT / "app.py")
 PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("tests", "bench", "scripts")]
 
+# What training takes of the chat: the prompt, and how commands, errors and child processes are done here.
+SHARED = ("prompt", "command", "errors", "machine", "child")
+
 # Which of our own modules a folder may import; bench and tests may import anything.
 ALLOWED = {
     "app.py": ("chat", "chat.*"),
     "chat": ("chat", "chat.*"),
-    "train": ("train", "train.*", "chat", "chat.prompt"),  # importing chat.prompt imports the empty chat too
+    "train": ("train", "train.*", "chat", *(f"chat.{name}" for name in SHARED)),
     "convert": ("convert", "convert.*", "chat", "chat.*"),
     "scripts": ("scripts", "scripts.*"),
 }

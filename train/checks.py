@@ -1,0 +1,118 @@
+"""What is refused before the first step, each with its reason; a recipe can waive a check by its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from train.errors import TrainError
+from train.example import Encoded
+from train.model import Linears, targets
+from train.optimizer import warmup_steps
+from train.recipe import Recipe, Sft
+from train.tokenizer import ChatTokenizer
+
+MAX_FIRST_LOSS = 0.6  # of ln(vocabulary), which a model that knows nothing has
+
+
+class Checks:
+    """Collects what is wrong, so that all of it is said at once."""
+
+    def __init__(self, waive: Iterable[str], tell: Callable[[str], None]) -> None:
+        self._waive, self._tell = set(waive), tell
+        self._wrong: list[str] = []
+        self.waived: dict[str, str] = {}  # check, reason
+
+    def add(self, name: str, reason: str | None) -> None:
+        """Note what check `name` found; None is nothing."""
+        if reason is None:
+            return
+        if name in self._waive:
+            self.waived[name] = reason
+            self._tell(f"waived ({name}): {reason}")
+        else:
+            self._wrong.append(f"{reason} (to train all the same: waive: [{name}])")
+
+    def end(self) -> None:
+        """Raise TrainError with everything that is wrong."""
+        if self._wrong:
+            wrong, self._wrong = self._wrong, []
+            raise TrainError("not started:\n  " + "\n  ".join(wrong))
+
+
+def check_settings(checks: Checks, recipe: Recipe, model_type: str, steps: int) -> None:
+    """What the recipe alone tells."""
+    if recipe.sft.fp16 and model_type.startswith("gemma"):
+        checks.add(
+            "fp16_gemma", "SFTConfig.fp16: Gemma's activations overflow fp16 (NaN); leave it out for bf16"
+        )
+    checks.add("warmup", _warmup(recipe.sft, steps))
+
+
+def _warmup(sft: Sft, steps: int) -> str | None:
+    asked = warmup_steps(sft, steps)
+    if asked and sft.lr_scheduler_type == "constant":
+        return "lr_scheduler_type 'constant' ignores the warm-up; say constant_with_warmup, or no warm-up"
+    if asked >= steps:
+        return f"the warm-up of {asked} steps fills the run of {steps}; lower warmup_steps or warmup_ratio"
+    return None
+
+
+def check_targets(checks: Checks, recipe: Recipe, there: Sequence[Linears]) -> None:
+    """Every target module must match a layer."""
+    names, unmatched = targets(recipe.lora.target_modules, there)
+    if unmatched:
+        weights = sum(layer.elements for layer in there)
+        reached = sum(layer.elements for layer in there if layer.name in names)
+        checks.add(
+            "unmatched_targets",
+            f"LoraConfig.target_modules: {', '.join(unmatched)} match nothing in this model, so only "
+            f"{reached / weights:.0%} of its linear weights would get an adapter; there are: "
+            f"{', '.join(sorted({layer.name for layer in there}))}",
+        )
+
+
+def check_rows(checks: Checks, rows: Sequence[Encoded], tokenizer: ChatTokenizer, lost: int) -> None:
+    """What the tokenized rows tell; all of `rows` are looked at."""
+    if lost:
+        checks.add("rows_lost", f"{lost} rows of the data are neither used nor accounted for")
+    if tokenizer.pad_id is None:
+        checks.add("pad_is_stop", "the vocabulary has no token to pad with that isn't a stop token")
+    checks.add("untrained_stop", _stops(rows, tokenizer))
+    checks.add("bos", _bos(rows, tokenizer))
+
+
+def _stops(rows: Sequence[Encoded], tokenizer: ChatTokenizer) -> str | None:
+    for number, row in enumerate(rows, 1):
+        turns = sum(message["role"] == "assistant" for message in row.messages) or 1
+        trained = sum(i in tokenizer.stop_ids and m for i, m in zip(row.ids, row.mask, strict=True))
+        if trained < turns:
+            text = tokenizer.decode(row.ids[-20:])
+            return (
+                f"row {number} trains {trained} stop tokens in {turns} turns of the assistant, so the model "
+                f"would not learn to end (it ends with {text!r}); data.format: chat puts them in"
+            )
+    return None
+
+
+def _bos(rows: Sequence[Encoded], tokenizer: ChatTokenizer) -> str | None:
+    if tokenizer.bos_id is None or tokenizer.bos_id in tokenizer.stop_ids:
+        return None
+    for number, row in enumerate(rows, 1):
+        count = row.ids[:3].count(tokenizer.bos_id)
+        if tokenizer.adds_bos and count != 1:
+            return f"row {number} begins with {count} BOS tokens and not with one: {row.ids[:3]}"
+        if count > 1:
+            return f"row {number} begins with {count} BOS tokens: {row.ids[:3]}"
+    return None
+
+
+def check_first_loss(checks: Checks, loss: float, vocabulary: int) -> None:
+    """A trained base that reads its own prompt format can't be that wrong."""
+    limit = MAX_FIRST_LOSS * math.log(vocabulary)
+    if not loss <= limit:
+        checks.add(
+            "first_loss",
+            f"the loss before the first step is {loss:.2f}, above {limit:.2f} (0.6 ln of {vocabulary}): "
+            "the base can't read these rows; a wrong base, template or BOS. See: python train/data.py RECIPE",
+        )

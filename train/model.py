@@ -1,0 +1,192 @@
+"""The frozen base, 4-bit, 8-bit, 16-bit or GPTQ, and the adapter on it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from train import gptq
+from train.attention import attention_for
+from train.errors import TrainError
+from train.loss import head_loss
+from train.packing import IGNORED, Batch
+from train.recipe import BitsAndBytes, Lora, Recipe
+
+# Matrix products and attention: what selective checkpointing keeps; all else is cheap to do again.
+_KEPT = (
+    "mm.default",
+    "addmm.default",
+    "bmm.default",
+    "_flash_attention_forward.default",
+    "_varlen_attn.default",
+)
+
+
+@dataclass(frozen=True)
+class Linears:
+    """The linear layers of one name."""
+
+    name: str
+    out_features: int
+    in_features: int
+    count: int
+
+    @property
+    def elements(self) -> int:
+        """Logical weights, also where four-bit storage packs two of them into a byte."""
+        return self.out_features * self.in_features * self.count
+
+
+def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """fp32 on a CPU, where it is as fast and rounds nothing; else what the recipe says."""
+    if device.type == "cpu":
+        return torch.float32
+    return torch.float16 if recipe.sft.fp16 else torch.bfloat16
+
+
+def load_base(folder: str | None, recipe: Recipe, device: torch.device, **options: Any) -> PreTrainedModel:
+    """Load and freeze the base as the recipe says; `options` go to from_pretrained. Raises TrainError."""
+    given = {"revision": recipe.model.revision, "trust_remote_code": False}
+    config = options.pop("config", None) or AutoConfig.from_pretrained(str(folder), **given)
+    attention = attention_for(config, device)
+    dtype = getattr(torch, recipe.model.dtype) if device.type == "cuda" else torch.float32
+    if gptq.is_gptq(config.to_dict()):
+        assert folder
+        model = gptq.load(Path(folder), dtype, device, attention)
+    else:
+        quantisation = _quantisation(recipe.bnb, compute_dtype(recipe, device))
+        auto: Any = options.pop("model_class", AutoModelForCausalLM)  # untyped
+        model = auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            quantization_config=quantisation,
+            device_map={"": device},
+            attn_implementation=attention,
+            use_safetensors=True,
+            **given,
+            **options,
+        )
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    for module in model.modules():
+        # On a CPU with this feature, the first evaluation repacks the weights for good, and from then on
+        # backward passes skip them without a word.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (typed as a tensor)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _quantisation(section: BitsAndBytes | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if section is None:
+        return None
+    config: Any = BitsAndBytesConfig  # untyped
+    made: BitsAndBytesConfig = config(**section.model_dump(), bnb_4bit_compute_dtype=dtype)
+    return made
+
+
+def linears(model: nn.Module) -> list[Linears]:
+    """The linear layers that an adapter can go on, by name: all but the head."""
+    found: defaultdict[tuple[str, int, int], int] = defaultdict(int)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not name.endswith("lm_head"):
+            found[name.rpartition(".")[2], module.out_features, module.in_features] += 1
+    return [Linears(*key, count) for key, count in found.items()]
+
+
+def targets(wanted: list[str] | str, there: Iterable[Linears]) -> tuple[list[str], list[str]]:
+    """The names of layers that get an adapter, and those asked for that match nothing."""
+    names = sorted({layer.name for layer in there})
+    if isinstance(wanted, str):
+        return names, []
+    return [name for name in names if name in wanted], [name for name in wanted if name not in names]
+
+
+def trainable(lora: Lora, there: Iterable[Linears], names: list[str]) -> int:
+    """How many parameters the adapter has: r (in + out) a layer, and the magnitudes of DoRA."""
+    chosen = [layer for layer in there if layer.name in names]
+    count = sum(lora.r * (layer.in_features + layer.out_features) * layer.count for layer in chosen)
+    return count + (sum(layer.out_features * layer.count for layer in chosen) if lora.use_dora else 0)
+
+
+class Adapted(nn.Module):
+    """The base with a fresh adapter; calling it gives the summed loss of a batch."""
+
+    def __init__(self, base: PreTrainedModel, recipe: Recipe, device: torch.device) -> None:
+        super().__init__()
+        self.dtype = compute_dtype(recipe, device)
+        names, _ = targets(recipe.lora.target_modules, linears(base))
+        if not names:
+            raise TrainError(f"none of {recipe.lora.target_modules} is a linear layer of this model")
+        settings = recipe.lora.model_dump() | {"target_modules": names, "task_type": "CAUSAL_LM"}
+        torch.manual_seed(recipe.sft.seed)  # before the adapter's A is drawn, or a seed repeats nothing
+        with warnings.catch_warnings():
+            # peft 0.21 asks a transformers model for a property that transformers 5.23 has renamed
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            self.peft = peft.get_peft_model(base, peft.LoraConfig(**settings))
+        self._checkpointing(base, recipe.sft.gradient_checkpointing)
+
+    @staticmethod
+    def _checkpointing(base: Any, kind: str) -> None:
+        if kind == "none":
+            return
+        options: dict[str, Any] = {"use_reentrant": False}
+        if kind == "selective":
+            options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+        # transformers 5.18 gave it a new name
+        enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
+        enable(options)
+
+    @property
+    def base(self) -> Any:
+        """The model inside, a causal language model."""
+        return self.peft.get_base_model()
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the sum of the loss over the batch's trained tokens, in nats (a scalar, fp32)."""
+        with (
+            torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32),
+            # The adapter is fp32 and autocast sees to types: PEFT's own cast would copy every activation.
+            disable_input_dtype_casting(self.peft),
+        ):
+            hidden = self.base.get_decoder()(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                cu_seq_lens_q=batch.cu_seq_lens,
+                cu_seq_lens_k=batch.cu_seq_lens,
+                max_length_q=batch.max_length,
+                max_length_k=batch.max_length,
+                use_cache=False,
+            ).last_hidden_state[0]
+        chosen = batch.labels[0] != IGNORED
+        at = torch.nonzero_static(chosen, size=batch.trained).squeeze(1)  # knows the size: nothing waits
+        softcap = getattr(self.base.config, "final_logit_softcapping", None) or 0.0
+        head = self.base.get_output_embeddings().weight
+        return head_loss(hidden[at], head, batch.labels[0][at], softcap)
+
+    def parameters_to_train(self) -> list[nn.Parameter]:
+        """The adapter's, in fp32."""
+        return [parameter for parameter in self.peft.parameters() if parameter.requires_grad]
+
+    def unload(self) -> None:
+        """Take the adapter off the base, which is as it was then."""
+        self.peft.unload()
+
+
+def _policy(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    kept = re.split(r"[.:]", str(operation), maxsplit=1)[-1] in _KEPT
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,78 @@
+"""Which rows each step sees: packed into blocks, shuffled anew each epoch, the same for the same seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+
+from train.example import Encoded
+from train.packing import Batch, collate, pack
+from train.recipe import Sft
+
+MEGA = 50  # batches that are sorted together by group_by_length, as in transformers' trainer_pt_utils.py
+
+
+class Order:
+    """The micro-batches of a run, for process number `process` of `processes` that train together."""
+
+    def __init__(self, rows: Sequence[Encoded], sft: Sft, processes: int = 1, process: int = 0) -> None:
+        self.rows, self.sft, self.processes, self.process = rows, sft, processes, process
+        lengths = [len(row.ids) for row in rows]
+        self.blocks = pack(lengths, sft.max_length) if sft.packing else [[row] for row in range(len(rows))]
+        self._lengths = lengths
+        self._epoch = lru_cache(1)(self._shuffled)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        together = self.sft.per_device_train_batch_size * self.sft.gradient_accumulation_steps
+        return math.ceil(len(self.blocks) / (together * self.processes))
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.sft.max_steps > 0:
+            return self.sft.max_steps
+        return max(1, math.ceil(self.steps_per_epoch * self.sft.num_train_epochs))
+
+    def step(self, number: int) -> list[Batch]:
+        """This process's micro-batches of step `number`, which begins at 0."""
+        mine = self._micro_batches(number)[self.process :: self.processes]
+        return [collate([self.rows[row] for row in rows]) for rows in mine]
+
+    def trained(self, number: int) -> int:
+        """How many tokens of step `number` count, in all processes."""
+        return sum(sum(self.rows[row].mask[1:]) for rows in self._micro_batches(number) for row in rows)
+
+    def _micro_batches(self, number: int) -> list[list[int]]:
+        """The rows of each micro-batch of a step; the last step of an epoch may have fewer."""
+        epoch, within = divmod(number, self.steps_per_epoch)
+        order, size = self._epoch(epoch), self.sft.per_device_train_batch_size
+        count = self.sft.gradient_accumulation_steps * self.processes
+        begins = (within * count * size + part * size for part in range(count))
+        chosen = [order[begin : begin + size] for begin in begins]
+        if self.processes == 1:
+            chosen = [blocks for blocks in chosen if blocks]
+        # Every process must take part in every step: one that has no blocks left begins again.
+        return [[row for block in blocks or order[:size] for row in self.blocks[block]] for blocks in chosen]
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        """The blocks in the order of this epoch."""
+        generator = torch.Generator().manual_seed(self.sft.seed * 1_000_003 + epoch)
+        order: list[int] = torch.randperm(len(self.blocks), generator=generator).tolist()
+        if not self.sft.group_by_length:
+            return order
+        size = MEGA * self.sft.per_device_train_batch_size
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        return [
+            block for part in parts for block in sorted(part, key=lambda b: -self._lengths[self.blocks[b][0]])
+        ]
+
+
+def in_order(rows: Sequence[Encoded], block: int, batch: int) -> Iterator[Batch]:
+    """All rows once, for evaluation: packed, `batch` blocks at a time."""
+    blocks = pack([len(row.ids) for row in rows], block)
+    for start in range(0, len(blocks), batch):
+        yield collate([rows[row] for rows_of in blocks[start : start + batch] for row in rows_of])

@@ -1,0 +1,37 @@
+"""`--plan`: what a run will take, printed before anything but the config and the data is fetched."""
+
+from __future__ import annotations
+
+import torch
+
+from train import plan
+from train.data import prepare
+from train.errors import TrainError
+from train.order import Order
+from train.recipe import Recipe
+from train.run import load_of
+from train.session import Base
+
+
+def print_plan(recipe: Recipe) -> None:
+    """Print memory, speed and minutes on each GPU that we have figures for, this machine's first."""
+    base = Base(recipe)
+    try:
+        order = Order(prepare(recipe, base.tokenizer).train, recipe.sft)
+        load = load_of(order)
+        steps = order.steps
+        print(f"{len(order.rows):,} rows, {steps:,} steps, {load.tokens:,.0f} tokens a micro-batch")
+    except TrainError as error:
+        steps, full = 0, recipe.sft.max_length * recipe.sft.per_device_train_batch_size
+        load = plan.Load(full, full / 2, recipe.sft.max_length / 4)
+        print(f"note: {error}\nso this is for full blocks, half of whose tokens are trained")
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    known = [name for name in plan.GPUS if name in here] or list(plan.GPUS)
+    print(f"{'GPU':<8} {'memory':>9} {'tokens/s':>10} {'minutes':>9}")
+    for name in known:
+        foreseen = plan.forecast(base.shape, recipe, load, plan.GPUS[name])
+        tokens = load.tokens * recipe.sft.gradient_accumulation_steps * steps
+        minutes = f"{tokens / foreseen.tokens_per_s / 60:,.1f}" if steps else "?"
+        print(f"{name:<8} {foreseen.memory_gb:>6.1f} GB {foreseen.tokens_per_s:>10,.0f} {minutes:>9}")
+    share = foreseen.trainable / base.shape.parameters
+    print(f"{foreseen.trainable:,} of {base.shape.parameters:,} parameters are trained ({share:.2%})")

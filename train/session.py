@@ -1,0 +1,86 @@
+"""One model in memory: the base, once; adapters on it, one after the other; and what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoConfig, PreTrainedModel
+
+from train.base import find_base, hub_errors
+from train.errors import TrainError
+from train.example import Example
+from train.generate import greedy, label_probabilities
+from train.labels import encode
+from train.loop import evaluate
+from train.model import Adapted, load_base
+from train.plan import Shape, shape_of
+from train.recipe import Recipe
+from train.tokenizer import ChatTokenizer
+
+CPU_LIMIT = 1_000_000_000  # parameters; above, a step takes minutes
+
+
+class Base:
+    """A base that is found, its config and tokenizer; the weights come when they are asked for."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.folder = find_base(recipe.model)
+        with hub_errors(self.folder):
+            self.config: Any = AutoConfig.from_pretrained(
+                self.folder, revision=recipe.model.revision, trust_remote_code=False
+            )
+            self.tokenizer = ChatTokenizer(self.folder, recipe.model.revision)
+        self.shape: Shape = shape_of(self.config)
+
+    def load(self, recipe: Recipe, device: torch.device) -> PreTrainedModel:
+        """The frozen weights on the device. Raises TrainError."""
+        if device.type == "cpu" and self.shape.parameters > CPU_LIMIT:
+            raise TrainError(
+                f"{self.folder} has {self.shape.parameters / 1e9:.1f} billion parameters and this machine "
+                "has no CUDA GPU: a step would take minutes. Train it where one is (--plan says what it "
+                "needs), or take the tour here: python train/qlora.py smollm2-quotes"
+            )
+        with hub_errors(self.folder):
+            return load_base(self.folder, recipe, device)
+
+
+def device_of(state: PartialState) -> torch.device:
+    """The device of this process."""
+    device: torch.device = state.device
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+@dataclass
+class Session:
+    """A model with an adapter, as the scores ask it (`train.scores.scored.Scored`)."""
+
+    adapted: Adapted
+    tokenizer: ChatTokenizer
+    recipe: Recipe
+    device: torch.device
+
+    def answer(self, chats: Sequence[list[dict[str, str]]], max_new_tokens: int) -> list[str]:
+        """Greedy replies."""
+        return greedy(self.adapted, self.tokenizer, chats, max_new_tokens)
+
+    def label_probabilities(
+        self, chats: Sequence[list[dict[str, str]]], labels: Sequence[str]
+    ) -> list[list[float]]:
+        """Probabilities of the labels as the reply."""
+        return label_probabilities(self.adapted, self.tokenizer, chats, labels)
+
+    def loss(self, examples: Sequence[Example]) -> float:
+        """Nats a trained token."""
+        rows = [encode(self.tokenizer, example, self.recipe.sft.assistant_only_loss) for example in examples]
+        return evaluate(self.adapted, rows, self.recipe, self.device)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Give the adapter the weights of a saved one."""
+        set_peft_model_state_dict(self.adapted.peft, load_file(folder / "adapter_model.safetensors"))

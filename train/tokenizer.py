@@ -1,0 +1,89 @@
+"""A base's tokenizer with what training must know of it: chat template, BOS rule, stop tokens, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig
+
+from chat.prompt import FALLBACK_TEMPLATE, PromptEncoder, render
+from train.errors import TrainError
+
+_MARK = "zreplyz"
+
+
+class ChatTokenizer:
+    """Tokenizes with the template that came with the base, unedited; nothing of it is ever changed.
+
+    `stop_ids`: all ids that end a reply, by the generation config, the tokenizer and the template.
+    `pad_id`: a token that is none of them, or None where the vocabulary has no other.
+    """
+
+    def __init__(self, folder: str | Path, revision: str | None = None) -> None:
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
+        if not self.tokenizer.is_fast:
+            raise TrainError(f"{str(folder)!r} has no tokenizer.json, and none could be made of its files")
+        self._backend = self.tokenizer.backend_tokenizer
+        template = self.tokenizer.chat_template
+        self.template: str = (template.get("default") if isinstance(template, dict) else template) or ""
+        self.bos_id: int | None = self.tokenizer.bos_token_id
+        self.adds_bos = self.bos_id is not None and self.tokenizer("x")["input_ids"][:1] == [self.bos_id]
+        special = {
+            i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special
+        }
+        special |= dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
+        self.stop_ids = self._stop_ids(folder, revision, special)
+        control = special | {i: self.tokenizer.convert_ids_to_tokens(i) for i in self.stop_ids}
+        self.encoder = PromptEncoder(
+            render=self.render,
+            tokenize=lru_cache(4096)(self._tokenize),
+            control={str(text): i for i, text in control.items()},
+            bos_id=self.bos_id,
+            add_bos=self.adds_bos,
+        )
+        self.pad_id = self._pad_id(special)
+
+    def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        """Fill the template, or the chat's own one where the base has none. Raises TemplateError."""
+        fill = partial(render, self.template or FALLBACK_TEMPLATE, messages)
+        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        return fill(add_generation_prompt=add_generation_prompt, bos=bos, eos=eos)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of `ids`."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer as it came, for the conversion."""
+        self.tokenizer.save_pretrained(folder)
+
+    def _tokenize(self, text: str, special: bool) -> list[int]:
+        self._backend.encode_special_tokens = not special
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        self._backend.encode_special_tokens = False
+        return ids
+
+    def _stop_ids(self, folder: str | Path, revision: str | None, special: dict[int, str]) -> frozenset[int]:
+        ids = {self.tokenizer.eos_token_id, self._end_of_turn(special)}
+        try:
+            config = GenerationConfig.from_pretrained(folder, revision=revision or "main")
+        except OSError:  # a base without one
+            return frozenset(ids - {None})
+        eos = config.eos_token_id
+        return frozenset((ids | set(eos if isinstance(eos, list) else [eos])) - {None})
+
+    def _end_of_turn(self, special: dict[int, str]) -> int | None:
+        """The first special token that the template writes after a reply."""
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _MARK}]
+        after = self._tokenize(self.render(turns, False).partition(_MARK)[2], True)
+        return next((i for i in after if i in special), None)
+
+    def _pad_id(self, special: dict[int, str]) -> int | None:
+        own = [self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, *sorted(special, reverse=True)]
+        free = (i for i in own if i is not None and i not in self.stop_ids and i != self.bos_id)
+        return next(free, None)
