@@ -29,12 +29,14 @@ from train.example import Encoded
 from train.loop import Loop
 from train.model import Adapted
 from train.order import Order
+from train.packing import Batch
 from train.recipe import RECIPES, Recipe, load_recipe
 from train.run import load_of
 
 RESULTS = Path(__file__).with_name("results") / "train.json"
 DOCUMENTS = 8192
 STEPS = 20
+KERNELS = 16  # of which the times are kept
 WARM = 4  # steps that aren't counted: kernels are chosen and memory is taken
 
 
@@ -63,10 +65,12 @@ def measure(recipe: Recipe, steps: int, folder: Path) -> dict[str, Any]:
     foreseen = plan.forecast(shape, recipe, load, gpu)
     lines: list[dict[str, Any]] = []
     torch.cuda.empty_cache()
+    loaded = torch.cuda.memory_allocated() / plan.GB
     torch.cuda.reset_peak_memory_stats()
     Loop(adapted, recipe, order, [], folder, lines.append).run()
-    speeds = [line["tokens_per_s"] for line in lines[WARM:]]
     memory = torch.cuda.max_memory_allocated() / plan.GB
+    kernels = kernel_times(adapted, order.step(0)[0].to(device))
+    speeds = [line["tokens_per_s"] for line in lines[WARM:]]
     speed = statistics.median(speeds)
     return {
         "arm": "tune2chat",
@@ -77,14 +81,26 @@ def measure(recipe: Recipe, steps: int, folder: Path) -> dict[str, Any]:
         "tokens_per_micro_batch": round(load.tokens),
         "tokens_per_s": round(speed),
         "tokens_per_s_spread": [round(min(speeds)), round(max(speeds))],
+        "gpu_busy": round(sum(kernels.values()) * speed / order.step(0)[0].tokens, 3),
+        "kernel_ms": {name[:90]: round(1e3 * s, 2) for name, s in list(kernels.items())[:KERNELS]},
         "tokens_per_s_forecast": round(foreseen.tokens_per_s),
         "peak_gb": round(memory, 2),
         "peak_gb_forecast": round(foreseen.memory_gb, 2),
+        "loaded_gb": round(loaded, 2),
         "mfu": round(speed * foreseen.flops_per_token / gpu.peak, 3),
         "load_seconds": round(load_seconds, 1),
         "first_loss": lines[0]["loss"],
         "last_loss": lines[-1]["loss"],
     }
+
+
+def kernel_times(adapted: Adapted, batch: Batch) -> dict[str, float]:
+    """Seconds of each kernel in one micro-batch, forward and backward, the longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        adapted(batch).backward()
+        torch.cuda.synchronize()
+    times = {event.key: event.self_device_time_total / 1e6 for event in profile.key_averages()}
+    return dict(sorted(times.items(), key=lambda item: -item[1]))
 
 
 def main() -> None:
@@ -96,6 +112,7 @@ def main() -> None:
     parser.add_argument(
         "--checkpointing", choices=("none", "selective", "full"), help="instead of the recipe's"
     )
+    parser.add_argument("--batch", type=int, help="per_device_train_batch_size, instead of the recipe's")
     given = parser.parse_args()
     about = {"device": torch.cuda.get_device_name(), "date": date.today().isoformat()}
     about |= {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
@@ -104,9 +121,12 @@ def main() -> None:
         recipe = load_recipe(name)
         if recipe.model.base_model not in CONFIGS:
             continue
-        if given.checkpointing:
-            sft = recipe.sft.model_copy(update={"gradient_checkpointing": given.checkpointing})
-            recipe = recipe.model_copy(update={"sft": sft})
+        changes = {
+            "gradient_checkpointing": given.checkpointing,
+            "per_device_train_batch_size": given.batch,
+        }
+        chosen = {key: value for key, value in changes.items() if value}
+        recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update=chosen)})
         with tempfile.TemporaryDirectory() as folder:
             try:
                 row = measure(recipe, given.steps, Path(folder)) | about
@@ -114,8 +134,7 @@ def main() -> None:
                 row = {"recipe": name, "failed": str(error)[:200]} | about
         torch.cuda.empty_cache()
         print(json.dumps(row), flush=True)
-        same = (row["recipe"], row.get("mode"))
-        rows = [old for old in rows if (old["recipe"], old.get("mode")) != same] + [row]
+        rows.append(row)
         given.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -101,5 +101,5 @@ def _packed(empty: Any, device: torch.device) -> Iterator[tuple[str, torch.Tenso
             stem + "qzeros",
             torch.full((inner // GROUP, out // 8), 0x77777777, dtype=torch.int32, device=device),
         )
-        yield stem + "scales", torch.full((inner // GROUP, out), 0.005, dtype=torch.float16, device=device)
+        yield stem + "scales", torch.full((inner // GROUP, out), 0.002, dtype=torch.float16, device=device)
         yield stem + "g_idx", torch.arange(inner, dtype=torch.int32, device=device) // GROUP

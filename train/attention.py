@@ -6,15 +6,18 @@ this took TRL from 6,000 to 13,000 tokens a second. CUDA only; half precision; h
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 
 VARLEN = "varlen"
 MAX_HEAD = 256
+_TELLS_GROUPS = "enable_gqa" in signature(varlen_attn).parameters  # since torch 2.12
 
 
 def attention_for(config: PreTrainedConfig, device: torch.device) -> str:
@@ -49,12 +52,14 @@ def _attend(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """`query` (1, heads, T, head), `key` and `value` (1, fewer heads, T, head) to (1, T, heads, head)."""
-    from torch.nn.attention.varlen import varlen_attn  # compiled for CUDA only
-
     if cu_seq_lens_q is None or max_length_q is None:
         raise RuntimeError("varlen attention needs the rows' beginnings: cu_seq_lens_q and max_length_q")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     left = -1 if sliding_window is None or sliding_window >= max_length_q else sliding_window - 1
+    if query.shape[1] != key.shape[1] and not _TELLS_GROUPS:
+        groups = query.shape[1] // key.shape[1]
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    options: dict[str, Any] = {"enable_gqa": True} if _TELLS_GROUPS and query.shape[1] != key.shape[1] else {}
     out = varlen_attn(
         q,
         k,
@@ -65,7 +70,7 @@ def _attend(
         max_length_q,
         scale=scaling,
         window_size=(left, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **options,
     )
     assert isinstance(out, torch.Tensor)
     return out.unsqueeze(0), None

