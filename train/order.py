@@ -39,24 +39,28 @@ class Order:
 
     def step(self, number: int) -> list[Batch]:
         """This process's micro-batches of step `number`, which begins at 0."""
-        mine = self._micro_batches(number)[self.process :: self.processes]
-        return [collate([self.rows[row] for row in rows]) for rows in mine]
+        mine = self.micro_batches(number)[self.process :: self.processes]
+        return [collate([self.rows[row] for row in rows] or [self._nothing]) for rows in mine]
 
     def trained(self, number: int) -> int:
         """How many tokens of step `number` count, in all processes."""
-        return sum(sum(self.rows[row].mask[1:]) for rows in self._micro_batches(number) for row in rows)
+        return sum(sum(self.rows[row].mask[1:]) for rows in self.micro_batches(number) for row in rows)
 
-    def _micro_batches(self, number: int) -> list[list[int]]:
-        """The rows of each micro-batch of a step; the last step of an epoch may have fewer."""
+    def micro_batches(self, number: int) -> list[list[int]]:
+        """The rows of each micro-batch of a step; an epoch's last step may have fewer, some without rows."""
         epoch, within = divmod(number, self.steps_per_epoch)
         order, size = self._epoch(epoch), self.sft.per_device_train_batch_size
         count = self.sft.gradient_accumulation_steps * self.processes
         begins = (within * count * size + part * size for part in range(count))
         chosen = [order[begin : begin + size] for begin in begins]
-        if self.processes == 1:
-            chosen = [blocks for blocks in chosen if blocks]
-        # Every process must take part in every step: one that has no blocks left begins again.
-        return [[row for block in blocks or order[:size] for row in self.blocks[block]] for blocks in chosen]
+        used = sum(map(bool, chosen))  # then up to a whole round: every process must take part in it
+        rounds = math.ceil(used / self.processes) * self.processes
+        return [[row for block in blocks for row in self.blocks[block]] for blocks in chosen[:rounds]]
+
+    @property
+    def _nothing(self) -> Encoded:
+        """A row that doesn't count, for a process that has no blocks left in a step."""
+        return Encoded(self.rows[0].ids, [0] * len(self.rows[0].ids), [])
 
     def _shuffled(self, epoch: int) -> list[int]:
         """The blocks in the order of this epoch."""

@@ -1,0 +1,83 @@
+"""The loss of the trained positions, and its gradient, against torch's own cross-entropy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from train.loss import CHUNK, head_loss
+
+WIDTH, VOCABULARY = 24, 57
+MORE_THAN_A_CHUNK = CHUNK + 5
+
+
+def random_case(positions: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states, head and labels."""
+    generator = torch.Generator().manual_seed(positions)
+    hidden = torch.randn(positions, WIDTH, generator=generator, dtype=torch.float64)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, VOCABULARY, (positions,), generator=generator)
+    return hidden.to(dtype), weight.to(dtype), labels
+
+
+def reference(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, softcap: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and its gradient in fp64, all logits at once."""
+    leaf = hidden.double().clone().requires_grad_()
+    logits = leaf @ weight.double().T
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    loss.backward()
+    assert leaf.grad is not None
+    return loss.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("softcap", [0.0, 30.0, 2.0])
+@pytest.mark.parametrize("positions", [1, 7, CHUNK, MORE_THAN_A_CHUNK])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+)
+def test_loss_and_gradient_are_torchs(
+    dtype: torch.dtype, tolerance: float, positions: int, softcap: float
+) -> None:
+    hidden, weight, labels = random_case(positions, dtype)
+    wanted, slope = reference(hidden, weight, labels, softcap)
+    leaf = hidden.clone().requires_grad_()
+    loss = head_loss(leaf, weight, labels, softcap)
+    (loss / positions).backward()
+    assert loss.dtype == torch.float32
+    assert loss.double().item() == pytest.approx(wanted.item(), rel=tolerance)
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == dtype
+    wrong = (leaf.grad.double() * positions - slope).norm() / slope.norm()
+    assert wrong < tolerance
+
+
+def test_hidden_states_may_be_of_another_type_than_the_head() -> None:
+    hidden, weight, labels = random_case(9, torch.float32)
+    leaf = hidden.clone().requires_grad_()
+    head_loss(leaf, weight.bfloat16(), labels, 0.0).backward()
+    _, slope = reference(hidden, weight, labels, 0.0)
+    assert leaf.grad is not None
+    assert leaf.grad.dtype == torch.float32
+    assert (leaf.grad - slope).norm() < 0.02 * slope.norm()
+
+
+def test_without_a_gradient_none_is_computed() -> None:
+    hidden, weight, labels = random_case(9, torch.float32)
+    with torch.no_grad():
+        loss = head_loss(hidden, weight, labels, 0.0)
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(reference(hidden, weight, labels, 0.0)[0].item(), rel=1e-5)
+
+
+def test_no_trained_position_is_a_loss_of_zero() -> None:
+    """A process that has no rows left in a step still takes part in it."""
+    leaf = torch.randn(5, WIDTH, requires_grad=True)
+    loss = head_loss(leaf[:0], torch.randn(VOCABULARY, WIDTH), torch.zeros(0, dtype=torch.int64), 0.0)
+    loss.backward()
+    assert loss.item() == 0
+    assert leaf.grad is not None
+    assert not leaf.grad.any()
