@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from chat.child import guarded
 from train.errors import TrainError
+from train.hub import look_up, offline
 from train.recipe import Model, Recipe
 
 if TYPE_CHECKING:
@@ -78,15 +79,21 @@ def load_tokenizer(recipe: Recipe) -> ChatTokenizer:
     from train.tokenizer import ChatTokenizer  # transformers takes seconds to import
 
     base = find_base(recipe.model)
-    with hub_errors(base):
+    with hub_errors(base, recipe.model.revision):
         return ChatTokenizer(base, recipe.model.revision)
 
 
 @contextmanager
-def hub_errors(base: str) -> Iterator[None]:
-    """Turn what the libraries raise when a base can't be had into a sentence with the cure."""
+def hub_errors(base: str, revision: str | None) -> Iterator[None]:
+    """Turn what the libraries raise when a base can't be had into a TrainError with the cure.
+
+    Without a way to the hub, they look into their cache only.
+    """
+    local = Path(base).is_dir()
+    reachable = local or look_up("model", base, revision)
     try:
-        yield
+        with offline(not reachable):
+            yield
     except (OSError, ValueError) as error:
         causes = [error, error.__cause__, error.__context__]
         kinds = {type(cause).__name__ for cause in causes}
@@ -94,12 +101,13 @@ def hub_errors(base: str) -> Iterator[None]:
         if "GatedRepoError" in kinds or "gated repo" in text:
             cure = f"accept its terms at https://huggingface.co/{base} and sign in: hf auth login"
             raise TrainError(f"{base!r} is gated: {cure}") from None
-        if Path(base).is_dir():
-            raise TrainError(f"the base in {base!r} can't be loaded: {text}") from None
-        raise TrainError(
-            f"the base {base!r} is no folder here and can't be had from the hub ({text}); get online, or "
-            "give a folder or a GGUF: model.base_model"
-        ) from None
+        if not reachable:
+            raise TrainError(
+                f"can't reach the hub for the base {base!r}, and it wasn't fetched before; get online, or "
+                "give a folder or a GGUF: model.base_model"
+            ) from None
+        place = "in" if local else "from the hub,"
+        raise TrainError(f"the base {place} {base!r} can't be loaded: {text}") from None
 
 
 def fingerprint(base: str) -> str:

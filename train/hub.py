@@ -1,24 +1,32 @@
-"""Data sets of the Hugging Face hub; without a network, those that were fetched before."""
+"""The Hugging Face hub: its data sets, and whether it has what is asked for; else what was fetched before."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from train.errors import TrainError
 from train.recipe import Data
 
-TIMEOUT_S = 10.0  # until the hub counts as unreachable; the libraries' own retries take 24 s
+TIMEOUT_S = 10.0  # until the hub counts as unreachable; the libraries' own retries take up to 50 s
+
+Kind = Literal["dataset", "model"]
+# what it is called, what else it could be, the start of its page's address, the recipe's key
+WORDS = {
+    "dataset": ("data set", "file", "datasets/", "data.path"),
+    "model": ("base", "folder", "", "model.base_model"),
+}
 
 
 def load(data: Data) -> list[dict[str, Any]]:
     """All rows of `data.split`. No code of the data set is run. Raises TrainError."""
     import datasets
 
-    reachable = _look_up(data)
+    reachable = look_up("dataset", data.path, data.revision)
     try:
-        with _offline(not reachable):
+        with offline(not reachable):
             found = datasets.load_dataset(data.path, data.name, split=data.split, revision=data.revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if not reachable:
@@ -32,40 +40,47 @@ def load(data: Data) -> list[dict[str, Any]]:
     return rows
 
 
-def _look_up(data: Data) -> bool:
-    """Ask the hub for the data set; False if there is no way to it. Raises TrainError."""
+def look_up(kind: Kind, name: str, revision: str | None) -> bool:
+    """Ask the hub for a data set or a model; False if there is no way to it. Raises TrainError."""
     from huggingface_hub import HfApi, constants, errors
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
 
+    noun, local, pages, key = WORDS[kind]
     try:
-        HfApi().dataset_info(data.path, revision=data.revision, timeout=TIMEOUT_S)
+        HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_S)
     except errors.GatedRepoError:
-        page = f"{constants.ENDPOINT}/datasets/{data.path}"
+        page = f"{constants.ENDPOINT}/{pages}{name}"
         raise TrainError(f"first accept the terms at {page}, then sign in with 'hf auth login'") from None
     except errors.RepositoryNotFoundError:
         raise TrainError(
-            f"there is neither a file nor a public data set {data.path!r}; check data.path, or sign in with "
+            f"there is neither a {local} nor a public {noun} {name!r}; check {key}, or sign in with "
             "'hf auth login' if it is private"
         ) from None
     except errors.RevisionNotFoundError:
-        raise TrainError(f"the data set {data.path!r} has no revision {data.revision!r}") from None
+        raise TrainError(f"the {noun} {name!r} has no revision {revision!r}") from None
     except errors.HFValidationError:
-        raise TrainError(f"{data.path!r} is neither a file nor the name of a data set") from None
+        raise TrainError(f"{name!r} is neither a {local} nor the name of a {noun}; check {key}") from None
     except (errors.OfflineModeIsEnabled, HTTPError, ConnectionError):
         return False
     return True
 
 
 @contextmanager
-def _offline(switch: bool) -> Iterator[None]:
-    """Keep the libraries off the network, if `switch`: they answer from their cache, or not at all."""
-    import datasets
+def offline(switch: bool) -> Iterator[None]:
+    """Keep the libraries off the network, if `switch`: they answer from their cache, or not at all.
+
+    Left alone they try again and again, for a minute.
+    """
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    if switch:
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    settings: list[Any] = [constants]
+    if "datasets" in sys.modules:
+        settings.append(sys.modules["datasets"].config)
+    before = [module.HF_HUB_OFFLINE for module in settings]
+    for module in settings:
+        module.HF_HUB_OFFLINE = module.HF_HUB_OFFLINE or switch
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        for module, value in zip(settings, before, strict=True):
+            module.HF_HUB_OFFLINE = value

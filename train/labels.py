@@ -39,7 +39,8 @@ def encode_chat(tokenizer: ChatTokenizer, messages: list[dict[str, str]]) -> Enc
                 "choose another base"
             )
         start = _common(ids, encoder.encode(messages[:turn]))
-        end = next((i for i in range(start, len(ids)) if ids[i] in tokenizer.stop_ids), None)
+        until = _next_message(tokenizer, messages, turn, ids)
+        end = next((i for i in range(start, until) if ids[i] in tokenizer.stop_ids), None)
         if end is None:
             raise TrainError(
                 f"the chat template writes no stop token after the reply {message['content'][:40]!r}: the "
@@ -54,6 +55,18 @@ def encode_text(tokenizer: ChatTokenizer, text: str) -> Encoded:
     bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
     ids = [*bos, *tokenizer.encoder.tokenize(text, False)]
     return Encoded(ids, [0] * len(bos) + [1] * (len(ids) - len(bos)), [])
+
+
+def _next_message(
+    tokenizer: ChatTokenizer, messages: list[dict[str, str]], turn: int, ids: Sequence[int]
+) -> int:
+    """Where the message after `turn` begins: a stop token from there on is another message's end."""
+    if turn + 1 == len(messages):
+        return len(ids)
+    following = messages[turn + 1]
+    other = "b" if following["content"].strip().startswith("a") else "a"
+    chat = [*messages[: turn + 1], following | {"content": other}]
+    return _common(ids, tokenizer.encoder.encode(chat, add_generation_prompt=False))
 
 
 def _common(whole: Sequence[int], prompt: Sequence[int]) -> int:

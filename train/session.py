@@ -32,22 +32,26 @@ class Base:
 
     def __init__(self, recipe: Recipe) -> None:
         self.folder = find_base(recipe.model)
-        with hub_errors(self.folder):
+        with hub_errors(self.folder, recipe.model.revision):
             self.config: Any = AutoConfig.from_pretrained(
                 self.folder, revision=recipe.model.revision, trust_remote_code=False
             )
             self.tokenizer = ChatTokenizer(self.folder, recipe.model.revision)
         self.shape: Shape = shape_of(self.config)
 
-    def load(self, recipe: Recipe, device: torch.device) -> PreTrainedModel:
-        """The frozen weights on the device. Raises TrainError."""
+    def check_device(self, device: torch.device) -> None:
+        """Raise TrainError where a step would take minutes."""
         if device.type == "cpu" and self.shape.parameters > CPU_LIMIT:
             raise TrainError(
                 f"{self.folder} has {self.shape.parameters / 1e9:.1f} billion parameters and this machine "
                 "has no CUDA GPU: a step would take minutes. Train it where one is (--plan says what it "
                 "needs), or take the tour here: python train/qlora.py smollm2-quotes"
             )
-        with hub_errors(self.folder):
+
+    def load(self, recipe: Recipe, device: torch.device) -> PreTrainedModel:
+        """The frozen weights on the device. Raises TrainError."""
+        self.check_device(device)
+        with hub_errors(self.folder, recipe.model.revision):
             return load_base(self.folder, recipe, device)
 
 
