@@ -88,30 +88,36 @@ class Loop:
         if self.last.is_dir():
             saved = load_checkpoint(self.last, self.parameters, self.optimizer)
             self.schedule.load_state_dict(saved["schedule"])
+            for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+                group["lr"] = rate  # the schedule sets it after a step only
             self.scaler.load_state_dict(saved["scaler"])
             self.progress = Progress(**saved["progress"])
 
     def run(self) -> Progress:
         """Train to the end; return what was reached. Raises TrainError, or KeyboardInterrupt after Ctrl-C."""
         every = self.sft.eval_steps or self.order.steps_per_epoch
+        if not self.progress.step:  # of dropout: whatever was drawn before, and another for each process
+            torch.manual_seed(self.sft.seed + self.order.process)
         if self.progress.start_loss is None and self.validation:
             self.progress.start_loss = self._evaluate()
         window = self._window()
         with self._ctrl_c():
             while self.progress.step < self.order.steps and not self.progress.stopped:
                 self._step(window)
-                ended = self.progress.step == self.order.steps
-                if self.progress.step % self.sft.logging_steps == 0 or ended:
-                    self._log(window)
-                    window = self._window()
-                if self.progress.step % every == 0 or ended:
-                    self._keep()
-                    window = self._window()
+                logs = self.progress.step % self.sft.logging_steps == 0
+                evaluates = self.progress.step % every == 0 or self.progress.step == self.order.steps
                 # Several processes look at the same steps only, or some would wait for the others forever.
-                looks = not self._ddp or self.progress.step % self.sft.logging_steps == 0
-                if looks and self._agreed(self._interrupted):
+                stops = (logs or not self._ddp) and self._agreed(self._interrupted)
+                if logs or evaluates or stops:
+                    self._log(window)
+                if evaluates:
+                    self._keep()
+                elif stops:
                     self._save()
+                if stops:
                     raise KeyboardInterrupt
+                if logs or evaluates:
+                    window = self._window()
         return self.progress
 
     def _window(self) -> _Window:
@@ -192,7 +198,7 @@ class Loop:
             patience = self.sft.early_stopping_patience
             if patience and self.progress.worse >= patience:
                 self.progress.stopped = f"no lower loss in {patience} evaluations"
-            if loss > DIVERGED * (self.progress.start_loss or math.inf):
+            if not loss <= DIVERGED * (self.progress.start_loss or math.inf):  # NaN too
                 self.progress.stopped = (
                     f"diverged: {loss:.2f} after {self.progress.start_loss:.2f} at the start"
                 )
@@ -209,7 +215,8 @@ class Loop:
     def _save_adapter(self) -> None:
         if self.order.process == 0:
             partial = self.folder / "adapter.partial"
-            self.adapted.peft.save_pretrained(str(partial))
+            # The embeddings are the base's: PEFT would ask the hub whether they still are.
+            self.adapted.peft.save_pretrained(str(partial), save_embedding_layers=False)
             replace_folder(partial, self.folder / "adapter")
 
     def _save(self) -> None:
