@@ -1,0 +1,246 @@
+"""Forecasts from configs alone: adapters counted exactly, memory and speed in order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from transformers import GemmaConfig, LlamaConfig, MistralConfig, Phi3Config, PreTrainedConfig
+
+from train.model import linears, targets, trainable
+from train.plan import (
+    GPUS,
+    HALF,
+    INT8,
+    NF4,
+    NF4_DOUBLE,
+    Load,
+    Shape,
+    flops_per_token,
+    forecast,
+    gpu_of,
+    shape_of,
+)
+from train.recipe import RECIPES, Lora, Recipe, load_recipe
+
+# The shapes of the models' own config.json.
+SEVEN_B: dict[str, Any] = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "phi-3.5": Phi3Config(
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        vocab_size=32064,
+    ),
+    "gemma-7b": GemmaConfig(
+        hidden_size=3072,
+        intermediate_size=24576,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        head_dim=256,
+        vocab_size=256000,
+    ),
+    "gemma-2b": GemmaConfig(
+        hidden_size=2048,
+        intermediate_size=16384,
+        num_hidden_layers=18,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        head_dim=256,
+        vocab_size=256000,
+    ),
+    "mistral-7b": MistralConfig(
+        **SEVEN_B, intermediate_size=14336, num_key_value_heads=8, vocab_size=32768, sliding_window=None
+    ),
+    "llama-2-7b": LlamaConfig(**SEVEN_B, intermediate_size=11008, vocab_size=32000),
+}
+PARAMETERS = {
+    "phi-3.5": 3_821_079_552,
+    "gemma-7b": 8_537_680_896,
+    "gemma-2b": 2_506_172_416,
+    "mistral-7b": 7_248_023_552,
+    "llama-2-7b": 6_738_415_616,
+}
+SPLIT_NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FULL = Load(tokens=8192, trained=4096, most_tokens=8192, most_trained=4096, longest=600)
+
+
+@pytest.fixture(scope="module")
+def shapes() -> dict[str, Shape]:
+    return {name: shape_of(config) for name, config in CONFIGS.items()}
+
+
+@pytest.fixture(scope="module")
+def phi(shapes: dict[str, Shape]) -> Shape:
+    return shapes["phi-3.5"]
+
+
+def recipe_of(**sections: Any) -> Recipe:
+    content = {"model": {"base_model": "x", "license": "mit"}, "data": {"path": "x"}}
+    return Recipe.model_validate(content | {"BitsAndBytesConfig": {"load_in_4bit": True}} | sections)
+
+
+def adapter(shape: Shape, **lora: Any) -> int:
+    settings = Lora(**lora)
+    names, _ = targets(settings.target_modules, shape.linears)
+    return trainable(settings, shape.linears, names)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logical_parameters_are_the_models_own(name: str, shapes: dict[str, Shape]) -> None:
+    assert shapes[name].parameters == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(("r", "count"), [(8, 12_582_912), (16, 25_165_824), (64, 100_663_296)])
+def test_phis_adapter_reaches_its_fused_layers(r: int, count: int, phi: Shape) -> None:
+    assert adapter(phi, r=r) == count
+    fused = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    assert adapter(phi, r=r, target_modules=fused) == count
+
+
+def test_the_seeds_names_reach_half_of_phis_kinds(phi: Shape) -> None:
+    assert adapter(phi, r=64, target_modules=SPLIT_NAMES) == 35_651_584
+    found, unmatched = targets(SPLIT_NAMES, phi.linears)
+    assert found == ["down_proj", "o_proj"]
+    assert unmatched == ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
+
+
+@pytest.mark.parametrize(
+    ("name", "lora", "count"),
+    [
+        ("gemma-7b", {"r": 64}, 200_015_872),  # as the seed's notebook printed it
+        ("llama-2-7b", {"r": 8, "target_modules": ["k_proj", "o_proj", "q_proj", "v_proj"]}, 8_388_608),
+        ("mistral-7b", {"r": 16}, 41_943_040),
+    ],
+)
+def test_adapters_of_the_other_seeds(
+    name: str, lora: dict[str, Any], count: int, shapes: dict[str, Shape]
+) -> None:
+    assert adapter(shapes[name], **lora) == count
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_what_is_counted_is_what_peft_makes(use_dora: bool) -> None:
+    import peft
+    from transformers import LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
+    )
+    model = LlamaForCausalLM(config)
+    lora = Lora(r=4, use_dora=use_dora)
+    there = linears(model)
+    names, _ = targets("all-linear", there)
+    made = peft.get_peft_model(model, peft.LoraConfig(r=4, use_dora=use_dora, target_modules=names))
+    assert made.get_nb_trainable_parameters()[0] == trainable(lora, there, names)
+
+
+def test_bytes_of_a_weight() -> None:
+    """The QLoRA paper, section 3: a scale of 32 bits for 64 weights, or 8 bits and another for 256 of them."""
+    assert 8 * NF4 == 4 + 0.5
+    assert 8 * NF4_DOUBLE == pytest.approx(4 + 0.127, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("section", "size"),
+    [
+        ({"load_in_4bit": True}, NF4_DOUBLE),
+        ({"load_in_4bit": True, "bnb_4bit_use_double_quant": False}, NF4),
+        ({"load_in_8bit": True}, INT8),
+        (None, HALF),
+    ],
+)
+def test_the_weights_make_the_difference_between_quantisations(
+    section: dict[str, Any] | None, size: float, phi: Shape
+) -> None:
+    gpu = GPUS["H200"]
+    base = forecast(phi, recipe_of(), FULL, gpu).memory_gb
+    other = forecast(phi, recipe_of(BitsAndBytesConfig=section), FULL, gpu).memory_gb
+    assert other - base == pytest.approx(phi.weights * (size - NF4_DOUBLE) / 1e9)
+
+
+def test_memory_grows_with_what_needs_it(phi: Shape) -> None:
+    def memory(load: Load = FULL, **sections: Any) -> float:
+        return forecast(phi, recipe_of(**sections), load, GPUS["H200"]).memory_gb
+
+    kinds = [memory(SFTConfig={"gradient_checkpointing": kind}) for kind in ("full", "selective", "none")]
+    assert kinds == sorted(set(kinds))
+    longer = [memory(replace(FULL, most_tokens=tokens)) for tokens in (1024, 4096, 16384)]
+    assert longer == sorted(set(longer))
+    ranks = [memory(LoraConfig={"r": r}) for r in (8, 64, 256)]
+    assert ranks == sorted(set(ranks))
+    assert memory(LoraConfig={"lora_dropout": 0.1}) > memory()
+    paged = {"SFTConfig": {"optim": "paged_adamw_8bit"}}
+    assert memory(**paged) < memory()
+
+
+def test_speed_is_in_the_order_of_the_gpus(phi: Shape) -> None:
+    speeds = {name: forecast(phi, recipe_of(), FULL, gpu).tokens_per_s for name, gpu in GPUS.items()}
+    assert speeds["H200"] >= speeds["H100"] > speeds["A100"] > speeds["A10"] > speeds["T4"] > 0
+    none = recipe_of(SFTConfig={"gradient_checkpointing": "none"})
+    assert forecast(phi, none, FULL, GPUS["A100"]).tokens_per_s > speeds["A100"]
+    few = Load(tokens=64, trained=32, most_tokens=64, most_trained=32, longest=64)
+    assert forecast(phi, recipe_of(), few, GPUS["A100"]).tokens_per_s < speeds["A100"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("gpu", ["H200", "A100", "T4"])
+def test_no_gpu_does_more_than_it_can(name: str, gpu: str, shapes: dict[str, Shape]) -> None:
+    plan = forecast(shapes[name], recipe_of(), FULL, GPUS[gpu])
+    mfu = plan.tokens_per_s * plan.flops_per_token / GPUS[gpu].peak
+    assert 0.05 < mfu < 0.8
+    assert plan.memory_gb > shapes[name].weights * NF4_DOUBLE / 1e9
+    assert plan.memory_gb < 80
+
+
+def test_operations_of_a_token(phi: Shape) -> None:
+    """Forward and the inputs' gradient are 4 a frozen weight; full fine-tuning would be 6."""
+    count = flops_per_token(phi, replace(FULL, longest=0), 0)
+    head = 4 * 32064 * 3072 * 0.5
+    assert count == 4 * phi.weights + head
+    assert flops_per_token(phi, FULL, 0) > count
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("phi3.5-oasst1", "phi-3.5"),
+        ("gemma-7b-quotes", "gemma-7b"),
+        ("mistral-7b-sms", "mistral-7b"),
+        ("gemma-2b-code", "gemma-2b"),
+    ],
+)
+def test_the_projects_recipes_fit_on_one_gpu(recipe: str, name: str, shapes: dict[str, Shape]) -> None:
+    loaded = load_recipe(RECIPES / f"{recipe}.yaml")
+    tokens = loaded.sft.max_length * loaded.sft.per_device_train_batch_size
+    load = Load(tokens, tokens / 2, tokens, tokens / 2, loaded.sft.max_length / 4)
+    assert 2 < forecast(shapes[name], loaded, load, GPUS["H200"]).memory_gb < 140
+
+
+@pytest.mark.parametrize(
+    ("device", "known"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA A10G", "A10"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA GeForce RTX 4090", "4090"),
+    ],
+)
+def test_gpus_by_their_names(device: str, known: str) -> None:
+    assert gpu_of(device) is GPUS[known]
+
+
+@pytest.mark.parametrize(
+    "device", ["NVIDIA GeForce RTX 2060", "AMD Instinct MI300X", "NVIDIA L40", "NVIDIA T400", "RTX A1000"]
+)
+def test_other_gpus_get_no_forecast(device: str) -> None:
+    assert gpu_of(device) is None
