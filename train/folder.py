@@ -29,8 +29,11 @@ KEPT_ROWS = 48  # of each split, for the conversion
 
 @contextmanager
 def claimed(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
-    """Have the folder for this run alone. Raises TrainError if it is another's, or in use."""
-    if (folder / RECIPE).is_file():
+    """Have the folder for this run alone. Raises TrainError if it is another's, or in use.
+
+    A run that was refused before its first step left nothing to keep: it may begin again, corrected.
+    """
+    if (folder / RECIPE).is_file() and (folder / BEFORE).is_file():
         before = parse(read_yaml(folder / RECIPE), folder / RECIPE)
         if not resume:
             raise TrainError(
@@ -40,7 +43,7 @@ def claimed(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
             raise TrainError(
                 f"{folder} was begun with another recipe ({_differences(before, recipe)}); --name"
             )
-    elif folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir()):
+    elif not (folder / RECIPE).is_file() and any(path.name != ".lock" for path in folder.glob("*")):
         raise TrainError(f"{folder} is in use for something else; give this run another name: --name")
     folder.mkdir(parents=True, exist_ok=True)
     try:

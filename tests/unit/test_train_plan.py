@@ -140,9 +140,9 @@ def test_what_is_counted_is_what_peft_makes(use_dora: bool) -> None:
 
 
 def test_bytes_of_a_weight() -> None:
-    """The QLoRA paper, section 3: a scale of 32 bits for 64 weights, or 8 bits and another for 256 of them."""
-    assert 8 * NF4 == 4 + 0.5
-    assert 8 * NF4_DOUBLE == pytest.approx(4 + 0.127, abs=1e-3)
+    """The QLoRA paper, section 3: a scale of 32 bits for 64 weights, or of 8 bits with another for 256."""
+    bits = [8 * NF4, 8 * NF4_DOUBLE]
+    assert bits == pytest.approx([4.5, 4.127], abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,167 @@
+"""What is refused before the first step: each check with its sentence, and what waiving it does."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from transformers import Phi3Config
+
+from tests.unit.letters import Kept, make_tokenizer
+from train.checks import check_first_loss, check_rows, check_settings, check_targets
+from train.example import Encoded, Example
+from train.labels import encode
+from train.plan import Shape, shape_of
+from train.recipe import Recipe, load_recipe
+from train.tokenizer import ChatTokenizer
+
+SEEDS_TARGETS = ["k_proj", "q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def phi() -> Shape:
+    config = Phi3Config(
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        vocab_size=32064,
+    )
+    return shape_of(config)
+
+
+def recipe_of(**sections: Any) -> Recipe:
+    return Recipe.model_validate(
+        {"model": {"base_model": "x", "license": "mit"}, "data": {"path": "x"}} | sections
+    )
+
+
+def test_targets_that_match_nothing(phi: Shape) -> None:
+    recipe = recipe_of(LoraConfig={"target_modules": SEEDS_TARGETS})
+    kept, waived = Kept(), Kept("unmatched_targets")
+    check_targets(kept.checks, recipe, phi.linears)
+    said = kept.refusal()
+    assert "LoraConfig.target_modules: k_proj, q_proj, v_proj, gate_proj, up_proj match nothing" in said
+    assert "only 31% of its linear weights would get an adapter" in said
+    assert "there are: down_proj, gate_up_proj, o_proj, qkv_proj" in said
+    assert "(to train all the same: waive: [unmatched_targets])" in said
+    check_targets(waived.checks, recipe, phi.linears)
+    assert waived.passes()
+    assert waived.told[0].startswith("waived (unmatched_targets): LoraConfig.target_modules: k_proj")
+    assert list(waived.checks.waived) == ["unmatched_targets"]
+
+
+def test_all_linear_matches(phi: Shape) -> None:
+    kept = Kept()
+    check_targets(kept.checks, recipe_of(), phi.linears)
+    fused = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    check_targets(kept.checks, recipe_of(LoraConfig={"target_modules": fused}), phi.linears)
+    assert kept.passes()
+
+
+@pytest.mark.parametrize(
+    ("sft", "steps", "said"),
+    [
+        ({"warmup_steps": 10}, 10, "the warm-up of 10 steps fills the run of 10"),
+        ({"warmup_steps": 11}, 10, "the warm-up of 11 steps fills the run of 10"),
+        ({"warmup_ratio": 0.9}, 2, "the warm-up of 2 steps fills the run of 2; lower warmup_steps"),
+        ({"warmup_ratio": 0.03, "lr_scheduler_type": "constant"}, 1000, "'constant' ignores the warm-up"),
+    ],
+)
+def test_warmup(sft: dict[str, Any], steps: int, said: str) -> None:
+    kept, waived = Kept(), Kept("warmup")
+    check_settings(kept.checks, recipe_of(SFTConfig=sft), "llama", steps)
+    assert said in (text := kept.refusal())
+    assert "waive: [warmup]" in text
+    check_settings(waived.checks, recipe_of(SFTConfig=sft), "llama", steps)
+    assert waived.passes()
+
+
+@pytest.mark.parametrize(
+    ("sft", "steps"),
+    [
+        ({}, 1),
+        ({"warmup_steps": 9}, 10),
+        ({"warmup_ratio": 0.03}, 10),  # rounds to none
+        ({"warmup_ratio": 0.03, "lr_scheduler_type": "constant_with_warmup"}, 1000),
+        ({"lr_scheduler_type": "constant"}, 1),
+    ],
+)
+def test_a_sound_warmup(sft: dict[str, Any], steps: int) -> None:
+    kept = Kept()
+    check_settings(kept.checks, recipe_of(SFTConfig=sft), "llama", steps)
+    assert kept.passes()
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text"])
+def test_gemma_in_fp16(family: str) -> None:
+    recipe = recipe_of(SFTConfig={"fp16": True})
+    kept, waived, other = Kept(), Kept("fp16_gemma"), Kept()
+    check_settings(kept.checks, recipe, family, 10)
+    assert "SFTConfig.fp16: Gemma's activations overflow fp16" in kept.refusal()
+    check_settings(waived.checks, recipe, family, 10)
+    assert waived.passes()
+    check_settings(other.checks, recipe, "phi3", 10)
+    assert other.passes()
+
+
+@pytest.mark.parametrize("loss", [7.0, math.inf, math.nan])
+def test_a_first_loss_that_no_base_has(loss: float) -> None:
+    kept, waived = Kept(), Kept("first_loss")
+    check_first_loss(kept.checks, loss, 32064)
+    assert "before the first step is" in (said := kept.refusal())
+    assert "above 6.23 (0.6 ln of 32064)" in said
+    check_first_loss(waived.checks, loss, 32064)
+    assert waived.passes()
+
+
+def test_a_first_loss_of_a_base_that_reads() -> None:
+    kept = Kept()
+    check_first_loss(kept.checks, 3.5, 32064)
+    assert kept.passes()
+
+
+def test_everything_is_said_at_once_and_once(phi: Shape, tokenizer: ChatTokenizer) -> None:
+    recipe = recipe_of(
+        LoraConfig={"target_modules": ["q_proj", "o_proj"]},
+        SFTConfig={"fp16": True, "warmup_steps": 5, "lr_scheduler_type": "constant"},
+    )
+    kept = Kept("bos")
+    check_settings(kept.checks, recipe, "gemma", 3)
+    check_targets(kept.checks, recipe, phi.linears)
+    check_rows(kept.checks, [Encoded([5, 6], [0, 1], [])], tokenizer, 2)
+    said = kept.refusal()
+    found = [line.partition("waive: [")[2].rstrip("])") for line in said.splitlines()[1:]]
+    assert found == ["fp16_gemma", "warmup", "unmatched_targets", "rows_lost", "untrained_stop"]
+    assert said.startswith("not started:\n  ")
+    assert [text.split(":")[0] for text in kept.told] == ["waived (bos)"]
+    assert kept.passes()
+
+
+def test_the_faithful_twin_of_phi_passes_and_says_what_it_waives(
+    phi: Shape, tokenizer: ChatTokenizer
+) -> None:
+    recipe = load_recipe("phi3.5-oasst1-faithful")
+    kept = Kept(*recipe.waive)
+    check_settings(kept.checks, recipe, "phi3", recipe.sft.max_steps)
+    check_targets(kept.checks, recipe, phi.linears)
+    check_rows(kept.checks, [encode(tokenizer, Example([], "### Human: Hi", ""))], tokenizer, 0)
+    assert kept.passes()
+    assert sorted(kept.checks.waived) == sorted(recipe.waive)
+    assert len(kept.told) == len(recipe.waive)
+
+
+def test_the_corrected_recipe_of_phi_waives_nothing(phi: Shape) -> None:
+    recipe = load_recipe("phi3.5-oasst1")
+    kept = Kept(*recipe.waive)
+    check_settings(kept.checks, recipe, "phi3", 1000)
+    check_targets(kept.checks, recipe, phi.linears)
+    assert kept.passes()
+    assert not kept.checks.waived
