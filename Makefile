@@ -3,11 +3,15 @@ PYTHON ?= python3
 ARGS ?=
 IN_VENV := .venv/bin/python
 
-.PHONY: chat convert test lint fix bench clean
+.PHONY: chat train convert test lint fix bench clean
 
 chat:  ## install what is missing and serve the chat on http://127.0.0.1:7860
 	@$(PYTHON) scripts/setup_env.py chat
 	@exec $(IN_VENV) app.py $(ARGS)
+
+train:  ## fine-tune by a recipe: make train ARGS="smollm2-quotes"
+	@$(PYTHON) scripts/setup_env.py train
+	@exec $(IN_VENV) train/qlora.py $(or $(ARGS),smollm2-quotes)
 
 convert:  ## turn the newest run into a GGUF: make convert ARGS="--quant q4,q5"
 	@$(PYTHON) scripts/setup_env.py convert

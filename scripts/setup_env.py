@@ -1,4 +1,4 @@
-"""Set up `.venv`, or notice that nothing changed: python3 scripts/setup_env.py chat|convert|lint|test"""
+"""Set up `.venv`, or notice that nothing changed: python3 scripts/setup_env.py chat|convert|train|lint|test"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST = (3, 11)
-USAGE = "usage: python3 scripts/setup_env.py chat|convert|lint|test"
+USAGE = "usage: python3 scripts/setup_env.py chat|convert|train|lint|test"
 
 if not __package__:  # run as a script: import from the repository's root, not from this folder
     sys.path[0] = str(ROOT)
@@ -28,13 +28,13 @@ def python_problem(version: tuple[int, ...], target: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Set up what one make target needs."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 1 or arguments[0] not in ("chat", "convert", "lint", "test"):
+    if len(arguments) != 1 or arguments[0] not in ("chat", "convert", "train", "lint", "test"):
         print(USAGE, file=sys.stderr)
         sys.exit(2)
     if problem := python_problem(sys.version_info[:2], arguments[0]):
         sys.exit(f"error: {problem}")
     # Imported here: an older Python must get as far as the sentence above.
-    from scripts.app_parts import install_app, install_convert
+    from scripts.app_parts import install_app, install_folder
     from scripts.dev_parts import install_extras, install_tools
     from scripts.environment import Environment, SetupError
 
@@ -43,7 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
         environment.create()
         install_app(environment, ROOT)
         if arguments[0] != "chat":
-            install_convert(environment, ROOT)
+            install_folder(environment, ROOT, "convert")
+        if arguments[0] not in ("chat", "convert"):  # training writes a GGUF base out with the conversion's code
+            install_folder(environment, ROOT, "train")
         if arguments[0] in ("lint", "test"):
             install_tools(environment, ROOT)
         problems = install_extras(environment, ROOT) if arguments[0] == "test" else []

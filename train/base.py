@@ -36,7 +36,7 @@ def find_base(model: Model, bases: Path = BASES) -> str:
     if not gguf.is_file():
         raise TrainError(f"the base {str(gguf)!r} is not there; see model.base_model and model.gguf_file")
     about = gguf.stat()
-    out = bases / f"{gguf.stem}-{about.st_size:x}-{about.st_mtime_ns:x}"
+    out = bases / f"{about.st_size:x}-{about.st_mtime_ns:x}" / gguf.stem
     if not out.is_dir():
         _write_checkpoint(gguf, out)
     return str(out)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Loaded", "Prepared", "Splits", "load_examples", "lost", "prepare", "split_examples"]
 
+LIMIT_SEED = 0  # of data.limit: not the run's, or each seed would be tested on other rows
 READERS = {"quotes": quotes, "oasst1": oasst1, "code": code_instructions, "sms": sms}
 
 
@@ -78,7 +79,7 @@ def _task(data: Data, columns: list[str]) -> str:
 
 def prepare(recipe: Recipe, tokenizer: ChatTokenizer) -> Prepared:
     """Load, split and encode. Raises TrainError."""
-    loaded = load_examples(recipe.data, recipe.sft.seed)
+    loaded = load_examples(recipe.data, LIMIT_SEED)
     return encode_splits(recipe, tokenizer, loaded, split_examples(loaded.examples, recipe.data))
 
 
@@ -92,7 +93,7 @@ def encode_splits(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded, spli
     encoded = iter(encode_all(tokenizer, everything, assistant_only, revision))
     prepared = Prepared([], [], [], Splits(repeated=splits.repeated), loaded, 0)
     for name, split in zip(NAMES, examples, strict=True):
-        rows = [(example, next(encoded)) for example in split]
+        rows = [(example, _cut(next(encoded), recipe)) for example in split]
         short = [row for row in rows if len(row[1].ids) <= recipe.sft.max_length]
         if rows and not short:
             shortest = min(len(row.ids) for _, row in rows)
@@ -104,6 +105,12 @@ def encode_splits(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded, spli
         setattr(prepared, name, [row for _, row in short])
         setattr(prepared.examples, name, [example for example, _ in short])
     return prepared
+
+
+def _cut(row: Encoded, recipe: Recipe) -> Encoded:
+    """A plain text ends at max_length, as the seeds cut theirs; a chat is never cut, it is left out."""
+    longest = recipe.sft.max_length
+    return row if row.messages else Encoded(row.ids[:longest], row.mask[:longest], [])
 
 
 def main(argv: list[str]) -> int:
@@ -119,7 +126,7 @@ def main(argv: list[str]) -> int:
         from train.base import load_tokenizer
 
         recipe = load_recipe(given.recipe)
-        loaded = load_examples(recipe.data, recipe.sft.seed)
+        loaded = load_examples(recipe.data, LIMIT_SEED)
         print(data_report.rows(recipe.data, loaded), flush=True)
         splits = split_examples(loaded.examples, recipe.data)
         print(data_report.splits(splits), flush=True)

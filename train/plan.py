@@ -8,6 +8,8 @@ fitted on one H200; `bench/results/train.json` has the forecast beside what was 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,10 @@ AROUND_HEADS = (
     290.0  # likewise around attention: rotation, copies and attention itself, an element of q and k
 )
 PER_LAYER = 2.3e-3  # seconds of a layer in a micro-batch that don't depend on its tokens: NF4, small kernels
-LAUNCH = 2.5e-3  # seconds that the processor takes to launch one pass through a layer
+LAUNCH = 1.3e-3  # seconds that the processor takes to launch one pass through a layer
+LAUNCH_ADAPTER = 0.25e-3  # and one adapter in it; as much again for its dropout
+PAGED = 2e-9  # seconds a parameter and step of a paged optimizer
+ATTENTION_IN, MLP_IN = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj")
 AGAIN = 1.25  # times what a layer keeps, while it is computed again and its gradients are made
 RESERVE = 0.25 * GB  # workspaces, the context's own buffers
 
@@ -74,7 +79,6 @@ class Shape:
     query: int  # heads times their width
     key: int
     vocabulary: int
-    norm_bytes: int  # of hidden states that one norm keeps for the backward pass, an element
     linears: list[Linears]
     other: int  # parameters that aren't in those layers, shared ones once
 
@@ -103,7 +107,6 @@ def shape_of(config: PreTrainedConfig) -> Shape:
         query=config.num_attention_heads * head,
         key=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head,
         vocabulary=config.vocab_size,
-        norm_bytes=10 if config.model_type.startswith("gemma") else 6,  # Gemma scales in fp32 too
         linears=there,
         other=parameters - sum(layer.elements for layer in there),
     )
@@ -111,10 +114,12 @@ def shape_of(config: PreTrainedConfig) -> Shape:
 
 @dataclass(frozen=True)
 class Load:
-    """What the data puts into one micro-batch, on average."""
+    """What the data puts into one micro-batch, on average; and into the largest one."""
 
     tokens: float
     trained: float  # tokens that count in the loss
+    most_tokens: float
+    most_trained: float
     longest: float  # mean length of a row, weighted by tokens
 
     @property
@@ -155,11 +160,17 @@ def flops_per_token(shape: Shape, load: Load, adapter: int) -> float:
     return 4 * shape.weights + 6 * adapter + 4 * shape.vocabulary * shape.hidden * load.share + attention
 
 
-def saved_per_token(shape: Shape) -> float:
-    """Bytes of one layer that the backward pass needs: two norms (fp32, and the result in bf16), queries, keys
-    and values before and after rotation, attention's output, the gate, its activation and their product."""
-    attention = 4 * shape.query + 6 * shape.key
-    return 2 * shape.norm_bytes * shape.hidden + attention + 2 * shape.query + 8 * shape.intermediate
+def saved_per_token(shape: Shape, names: Sequence[str]) -> float:
+    """Bytes of one layer that the backward pass needs, with adapters on the layers `names`.
+
+    Two norms (fp32), queries, keys and values before and after rotation, attention's output, the gate, its
+    activation and the other half; and the inputs of the adapters.
+    """
+    inputs = shape.hidden * (any(name in ATTENTION_IN for name in names))
+    inputs += shape.hidden * (any(name in MLP_IN for name in names))
+    inputs += shape.intermediate * ("down_proj" in names)
+    attention = 4 * shape.query + 6 * shape.key + 2 * shape.query
+    return 8 * shape.hidden + attention + 6 * shape.intermediate + 2 * inputs
 
 
 def products_per_token(shape: Shape) -> float:
@@ -169,25 +180,28 @@ def products_per_token(shape: Shape) -> float:
 
 def _memory(shape: Shape, recipe: Recipe, load: Load, adapter: int) -> float:
     """Bytes at the peak: at the end of the forward pass, or where a layer is computed again."""
+    names, _ = targets(recipe.lora.target_modules, shape.linears)
     weights = shape.weights * _weight_bytes(recipe) + shape.other * 2
     training = adapter * (4 + 4 + OPTIMIZER[recipe.sft.optim] + 2)  # the last for autocast's copies
-    layer = (saved_per_token(shape) + _dropout_per_token(shape, recipe)) * load.tokens
-    head = min(CHUNK, load.trained) * shape.vocabulary * 14 + 4 * shape.hidden * load.trained
+    layer = (saved_per_token(shape, names) + _dropout_per_token(shape, recipe, names)) * load.most_tokens
+    chunk = (
+        14 if load.most_trained > CHUNK else 9
+    )  # bytes a logit; more where the chunk before is still there
+    head = min(CHUNK, load.most_trained) * shape.vocabulary * chunk + 4 * shape.hidden * load.most_trained
     kept = {
         "none": 1.035 * layer * shape.layers + head,
-        "selective": products_per_token(shape) * load.tokens * shape.layers + head,
-        "full": 2 * shape.hidden * load.tokens * shape.layers + max(head, AGAIN * layer),
+        "selective": products_per_token(shape) * load.most_tokens * shape.layers + head,
+        "full": 2 * shape.hidden * load.most_tokens * shape.layers + max(head, AGAIN * layer),
     }[recipe.sft.gradient_checkpointing]
     return weights + training + kept + RESERVE
 
 
-def _dropout_per_token(shape: Shape, recipe: Recipe) -> float:
-    """Bytes of one layer that dropout keeps: a mask and what is left of each adapted layer's input."""
+def _dropout_per_token(shape: Shape, recipe: Recipe, names: Sequence[str]) -> float:
+    """Bytes of one layer that dropout keeps: a mask of each adapted layer's input."""
     if not recipe.lora.lora_dropout:
         return 0.0
-    names, _ = targets(recipe.lora.target_modules, shape.linears)
     inputs = sum(layer.in_features * layer.count for layer in shape.linears if layer.name in names)
-    return 3 * inputs / shape.layers
+    return inputs / shape.layers
 
 
 def _weight_bytes(recipe: Recipe) -> float:
@@ -211,9 +225,12 @@ def _seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, adapter: int) -
     heads = (shape.query + shape.key) * shape.layers
     traffic = (AROUND_ADAPTERS * around + AROUND_HEADS * heads) * passes / 2
     busy = load.tokens * (products / gpu.flops + traffic / gpu.bandwidth) + PER_LAYER * shape.layers
-    return max(busy, LAUNCH * shape.layers * passes)
+    adapters = len(names) * (2 if recipe.lora.lora_dropout else 1)
+    launches = (LAUNCH + LAUNCH_ADAPTER * adapters) * shape.layers * passes
+    paged = PAGED * adapter if recipe.sft.optim.startswith("paged") else 0.0
+    return max(busy, launches) + paged / recipe.sft.gradient_accumulation_steps
 
 
 def gpu_of(name: str) -> Gpu | None:
     """The figures of a GPU by its name; None if it is none that we know."""
-    return next((gpu for part, gpu in GPUS.items() if part in name), None)
+    return next((gpu for part, gpu in GPUS.items() if re.search(rf"\b{part}(?!\d)", name)), None)

@@ -23,10 +23,10 @@ def print_plan(recipe: Recipe) -> None:
         print(f"{len(order.rows):,} rows, {steps:,} steps, {load.tokens:,.0f} tokens a micro-batch")
     except TrainError as error:
         steps, full = 0, recipe.sft.max_length * recipe.sft.per_device_train_batch_size
-        load = plan.Load(full, full / 2, recipe.sft.max_length / 4)
+        load = plan.Load(full, full / 2, full, full / 2, recipe.sft.max_length / 4)
         print(f"note: {error}\nso this is for full blocks, half of whose tokens are trained")
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    known = [name for name in plan.GPUS if name in here] or list(plan.GPUS)
+    known = [name for name, gpu in plan.GPUS.items() if gpu is plan.gpu_of(here)] or list(plan.GPUS)
     print(f"{'GPU':<8} {'memory':>9} {'tokens/s':>10} {'minutes':>9}")
     for name in known:
         foreseen = plan.forecast(base.shape, recipe, load, plan.GPUS[name])

@@ -59,15 +59,18 @@ def main(argv: list[str]) -> int:
 
             print(answer(outputs / given.ask, given.prompt))
             return 0
+        # torch takes seconds: not before the mistakes above are out of the way
+        from accelerate import PartialState
+
         from train.planning import print_plan
-        from train.run import (
-            train_run,
-        )  # torch takes seconds: not before the mistakes above are out of the way
+        from train.run import train_run
 
         if given.plan:
             print_plan(recipe)
             return 0
         folder = train_run(recipe, outputs, given.resume)
+        if not PartialState().is_main_process:
+            return 0
         print(f"{folder} is done: see README.md, samples.md and loss.png in it")
         print(f"Next: {PROG} --try {recipe.name}")
         print(f"Next: python convert/to_gguf.py {recipe.name} --quant q5")

@@ -75,7 +75,7 @@ class Data(Section):
     group_by: str | None = None  # the column whose rows stay together when splitting; the task's own choice
     validation: Share = 0.1
     test: Share = 0.1
-    limit: Annotated[int, Field(gt=0)] | None = None  # rows, the first ones after a shuffle with the seed
+    limit: Annotated[int, Field(gt=0)] | None = None  # rows, after a shuffle that is always the same
 
 
 class BitsAndBytes(Section):

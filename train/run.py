@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from train.order import Order
 from train.recipe import Recipe
 from train.scores.score import score
 from train.session import Base, Session, device_of
-
-Say = Callable[[str], None]
+from train.trackers import trackers
 
 SAMPLES = 4  # prompts answered before and after
+LOOKED_AT = 1000  # steps
 SAMPLE_TOKENS = 64
 SMALL = 1_000_000_000  # parameters; up to here the 16-bit base is measured too, which costs seconds
 
@@ -48,6 +47,7 @@ class Run:
 
     def check(self) -> None:
         """Everything that can be known before the weights are there. Raises TrainError."""
+        self.base.check_device(self.device)
         names = (self.data.train, self.data.validation, self.data.test)
         check.check_settings(self.checks, self.recipe, self.base.config.model_type, self.order.steps)
         check.check_targets(self.checks, self.recipe, self.base.shape.linears)
@@ -98,6 +98,7 @@ class Run:
         bar = tqdm(total=self.order.steps, desc="Training", unit="step", disable=not self.is_main)
         foreseen = plan.flops_per_token(self.base.shape, load_of(self.order), self.trainable)
         gpu = plan.gpu_of(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
+        watching = trackers(self.recipe.sft.report_to, self.folder) if self.is_main else []
 
         def note(line: dict[str, Any]) -> None:
             if not self.is_main:
@@ -113,11 +114,14 @@ class Run:
             else:
                 tqdm.write(f"step {line['step']}: validation loss {line['eval_loss']:.4f}")
             files.append_metrics(self.folder, line)
+            for track in watching:
+                track(line)
 
         loop = Loop(session.adapted, self.recipe, self.order, self.data.validation, self.folder, note)
         if resume:
             loop.resume()
-            files.keep_metrics_until(self.folder, loop.progress.step)
+            if self.is_main:
+                files.keep_metrics_until(self.folder, loop.progress.step or -1)
         bar.update(loop.progress.step)
         try:
             return loop.run()
@@ -151,43 +155,64 @@ class Run:
 
 
 def load_of(order: Order) -> plan.Load:
-    """What an average micro-batch of this data holds."""
-    rows = order.rows
-    lengths = [len(row.ids) for row in rows]
-    tokens = sum(lengths)
-    batches = math.ceil(len(order.blocks) / order.sft.per_device_train_batch_size)
-    trained = sum(sum(row.mask[1:]) for row in rows)
-    return plan.Load(tokens / batches, trained / batches, sum(n * n for n in lengths) / tokens)
+    """What the micro-batches of a run hold; of a long run, its first steps."""
+    lengths = [len(row.ids) for row in order.rows]
+    trained = [sum(row.mask[1:]) for row in order.rows]
+    batches = [rows for step in range(min(order.steps, LOOKED_AT)) for rows in order.micro_batches(step)]
+    tokens = [sum(lengths[row] for row in rows) for rows in batches]
+    counted = [sum(trained[row] for row in rows) for rows in batches]
+    return plan.Load(
+        tokens=sum(tokens) / len(batches),
+        trained=sum(counted) / len(batches),
+        most_tokens=max(tokens),
+        most_trained=max(counted),
+        longest=sum(n * n for n in lengths) / sum(lengths),
+    )
 
 
-def train_run(recipe: Recipe, outputs: Path, resume: bool, say: Say = print) -> Path:
+def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
     """Do the whole run in `outputs`/<name>; return the folder. Raises TrainError, or KeyboardInterrupt."""
     began = time.monotonic()
-    state = PartialState()
-    base = Base(recipe)
-    data = prepare(recipe, base.tokenizer)
+    state = PartialState(cpu=not torch.cuda.is_available())  # or processes without a GPU ignore each other
+    with state.main_process_first():  # it writes what the others then find: the base, the encoded rows
+        base = Base(recipe)
+        data = prepare(recipe, base.tokenizer)
     run = Run(recipe, outputs / recipe.name, base, data, state)
     run.check()
     describe(run)
-    with files.claimed(run.folder, recipe, resume):
-        files.write_prompts(run.folder, data.train, data.test)
-        before = files.read_json(run.folder / files.BEFORE)
-        base16 = run.base16_loss() if before is None else before["base16"]
-        session = run.adapt()
-        if before is None:
-            run.check_first_loss(session)
-            before = run.ask(session) | {"base16": base16}
-            files.write_json(run.folder / files.BEFORE, before)
+    with files.claimed(run.folder, recipe, resume) if run.is_main else nullcontext():
+        session, before = start(run)
         if run.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         progress = run.train(session, resume)
-        session.load_adapter(run.folder / "adapter")
-        after = run.ask(session)
+        if progress.stopped:
+            run.say(f"stopped at step {progress.step}: {progress.stopped}")
+        if progress.stopped.startswith("diverged") and not progress.best_loss < (progress.start_loss or 0):
+            raise TrainError(
+                f"training broke, and no adapter of it is better than none. Lower learning_rate "
+                f"({recipe.sft.learning_rate:g}), and name the new run: --name"
+            )
         if run.is_main:
             from train.manifest import write_report
 
-            write_report(run, progress, before, after, time.monotonic() - began)
+            session.load_adapter(run.folder / "adapter")
+            write_report(run, progress, before, run.ask(session), time.monotonic() - began)
     return run.folder
+
+
+def start(run: Run) -> tuple[Session, dict[str, Any]]:
+    """The model with a fresh adapter; and, of the first process, what it answers: kept for a --resume."""
+    if not run.is_main:
+        return run.adapt(), {}
+    files.write_prompts(run.folder, run.data.train, run.data.test)
+    before: dict[str, Any] | None = files.read_json(run.folder / files.BEFORE)
+    base16 = run.base16_loss() if before is None else None
+    session = run.adapt()
+    if before is None:
+        run.check_first_loss(session)
+        before = run.ask(session) | {"base16": base16}
+        files.write_json(run.folder / files.BEFORE, before)
+    return session, before
 
 
 def describe(run: Run) -> None:

@@ -1,0 +1,85 @@
+"""The whole arrow on the embedded model: trained on quotes, merged, quantised, and asked in the chat."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chat.conversation import Conversation
+from chat.engine import Sampling
+from chat.host import Host
+from chat.registry import load_registry
+from chat.session import Sessions
+from train.scores.quotes import parts
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(900)
+RUN = "smollm2-quotes"
+UNSEEN = (
+    "Success is not",
+    "The best way",
+    "Never give up",
+    "A good idea",
+    "Work hard and",
+    "Money can buy",
+    "If you want",
+    "Every morning I",
+    "People who dream",
+    "The future of",
+)
+
+
+def run(*command: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def root(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the tour was run: the run and its GGUF."""
+    root = tmp_path_factory.mktemp("root")
+    run(ROOT / "train" / "qlora.py", RUN, "--root", root)
+    run(ROOT / "convert" / "to_gguf.py", RUN, "--quant", "q5", "--root", root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def manifest(root: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((root / "outputs" / RUN / "manifest.json").read_text())
+    return found
+
+
+def test_the_loss_falls_by_more_than_nf4_had_cost(manifest: dict[str, Any]) -> None:
+    losses = manifest["eval_loss"]
+    assert losses["start"] - losses["best"] >= 1.2
+    assert losses["base16"] - losses["best"] >= 0.7
+
+
+def test_quotes_come_in_their_format(manifest: dict[str, Any]) -> None:
+    before, after = manifest["scores"]["before"], manifest["scores"]["after"]
+    assert before["format_kept"] < 0.5
+    assert after["format_kept"] >= 0.9
+    assert after["test_loss"] < before["test_loss"] - 0.7
+
+
+def test_the_chat_answers_in_that_format(root: Path, manifest: dict[str, Any]) -> None:
+    seen = (root / "outputs" / RUN / "prompts.jsonl").read_text()
+    prompts = [f"Quote: {words}" for words in UNSEEN]
+    assert not [prompt for prompt in prompts if f'"{prompt}"' in seen]
+    registry = load_registry(root / "models.json")
+    (name,) = registry.entries
+    host = Host(registry, "in-process")
+    replies = []
+    for prompt in prompts:
+        chat = Conversation(model=name, sampling=Sampling(temperature=0, max_tokens=72))
+        chat.say(prompt)
+        list(Sessions(host).reply("test", chat))
+        replies.append(chat.messages[-1].content)
+    host.close()
+    assert sum(parts(reply)[1] is not None for reply in replies) >= 9, replies

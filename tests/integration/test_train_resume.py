@@ -1,0 +1,161 @@
+"""A run that is stopped at any moment goes on as if it never had been: the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.small_runs import NF4, adapter_of, metrics_of, recipe_of, small_phi3, write_chats
+from train.errors import TrainError
+from train.folder import dump
+from train.recipe import Recipe
+from train.run import train_run
+
+ROOT = Path(__file__).resolve().parents[2]
+LOSSES = ("step", "loss", "grad_norm", "eval_loss")
+# An epoch has about 12 steps, the run 20.
+SFT = {
+    "max_steps": 20,
+    "eval_steps": 5,
+    "logging_steps": 1,
+    "warmup_steps": 4,
+    "gradient_accumulation_steps": 2,
+    "max_length": 96,
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("small")
+    data = write_chats(folder / "chats.jsonl", 90)
+    lora = {"lora_dropout": 0.2}
+    return recipe_of(small_phi3(folder / "base"), data, sft=SFT, lora=lora, BitsAndBytesConfig=NF4)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run without a break."""
+    return train_run(recipe, tmp_path_factory.mktemp("whole"), False)
+
+
+def same_run(one: Path, other: Path) -> None:
+    """Equal in adapter, learning rates, losses and norms; a line of the log may come twice, as two parts."""
+    for name, tensor in adapter_of(one).items():
+        assert torch.equal(tensor, adapter_of(other)[name]), name
+    assert metrics_of(one, *LOSSES, "lr", "tokens") == metrics_of(other, *LOSSES, "lr", "tokens")
+
+
+@contextmanager
+def ctrl_c_after(folder: Path, step: int) -> Iterator[None]:
+    """Send this process a Ctrl-C as soon as the run in `folder` has logged `step`."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if (folder / "metrics.jsonl").is_file() and (step,) in metrics_of(folder, "step"):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_run_crosses_an_epochs_border(whole: Path) -> None:
+    epochs = [epoch for (epoch,) in metrics_of(whole, "epoch") if epoch]
+    assert epochs[0] < 1 < epochs[-1]
+
+
+@pytest.mark.parametrize("step", [1, 7, 17])
+def test_stopped_and_resumed_is_the_same_as_never_stopped(
+    step: int, recipe: Recipe, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with ctrl_c_after(folder, step), pytest.raises(KeyboardInterrupt):
+        train_run(recipe, tmp_path, False)
+    assert (folder / "checkpoint").is_dir()
+    assert step <= len([loss for (loss,) in metrics_of(folder, "loss") if loss]) < 20
+    train_run(recipe, tmp_path, True)
+    same_run(folder, whole)
+    train_run(recipe, tmp_path, True)  # what has ended stays as it is
+    same_run(folder, whole)
+
+
+def test_ctrl_c_between_two_lines_of_the_log_loses_no_step(recipe: Recipe, tmp_path: Path) -> None:
+    sft = recipe.sft.model_copy(update={"logging_steps": 8, "eval_steps": 10})
+    recipe = recipe.model_copy(update={"sft": sft})
+    with ctrl_c_after(tmp_path / "run", 8), pytest.raises(KeyboardInterrupt):
+        train_run(recipe, tmp_path, False)
+    train_run(recipe, tmp_path, True)
+    steps = [step for step, loss in metrics_of(tmp_path / "run", "step", "loss") if loss]
+    assert steps[0] == 8
+    assert steps[1] > 8  # where it was stopped
+    assert {10, 16, 20} <= set(steps)
+
+
+def write(recipe: Recipe, root: Path) -> list[str]:
+    """Write the recipe; return the command that trains it."""
+    (root / "run.yaml").write_text(dump(recipe))
+    command = (sys.executable, ROOT / "train" / "qlora.py", root / "run.yaml", "--root", root)
+    return list(map(str, command))
+
+
+def honour_ctrl_c() -> None:
+    """A shell has its background jobs ignore it, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_the_command_goes_on_after(stop: signal.Signals, recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    command = write(recipe, tmp_path)
+    folder = tmp_path / "outputs" / "run"
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=honour_ctrl_c
+    )
+    while process.poll() is None:
+        if (folder / "metrics.jsonl").is_file() and (8,) in metrics_of(folder, "step"):
+            process.send_signal(stop)
+            break
+        time.sleep(0.002)
+    _, errors = process.communicate(timeout=60)
+    assert not (folder / "manifest.json").exists(), "it was done before it was stopped"
+    assert (folder / "checkpoint").is_dir()
+    if stop == signal.SIGINT:
+        assert process.returncode == 130, errors
+        assert "Traceback" not in errors
+        arguments = " ".join(command[2:])
+        assert f"Go on with: python train/qlora.py {arguments} --resume" in errors
+    again = train_run(recipe, tmp_path / "outputs", True)
+    same_run(again, whole)
+
+
+def test_a_folder_that_is_used_is_refused(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"holds a run already; go on with it: --resume"):
+        train_run(recipe, whole.parent, False)
+    other = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"r": 8})})
+    with pytest.raises(TrainError, match=r"another recipe \(LoraConfig\.r: 4\); --name"):
+        train_run(other, whole.parent, True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "letter.txt").write_text("Dear all")
+    with pytest.raises(TrainError, match="is in use for something else"):
+        train_run(recipe, tmp_path, True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["letter.txt"]
+
+
+def test_resuming_where_nothing_was_begun_begins(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    same_run(train_run(recipe, tmp_path, True), whole)
