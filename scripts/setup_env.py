@@ -1,4 +1,4 @@
-"""Set up `.venv`, or notice that nothing changed: python3 scripts/setup_env.py chat|convert|train|lint|test"""
+"""Set up `.venv`, or notice that nothing changed: python3 scripts/setup_env.py TARGET"""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         install_app(environment, ROOT)
         if arguments[0] != "chat":
             install_folder(environment, ROOT, "convert")
-        if arguments[0] not in ("chat", "convert"):  # training writes a GGUF base out with the conversion's code
+        if arguments[0] not in ("chat", "convert"):  # which training uses for a GGUF base
             install_folder(environment, ROOT, "train")
         if arguments[0] in ("lint", "test"):
             install_tools(environment, ROOT)

@@ -48,7 +48,7 @@ class Trained:
         if len(self.hashes) == self._killed_at:
             raise KeyboardInterrupt
         self.hashes.append(recipe.config_hash())
-        effect = math.log2(scale(recipe.lora) * recipe.sft.learning_rate / 2e-4)
+        effect = math.log2(scale(recipe.lora) * recipe.sft.learning_rate / 1e-3)
         loss = 2.0 + 0.1 * effect**2 + recipe.sft.seed / 100 + recipe.lora.lora_alpha / 1e6
         diverged = effect > 2 and recipe.sft.seed == 3
         return {
@@ -76,8 +76,8 @@ def test_the_compensated_arm_keeps_alpha_over_r_times_the_rate(tmp_path: Path) -
         arm: sorted({scale(c.recipe.lora) * c.recipe.sft.learning_rate for c in runs if c.arm == arm})
         for arm in ("fixed", "compensated")
     }
-    assert products["fixed"] == pytest.approx([1 * 2e-4, 4 * 2e-4])
-    assert products["compensated"] == pytest.approx([2 * 2e-4])  # the recipe's own
+    assert products["fixed"] == pytest.approx([1 * 1e-3, 4 * 1e-3])
+    assert products["compensated"] == pytest.approx([2 * 1e-3])  # the recipe's own
 
 
 def test_rslora_scales_by_the_root_of_r(tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_table_and_plot_show_spread_and_divergence(tmp_path: Path) -> None:
     assert [group.diverged for group in groups] == [0, 0, 1, 0, 0, 0]
     write_results(sweep, runs, rows, tmp_path / "out")
     lines = (tmp_path / "out" / "table.md").read_text().splitlines()
-    assert "| fixed | 16 | 1 | 0.0002 | 2.020 ± 0.010 | 2.120 ± 0.010 | 1.01 ± 0.005 | no |" in lines
-    assert "| fixed | 256 | 16 | 0.0002 | 3.620 ± 0.010 | 3.715 ± 0.007 | 1.81 ± 0.005 | 1 of 3 |" in lines
+    assert "| fixed | 16 | 1 | 0.001 | 2.020 ± 0.010 | 2.120 ± 0.010 | 1.01 ± 0.005 | no |" in lines
+    assert "| fixed | 256 | 16 | 0.001 | 3.620 ± 0.010 | 3.715 ± 0.007 | 1.81 ± 0.005 | 1 of 3 |" in lines
     assert (tmp_path / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert not list((tmp_path / "out").glob("*.partial"))
 
