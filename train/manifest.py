@@ -48,7 +48,8 @@ def make_manifest(run: Run, progress: Progress, before: Any, after: Any, seconds
             "path": run.recipe.data.path,
             "sha256": rows_hash(run.data.train + run.data.validation + run.data.test),
             "rows": {n: len(getattr(run.data, n)) for n in ("train", "validation", "test")},
-            "left_out": dict(run.data.loaded.left_out) | {"longer than max_length": run.data.too_long},
+            "left_out": dict(run.data.loaded.left_out)
+            | {"longer than max_length": run.data.too_long, "repeated": run.data.examples.repeated},
             "license": run.recipe.data.license,
         },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},

@@ -17,6 +17,7 @@ from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from train import gptq
 from train.attention import attention_for
@@ -59,6 +60,7 @@ def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 def load_base(folder: str | None, recipe: Recipe, device: torch.device, **options: Any) -> PreTrainedModel:
     """Load and freeze the base as the recipe says; `options` go to from_pretrained. Raises TrainError."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # hundreds of lines in a log
     given = {"revision": recipe.model.revision, "trust_remote_code": False}
     config = options.pop("config", None) or AutoConfig.from_pretrained(str(folder), **given)
     attention = attention_for(config, device)

@@ -82,7 +82,7 @@ class Run:
         return {
             "prompts": chats,
             "replies": session.answer(chats, SAMPLE_TOKENS) if chats else [],
-            "scores": score(self.recipe.data.task, session, examples.test, examples.train),
+            "scores": score(self.data.loaded.layout, session, examples.test, examples.train),
         }
 
     def base16_loss(self) -> float | None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from train.example import Example
-from train.recipe import Task
 from train.scores import code_problems, quotes, sms
 from train.scores.scored import Scored
 
-_TASKS: dict[Task, Callable[[Scored, list[Example], list[Example]], dict[str, float]]] = {
+_TASKS: dict[str, Callable[[Scored, list[Example], list[Example]], dict[str, float]]] = {
     "quotes": quotes.score,
     "code": code_problems.score,
     "sms": sms.score,
 }
 
 
-def score(task: Task, model: Scored, tests: list[Example], train: list[Example]) -> dict[str, float]:
+def score(task: str, model: Scored, tests: list[Example], train: list[Example]) -> dict[str, float]:
     """Return figures by their names: `test_loss` (nats a token), and those of the task's own file.
 
     A chat has its held-out loss only. So have plain texts, since their prompts aren't chats. What can't be
