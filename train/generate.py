@@ -7,8 +7,8 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from tqdm import tqdm
 
@@ -125,8 +125,8 @@ def _decoded(model: Any) -> Iterator[None]:
         for name, child in list(module.named_children()):
             if not isinstance(child, LoraLayer) or child.use_dora[ADAPTER]:
                 continue
-            weight = _dense(child.get_base_layer())
             layer: Any = child  # its subclasses have what follows
+            weight = dequantize_module_weight(layer.get_base_layer()).to(torch.float32, copy=True)
             weight += layer.get_delta_weight(ADAPTER).float()
             plain: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
             plain.weight = nn.Parameter(weight, requires_grad=False)
@@ -138,10 +138,3 @@ def _decoded(model: Any) -> Iterator[None]:
     finally:
         for module, name, child in swapped:
             setattr(module, name, child)
-
-
-def _dense(layer: Any) -> torch.Tensor:
-    """A copy of a layer's weight in fp32, (out, in)."""
-    state = getattr(layer.weight, "quant_state", None)
-    weight: torch.Tensor = layer.weight.data if state is None else dequantize_4bit(layer.weight.data, state)
-    return weight.to(torch.float32, copy=True)
