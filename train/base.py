@@ -44,7 +44,7 @@ def find_base(model: Model, bases: Path = BASES) -> str:
 
 def package_folder(name: str) -> Path:
     """The folder of an installed Python package, which isn't imported. Raises TrainError."""
-    spec = importlib.util.find_spec(name)
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None  # a dotted one imports its parent
     if spec is None or not spec.submodule_search_locations:
         raise TrainError(
             f"the base comes in the Python package {name!r}, which isn't installed: "

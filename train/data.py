@@ -93,7 +93,7 @@ def encode_splits(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded, spli
     encoded = iter(encode_all(tokenizer, everything, assistant_only, revision))
     prepared = Prepared([], [], [], Splits(repeated=splits.repeated), loaded, 0)
     for name, split in zip(NAMES, examples, strict=True):
-        rows = [(example, _cut(next(encoded), recipe)) for example in split]
+        rows = [(example, _cut(next(encoded), recipe, loaded)) for example in split]
         short = [row for row in rows if len(row[1].ids) <= recipe.sft.max_length]
         if rows and not short:
             shortest = min(len(row.ids) for _, row in rows)
@@ -107,10 +107,13 @@ def encode_splits(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded, spli
     return prepared
 
 
-def _cut(row: Encoded, recipe: Recipe) -> Encoded:
-    """A plain text ends at max_length, as the seeds cut theirs; a chat is never cut, it is left out."""
-    longest = recipe.sft.max_length
-    return row if row.messages else Encoded(row.ids[:longest], row.mask[:longest], [])
+def _cut(row: Encoded, recipe: Recipe, loaded: Loaded) -> Encoded:
+    from train.labels import cut
+
+    short = cut(row, recipe.sft.max_length)
+    if short is not row:
+        loaded.changed["cut at max_length"] += 1
+    return short
 
 
 def main(argv: list[str]) -> int:

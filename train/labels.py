@@ -69,6 +69,13 @@ def _next_message(
     return _common(ids, tokenizer.encoder.encode(chat, add_generation_prompt=False))
 
 
+def cut(row: Encoded, longest: int) -> Encoded:
+    """A plain text ends at `longest` tokens, as the seeds cut theirs; a chat stays whole, or is left out."""
+    if row.messages or len(row.ids) <= longest:
+        return row
+    return Encoded(row.ids[:longest], row.mask[:longest], [])
+
+
 def _common(whole: Sequence[int], prompt: Sequence[int]) -> int:
     """How long both are equal; less than the prompt where a token spans its end."""
     pairs = zip(whole, prompt, strict=False)

@@ -71,7 +71,9 @@ class Loop:
         self.sft, self.folder, self.report = recipe.sft, folder, report
         self.parameters = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
         self.device = next(iter(self.parameters.values())).device
-        self.model: nn.Module = DistributedDataParallel(adapted) if order.processes > 1 else adapted
+        self.model: nn.Module = (
+            DistributedDataParallel(adapted, broadcast_buffers=False) if order.processes > 1 else adapted
+        )
         self.optimizer = make_optimizer(self.parameters.values(), self.sft)
         self.schedule = make_schedule(self.optimizer, self.sft, order.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=adapted.dtype == torch.float16)
@@ -87,6 +89,11 @@ class Loop:
         recover_folder(self.last)
         if self.last.is_dir():
             saved = load_checkpoint(self.last, self.parameters, self.optimizer)
+            if saved["processes"] != self.order.processes:
+                raise TrainError(
+                    f"{self.folder.name} was begun by {saved['processes']} processes and would go on with "
+                    f"{self.order.processes}, in another order; start it with accelerate launch as before"
+                )
             self.schedule.load_state_dict(saved["schedule"])
             for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
                 group["lr"] = rate  # the schedule sets it after a step only
@@ -223,6 +230,7 @@ class Loop:
         if self.order.process == 0:
             state = {
                 "progress": asdict(self.progress),
+                "processes": self.order.processes,
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def make_manifest(run: Run, progress: Progress, before: Any, after: Any, seconds
             "sha256": fingerprint(run.base.folder),
         },
         "data": {
-            "path": run.recipe.data.path,
+            "path": path.name if (path := Path(run.recipe.data.path)).is_file() else run.recipe.data.path,
             "sha256": rows_hash(run.data.train + run.data.validation + run.data.test),
             "rows": {n: len(getattr(run.data, n)) for n in ("train", "validation", "test")},
             "left_out": dict(run.data.loaded.left_out)

@@ -13,6 +13,7 @@ from typing import Any
 
 import peft
 import torch
+from huggingface_hub import snapshot_download
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
@@ -68,8 +69,7 @@ def load_base(folder: str | None, recipe: Recipe, device: torch.device, **option
     if device.type == "cuda":  # with fp16 all of it is: attention takes no mixture
         dtype = torch.float16 if recipe.sft.fp16 else getattr(torch, recipe.model.dtype)
     if gptq.is_gptq(config.to_dict()):
-        assert folder
-        model = gptq.load(Path(folder), dtype, device, attention)
+        model = gptq.load(_local(str(folder), recipe.model.revision), dtype, device, attention)
     else:
         quantisation = _quantisation(recipe.bnb, compute_dtype(recipe, device))
         auto: Any = options.pop("model_class", AutoModelForCausalLM)  # untyped
@@ -93,6 +93,13 @@ def load_base(folder: str | None, recipe: Recipe, device: torch.device, **option
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (typed as a tensor)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _local(folder: str, revision: str | None) -> Path:
+    """The folder of a base, fetched if it is a hub name: weights as safetensors and settings only."""
+    if Path(folder).is_dir():
+        return Path(folder)
+    return Path(snapshot_download(folder, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
 
 
 def _quantisation(section: BitsAndBytes | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -133,10 +140,12 @@ class Adapted(nn.Module):
     def __init__(self, base: PreTrainedModel, recipe: Recipe, device: torch.device) -> None:
         super().__init__()
         self.dtype = compute_dtype(recipe, device)
+        _check_head(base)
         names, _ = targets(recipe.lora.target_modules, linears(base))
         if not names:
             raise TrainError(f"none of {recipe.lora.target_modules} is a linear layer of this model")
         settings = recipe.lora.model_dump() | {"target_modules": names, "task_type": "CAUSAL_LM"}
+        settings["revision"] = recipe.model.revision  # of the base, for whoever merges the adapter into it
         torch.manual_seed(recipe.sft.seed)  # before the adapter's A is drawn, or a seed repeats nothing
         with warnings.catch_warnings():
             # peft 0.21 asks a transformers model for a property that transformers 5.23 has renamed
@@ -189,6 +198,16 @@ class Adapted(nn.Module):
     def unload(self) -> None:
         """Take the adapter off the base, which is as it was then."""
         self.peft.unload()
+
+
+def _check_head(base: Any) -> None:
+    """Refuse what `forward` would leave out of the loss."""
+    scales = {name: getattr(base.config, name, None) or 1 for name in ("logits_scaling", "logit_scale")}
+    if any(scale != 1 for scale in scales.values()) or base.get_output_embeddings().bias is not None:
+        raise TrainError(
+            f"the head of a {base.config.model_type} scales its logits or has a bias, which training here "
+            "would leave out; choose a Llama, Mistral, Phi-3, Gemma or another base without"
+        )
 
 
 def _policy(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:

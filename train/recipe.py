@@ -177,6 +177,8 @@ class Recipe(Section):
     def config_hash(self) -> str:
         """The first 12 hexadecimal digits of a SHA-256 of everything that changes the result."""
         content = self.model_dump(exclude={"name", "description"}, by_alias=True)
+        path = Path(self.data.path)
+        content["data"]["path"] = path.name if path.is_file() else self.data.path  # wherever the file lies
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -207,9 +209,7 @@ def load_recipe(given: str | Path) -> Recipe:
     """Read a recipe by its path, or by the name of one of the project's. Raises TrainError, all at once."""
     path = find_file(given, RECIPES, "recipe")
     recipe = parse(read_yaml(path), path)
-    beside = (
-        path.parent / recipe.data.path
-    )  # a data file may stand beside the recipe, wherever one calls from
+    beside = (path.parent / recipe.data.path).resolve()  # wherever one calls from
     data = recipe.data.model_copy(update={"path": str(beside)}) if beside.is_file() else recipe.data
     return recipe.model_copy(update={"name": recipe.name or path.stem, "data": data})
 

@@ -52,8 +52,13 @@ class Run:
         check.check_settings(self.checks, self.recipe, self.base.config.model_type, self.order.steps)
         check.check_targets(self.checks, self.recipe, self.base.shape.linears)
         rows = [row for part in names for row in part]
-        check.check_rows(self.checks, rows, self.base.tokenizer, lost(self.data.loaded))
+        check.check_rows(self.checks, rows, self.base.tokenizer, lost(self.data.loaded), self._prose)
         self.checks.end()
+
+    @property
+    def _prose(self) -> bool:
+        """Whether the data are texts that go on, and not the seeds' way to write a chat."""
+        return self.data.loaded.layout == "text" and self.recipe.data.format == "chat"
 
     def forecast(self) -> plan.Plan | None:
         """Memory and speed on this machine's GPU; None where we have no figures for it."""
@@ -125,8 +130,6 @@ class Run:
         bar.update(loop.progress.step)
         try:
             return loop.run()
-        except torch.OutOfMemoryError:
-            raise TrainError(self._too_large()) from None
         finally:
             bar.close()
 
@@ -141,7 +144,8 @@ class Run:
         tokens = load_of(self.order).tokens * self.recipe.sft.gradient_accumulation_steps * self.order.steps
         return tokens / tokens_per_s / 60
 
-    def _too_large(self) -> str:
+    def too_large(self) -> str:
+        """What to do when the memory wasn't enough."""
         sft = self.recipe.sft
         cures = []
         if sft.gradient_checkpointing != "full":
@@ -180,24 +184,38 @@ def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
     run = Run(recipe, outputs / recipe.name, base, data, state)
     run.check()
     describe(run)
-    with files.claimed(run.folder, recipe, resume) if run.is_main else nullcontext():
-        session, before = start(run)
-        if run.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        progress = run.train(session, resume)
-        if progress.stopped:
-            run.say(f"stopped at step {progress.step}: {progress.stopped}")
-        if progress.stopped.startswith("diverged") and not progress.best_loss < (progress.start_loss or 0):
-            raise TrainError(
-                f"training broke, and no adapter of it is better than none. Lower learning_rate "
-                f"({recipe.sft.learning_rate:g}), and name the new run: --name"
-            )
-        if run.is_main:
-            from train.manifest import write_report
-
-            session.load_adapter(run.folder / "adapter")
-            write_report(run, progress, before, run.ask(session), time.monotonic() - began)
+    try:
+        with files.claimed(run.folder, recipe, resume) if run.is_main else nullcontext():
+            do(run, resume, began)
+    except torch.OutOfMemoryError:
+        raise TrainError(run.too_large()) from None
     return run.folder
+
+
+def do(run: Run, resume: bool, began: float) -> None:
+    """Train, and write the report. Raises TrainError."""
+    session, before = start(run)
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    progress = run.train(session, resume)
+    if progress.stopped:
+        run.say(f"stopped at step {progress.step}: {progress.stopped}")
+    if progress.start_loss and not progress.best_loss < progress.start_loss:
+        learning_rate = f"learning_rate ({run.recipe.sft.learning_rate:g})"
+        if progress.stopped.startswith("diverged"):
+            raise TrainError(
+                f"training broke, and no adapter of it is better than none. Lower {learning_rate}, and name "
+                "the new run: --name"
+            )
+        run.say(
+            f"note: the validation loss was {progress.start_loss:.3f} before and is {progress.best_loss:.3f} "
+            f"at best: this adapter is no better than none. Train longer, or change {learning_rate}"
+        )
+    if run.is_main:
+        from train.manifest import write_report
+
+        session.load_adapter(run.folder / "adapter")
+        write_report(run, progress, before, run.ask(session), time.monotonic() - began)
 
 
 def start(run: Run) -> tuple[Session, dict[str, Any]]:

@@ -17,7 +17,7 @@ from train.base import find_base, hub_errors
 from train.errors import TrainError
 from train.example import Example
 from train.generate import greedy, label_probabilities
-from train.labels import encode
+from train.labels import cut, encode
 from train.loop import evaluate
 from train.model import Adapted, load_base
 from train.plan import Shape, shape_of
@@ -37,7 +37,11 @@ class Base:
                 self.folder, revision=recipe.model.revision, trust_remote_code=False
             )
             self.tokenizer = ChatTokenizer(self.folder, recipe.model.revision)
-        self.shape: Shape = shape_of(self.config)
+        try:
+            self.shape: Shape = shape_of(self.config)
+        except (AttributeError, ValueError) as error:
+            kind = self.config.model_type
+            raise TrainError(f"a {kind} like {self.folder!r} can't be trained here ({error})") from None
 
     def check_device(self, device: torch.device) -> None:
         """Raise TrainError where a step would take minutes."""
@@ -82,7 +86,8 @@ class Session:
 
     def loss(self, examples: Sequence[Example]) -> float:
         """Nats a trained token."""
-        rows = [encode(self.tokenizer, example, self.recipe.sft.assistant_only_loss) for example in examples]
+        whole, longest = self.recipe.sft.assistant_only_loss, self.recipe.sft.max_length
+        rows = [cut(encode(self.tokenizer, example, whole), longest) for example in examples]
         return evaluate(self.adapted, rows, self.recipe, self.device)
 
     def load_adapter(self, folder: Path) -> None:

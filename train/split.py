@@ -57,7 +57,10 @@ def split_of(group: str, data: Data) -> str:
 
 def _key(example: Example) -> bytes:
     """A row is known by its longest turn: a short one, such as a greeting or a label, may be anybody's."""
-    longest = example.text or max((turn["content"] for turn in example.messages), key=len)
+    turns = (
+        turn["content"] for turn in example.messages if turn["role"] != "system"
+    )  # all chats may share it
+    longest = example.text or max(turns, key=len)
     return hashlib.sha256(" ".join(longest.split()).casefold().encode()).digest()
 
 

@@ -60,6 +60,8 @@ def load_sweep(given: str) -> Sweep:
             unknown = f"{each['loc'][-1]}: unknown key; {hint}"
             mistakes.append(unknown if each["type"] == "extra_forbidden" else sentence(each))
         raise TrainError("\n  ".join([f"{path}:", *mistakes])) from None
+    if Path(sweep.name).name != sweep.name or sweep.name.startswith("."):
+        raise TrainError(f"{path}: name: {sweep.name!r} can't be a folder's")
     seeds = tuple(dict.fromkeys(sweep.seeds))
     if len(seeds) < (1 if sweep.allow_few_seeds else FEWEST_SEEDS):
         raise TrainError(

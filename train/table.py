@@ -14,6 +14,7 @@ from typing import Any
 from train.errors import TrainError
 from train.recipe import Data
 
+MAX_CELL = 2**24  # characters of a CSV's cell; the library allows 128 k
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 
 Row = Mapping[str, Any]
@@ -123,6 +124,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
         raise TrainError(f"{path}: {error.reason} at byte {error.start}; save it as UTF-8") from None
     delimiter = max(",;\t", key=content.partition("\n")[0].count)
     # newline="" as csv wants it: a line break in quotation marks stays as it is.
+    csv.field_size_limit(MAX_CELL)
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     rows: list[dict[str, Any]] = []
     try:

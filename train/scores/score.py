@@ -22,7 +22,7 @@ def score(task: str, model: Scored, tests: list[Example], train: list[Example]) 
     computed (no test rows, one class only) is left out.
     """
     figures = {"test_loss": model.loss(tests)} if tests else {}
-    plain = any(not example.messages for example in tests)
+    plain = any(not example.messages for example in [*tests, *train])
     if task in _TASKS and not plain:
         figures |= _TASKS[task](model, tests, train)
     return figures
