@@ -126,6 +126,8 @@ def _decoded(model: Any) -> Iterator[None]:
             if not isinstance(child, LoraLayer) or child.use_dora[ADAPTER]:
                 continue
             layer: Any = child  # its subclasses have what follows
+            if layer.get_base_layer().weight.dtype == torch.int8:
+                continue  # LLM.int8() rounds what goes in, too, which no plain layer does
             weight = dequantize_module_weight(layer.get_base_layer()).to(torch.float32, copy=True)
             weight += layer.get_delta_weight(ADAPTER).float()
             plain: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
