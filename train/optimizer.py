@@ -24,7 +24,9 @@ def make_optimizer(parameters: Iterable[nn.Parameter], sft: Sft) -> torch.optim.
         raise TrainError(f"optim {sft.optim!r} needs bitsandbytes ({error}); say adamw_torch_fused") from None
     bits = 8 if sft.optim == "paged_adamw_8bit" else 32
     paged: Any = bitsandbytes.optim.adamw.AdamW  # untyped
-    optimizer: torch.optim.Optimizer = paged(parameters, optim_bits=bits, is_paged=True, **options)
+    # Only CUDA has memory that can be paged.
+    options["is_paged"] = torch.cuda.is_available()
+    optimizer: torch.optim.Optimizer = paged(parameters, optim_bits=bits, **options)
     return optimizer
 
 

@@ -120,11 +120,15 @@ def test_gradients_are_those_of_the_weights_that_nf4_stands_for(base: Path, rows
 
 @torch.no_grad()
 @pytest.mark.parametrize("lora", [{}, {"use_dora": True}])
-@pytest.mark.parametrize("kind", [None, NF4, {"load_in_8bit": True}])
+@pytest.mark.parametrize("kind", [None, NF4])
 def test_what_answers_is_what_was_trained(
     kind: dict[str, Any] | None, lora: dict[str, Any], base: Path, rows: list[Encoded]
 ) -> None:
-    """Word for word the most likely one by the model that the loss is computed with."""
+    """Word for word the most likely one by the model that the loss is computed with.
+
+    Not so for LLM.int8(): which columns it leaves unrounded depends on the tokens that come together, so with
+    a cache the logits are others than without.
+    """
     adapted, _ = adapted_to(base, BitsAndBytesConfig=kind, lora=lora)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
