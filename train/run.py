@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,17 @@ class Run:
 
     def forecast(self) -> plan.Plan | None:
         """Memory and speed on this machine's GPU; None where we have no figures for it."""
-        gpu = plan.gpu_of(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
-        return plan.forecast(self.base.shape, self.recipe, load_of(self.order), gpu) if gpu else None
+        return plan.forecast(self.base.shape, self.recipe, self.load, self.gpu) if self.gpu else None
+
+    @cached_property
+    def gpu(self) -> plan.Gpu | None:
+        """The figures of this machine's GPU, where we have some."""
+        return plan.gpu_of(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
+
+    @cached_property
+    def load(self) -> plan.Load:
+        """What the micro-batches hold."""
+        return load_of(self.order)
 
     def adapt(self) -> Session:
         """Load the base and put a fresh adapter on it."""
@@ -101,8 +111,8 @@ class Run:
     def train(self, session: Session, resume: bool) -> Progress:
         """Train, with a bar and metrics.jsonl."""
         bar = tqdm(total=self.order.steps, desc="Training", unit="step", disable=not self.is_main)
-        foreseen = plan.flops_per_token(self.base.shape, load_of(self.order), self.trainable)
-        gpu = plan.gpu_of(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
+        foreseen = plan.flops_per_token(self.base.shape, self.load, self.trainable)
+        gpu = self.gpu
         watching = trackers(self.recipe.sft.report_to, self.folder) if self.is_main else []
 
         def note(line: dict[str, Any]) -> None:
@@ -141,7 +151,7 @@ class Run:
 
     def minutes(self, tokens_per_s: float) -> float:
         """Minutes of all steps at this speed of one GPU."""
-        tokens = load_of(self.order).tokens * self.recipe.sft.gradient_accumulation_steps * self.order.steps
+        tokens = self.load.tokens * self.recipe.sft.gradient_accumulation_steps * self.order.steps
         return tokens / tokens_per_s / 60
 
     def too_large(self) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from transformers import Phi3Config
 
+from bench.train_models import CONFIGS
 from tests.integration.small_runs import recipe_of, write_chats
 from tests.integration.tiny_models import tiny
 from train.errors import TrainError
@@ -127,14 +127,7 @@ def test_a_base_for_a_gpu_is_refused_and_planned(
         pytest.skip("this machine has a GPU to train it on")
     base = tiny("phi3", tmp_path / "base")
     (base / "model.safetensors").unlink()
-    Phi3Config(
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        vocab_size=32064,
-    ).save_pretrained(base)
+    CONFIGS["microsoft/Phi-3.5-mini-instruct"].save_pretrained(base)
     recipe = recipe_of(base, data, lora={"r": 8})
     said = refusal(recipe, tmp_path / "outputs")
     assert "has 3.8 billion parameters and this machine has no CUDA GPU" in said

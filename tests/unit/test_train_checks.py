@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import pytest
-from transformers import Phi3Config
 
+from bench.train_models import CONFIGS
 from tests.unit.letters import Kept, make_tokenizer
 from train.checks import check_first_loss, check_rows, check_settings, check_targets
 from train.example import Encoded, Example
@@ -26,14 +26,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
 
 @pytest.fixture(scope="module")
 def phi() -> Shape:
-    config = Phi3Config(
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        vocab_size=32064,
-    )
+    config = CONFIGS["microsoft/Phi-3.5-mini-instruct"]
     return shape_of(config)
 
 

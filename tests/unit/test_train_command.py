@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig, Phi3Config
+from transformers import LlamaConfig
 
+from bench.train_models import CONFIGS
 from tests.unit.letters import CHAT, make_tokenizer
 from train import qlora
 
@@ -23,14 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = LlamaConfig(
     hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, vocab_size=300
 )
-PHI = Phi3Config(
-    hidden_size=3072,
-    intermediate_size=8192,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    vocab_size=32064,
-)
+PHI = CONFIGS["microsoft/Phi-3.5-mini-instruct"]
 
 
 @pytest.fixture

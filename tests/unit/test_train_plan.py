@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from transformers import GemmaConfig, LlamaConfig, MistralConfig, Phi3Config, PreTrainedConfig
+from transformers import LlamaConfig
 
+from bench.train_models import CONFIGS as SHAPES
 from train.model import linears, targets, trainable
 from train.plan import (
     GPUS,
@@ -24,39 +25,12 @@ from train.plan import (
 )
 from train.recipe import RECIPES, Lora, Recipe, load_recipe
 
-# The shapes of the models' own config.json.
-SEVEN_B: dict[str, Any] = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "phi-3.5": Phi3Config(
-        hidden_size=3072,
-        intermediate_size=8192,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        vocab_size=32064,
-    ),
-    "gemma-7b": GemmaConfig(
-        hidden_size=3072,
-        intermediate_size=24576,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        head_dim=256,
-        vocab_size=256000,
-    ),
-    "gemma-2b": GemmaConfig(
-        hidden_size=2048,
-        intermediate_size=16384,
-        num_hidden_layers=18,
-        num_attention_heads=8,
-        num_key_value_heads=1,
-        head_dim=256,
-        vocab_size=256000,
-    ),
-    "mistral-7b": MistralConfig(
-        **SEVEN_B, intermediate_size=14336, num_key_value_heads=8, vocab_size=32768, sliding_window=None
-    ),
-    "llama-2-7b": LlamaConfig(**SEVEN_B, intermediate_size=11008, vocab_size=32000),
+CONFIGS = {
+    "phi-3.5": SHAPES["microsoft/Phi-3.5-mini-instruct"],
+    "gemma-7b": SHAPES["google/gemma-7b-it"],
+    "gemma-2b": SHAPES["google/gemma-2b-it"],
+    "mistral-7b": SHAPES["mistralai/Mistral-7B-Instruct-v0.3"],
+    "llama-2-7b": SHAPES["TheBloke/Llama-2-7b-Chat-GPTQ"],
 }
 PARAMETERS = {
     "phi-3.5": 3_821_079_552,
