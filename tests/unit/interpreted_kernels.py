@@ -1,0 +1,201 @@
+"""Triton's kernels against their formulas in Triton's interpreter; a program for test_fused_kernels.py.
+
+The test runs it as a child, since TRITON_INTERPRET=1 must be there before Triton is imported. It prints each
+case's relative error as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import torch
+
+from train.fused.attention import Heads
+from train.fused.layer import Angles
+
+TOKENS, WIDTH, VOCABULARY = 37, 150, 5000  # none fills a block; the vocabulary takes two
+RANKS = (4, 20)  # and 0, for no adapter
+ACTIVATIONS = {"silu": False, "gelu": True}
+HEADS = {"3of24": Heads(3, 2, 24, 1.0, None), "8of16": Heads(8, 1, 16, 1.0, None)}
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Draw:
+    """Random numbers, always the same: such as `stored` can hold, in the type `used`."""
+
+    stored: torch.dtype
+    used: torch.dtype
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int) -> torch.Tensor:
+        return self.exact(*shape).to(self.stored).to(self.used)
+
+    def exact(self, *shape: int) -> torch.Tensor:
+        """In fp32."""
+        return torch.randn(*shape, generator=self.generator)
+
+    def strided(self, *shape: int) -> torch.Tensor:
+        """Rows that don't lie one after the other."""
+        return self(shape[0], shape[1] + 24)[:, : shape[1]]
+
+
+# What a case makes with the kernels or the formulas; what is changed in place is a result too.
+Case = Callable[[ModuleType, Draw], list[torch.Tensor]]
+
+
+def rms_norm(ops: ModuleType, draw: Draw, offset: float, width: int) -> list[torch.Tensor]:
+    return [ops.rms_norm(draw(TOKENS, width), draw(width), 1e-5, offset)]
+
+
+def rms_norm_backward(ops: ModuleType, draw: Draw, offset: float, width: int) -> list[torch.Tensor]:
+    slope, x, residual = (draw(TOKENS, width) for _ in range(3))
+    made = ops.rms_norm_backward(slope, x, draw(width), residual, 1e-5, offset)
+    return [made, residual]
+
+
+def add_product(ops: ModuleType, draw: Draw, rank: int, tokens: int, width: int) -> list[torch.Tensor]:
+    return [ops.add_product(draw(tokens, width), draw(tokens, rank), draw(width, rank))]
+
+
+def gated(ops: ModuleType, draw: Draw, rank: int, gelu: bool) -> list[torch.Tensor]:
+    return [ops.gated(draw(TOKENS, 2 * WIDTH), draw(TOKENS, rank), draw(2 * WIDTH, rank), gelu)]
+
+
+def gated_backward(ops: ModuleType, draw: Draw, rank: int, gelu: bool) -> list[torch.Tensor]:
+    slope, gate_up = draw(TOKENS, WIDTH), draw(TOKENS, 2 * WIDTH)
+    ops.gated_backward(slope, gate_up, draw(TOKENS, rank), draw(2 * WIDTH, rank), gelu)
+    return [slope, gate_up]
+
+
+def angles_of(draw: Draw, heads: Heads) -> Angles:
+    angle = draw.exact(TOKENS, heads.head // 2)
+    return Angles(angle.cos(), angle.sin())
+
+
+def rotate(ops: ModuleType, draw: Draw, rank: int, heads: Heads, strided: bool) -> list[torch.Tensor]:
+    width = (heads.query + 2 * heads.key) * heads.head
+    qkv = (draw.strided if strided else draw)(TOKENS, width)
+    ops.rotate(qkv, heads, angles_of(draw, heads), draw(TOKENS, rank), draw(width, rank))
+    return list(heads.split(qkv))
+
+
+def rotate_backward(ops: ModuleType, draw: Draw, heads: Heads, strided: bool) -> list[torch.Tensor]:
+    counts, rows = (heads.query, heads.key, heads.key), draw.strided if strided else draw
+    parts = tuple(rows(TOKENS, count * heads.head).unflatten(1, (count, heads.head)) for count in counts)
+    out = rows(TOKENS, sum(counts) * heads.head)
+    ops.rotate_backward(parts, heads, angles_of(draw, heads), out)
+    return list(heads.split(out))
+
+
+def cross_entropy(ops: ModuleType, draw: Draw, vocabulary: int) -> list[torch.Tensor]:
+    logits = 3 * draw(9, vocabulary)
+    labels = torch.randint(0, vocabulary, (9,), generator=draw.generator)
+    labels[:2] = torch.tensor([0, vocabulary - 1])
+    return [ops.cross_entropy(logits, labels), logits]
+
+
+def decode(ops: ModuleType, draw: Draw, shape: tuple[int, int], **options: bool | str) -> list[torch.Tensor]:
+    """`shape[1]` is a multiple of 64, as bitsandbytes 0.50 decodes others wrongly on a CPU."""
+    from bitsandbytes.nn import Params4bit
+
+    settings = {"quant_type": "nf4", "compress_statistics": True} | options
+    weight = Params4bit(draw.exact(*shape), requires_grad=False, **settings).to("cpu")
+    out = torch.empty(shape, dtype=draw.used)
+    ops.decode(weight, out)
+    return [out]
+
+
+def cases() -> dict[str, Case]:
+    """All by name, which ends with a type.
+
+    The interpreter's matrix product takes bf16's bits for integers, so where there is one half precision
+    is fp16; and it cuts bf16 off where a GPU rounds.
+    """
+    found: dict[str, Case] = {}
+    for offset, width in ((0.0, 48), (1.0, 256), (1.0, 1100)):
+        norm = {"offset": offset, "width": width}
+        found[f"rms_norm+{offset:.0f}-{width}"] = partial(rms_norm, **norm)
+        found[f"rms_norm_backward+{offset:.0f}-{width}"] = partial(rms_norm_backward, **norm)
+    for name, heads in HEADS.items():
+        for where, strided in (("", False), ("-strided", True)):
+            turn = {"heads": heads, "strided": strided}
+            found[f"rotate-{name}{where}"] = partial(rotate, rank=0, **turn)
+            found[f"rotate_backward-{name}{where}"] = partial(rotate_backward, **turn)
+    for name, gelu in ACTIVATIONS.items():
+        found[f"gated-{name}"] = partial(gated, rank=0, gelu=gelu)
+        found[f"gated_backward-{name}"] = partial(gated_backward, rank=0, gelu=gelu)
+    found["add_product"] = partial(add_product, rank=0, tokens=TOKENS, width=WIDTH)
+    for vocabulary in (57, VOCABULARY):
+        found[f"cross_entropy-{vocabulary}"] = partial(cross_entropy, vocabulary=vocabulary)
+    ranked = {f"{name}-r{rank}": case for rank in RANKS for name, case in adapted(rank).items()}
+    return (
+        {f"{name}-{kind}": case for name, case in found.items() for kind in ("fp32", "bf16")}
+        | {f"{name}-{kind}": case for name, case in ranked.items() for kind in ("fp32", "fp16")}
+        | DECODED
+    )
+
+
+def adapted(rank: int) -> dict[str, Case]:
+    """The cases with an adapter of this rank."""
+    found: dict[str, Case] = {
+        "add_product": partial(add_product, rank=rank, tokens=TOKENS, width=WIDTH),
+        "add_product-whole-blocks": partial(add_product, rank=rank, tokens=64, width=256),
+    }
+    for name, gelu in ACTIVATIONS.items():
+        found[f"gated-{name}"] = partial(gated, rank=rank, gelu=gelu)
+        found[f"gated_backward-{name}"] = partial(gated_backward, rank=rank, gelu=gelu)
+    for name, heads in HEADS.items():
+        found[f"rotate-{name}"] = partial(rotate, rank=rank, heads=heads, strided=False)
+        found[f"rotate-{name}-strided"] = partial(rotate, rank=rank, heads=heads, strided=True)
+    return found
+
+
+# The second has more than the 256 scales that share one; bitsandbytes decodes the last two itself.
+DECODED: dict[str, Case] = {
+    "decode-64x128-fp32": partial(decode, shape=(64, 128)),
+    "decode-101x192-fp32": partial(decode, shape=(101, 192)),
+    "decode-fp4-fp32": partial(decode, shape=(64, 128), quant_type="fp4"),
+    "decode-quantised-once-fp32": partial(decode, shape=(64, 128), compress_statistics=False),
+}
+# A kernel's case, and a formula that isn't its own.
+WRONG: dict[str, tuple[Case, Case]] = {
+    "gelu-is-not-silu": (partial(gated, rank=4, gelu=True), partial(gated, rank=4, gelu=False)),
+    "gelu-backward-is-not-silu": (
+        partial(gated_backward, rank=4, gelu=True),
+        partial(gated_backward, rank=4, gelu=False),
+    ),
+    "an-offset-counts": (partial(rms_norm, offset=1.0, width=48), partial(rms_norm, offset=0.0, width=48)),
+}
+
+
+def error(made: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """The largest relative error of the tensors: 0 is bit for bit the same."""
+    pairs = list(zip(made, wanted, strict=True))
+    if all(torch.equal(a, b.to(a.dtype)) for a, b in pairs):
+        return 0.0
+    return max(((a.float() - b).norm() / b.norm()).item() for a, b in pairs)
+
+
+def main() -> None:
+    from train.fused import kernels, plain
+
+    errors: dict[str, float] = {}
+    for name, case in cases().items():
+        dtype = TYPES[name.rpartition("-")[2]]
+        errors[name] = error(case(kernels, Draw(dtype, dtype)), case(plain, Draw(dtype, torch.float32)))
+    for name, (case, other) in WRONG.items():
+        exact = partial(Draw, torch.float32, torch.float32)
+        errors[name] = error(case(kernels, exact()), other(plain, exact()))
+    json.dump(errors, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
