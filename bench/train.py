@@ -1,143 +1,156 @@
-"""Measure training beside its forecast, on random weights of full size: python -m bench.train [RECIPE ...]
+"""Measure training beside TRL and Unsloth, in turns on one GPU: python -m bench.train [MODEL ...]
 
-Each recipe's model trains a few steps at the recipe's own settings, on documents whose lengths are those of a
-chat data set (log-normal, median 350, sigma 0.8, 16 to 2,048 tokens; half of each counts). Needs CUDA.
+    python -m bench.train phi-3.5 mistral-7b --arms tune2chat:lean tune2chat:fast unsloth:lean trl:lean
+
+Each arm is a process with the same random base of full size, the same documents and the same trainable
+parameters (bench/train_arm.py); all are there at once and train a burst of steps in turns. Medians go into
+bench/results/train.json. Needs CUDA; TRL and Unsloth have to be installed for their arms.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import itertools
 import json
+import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
-import time
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-import torch
+from bench.train_models import CONFIGS, save_random
 
-from bench.train_models import CONFIGS, random_base
-from train import plan
-from train.example import Encoded
-from train.loop import Loop
-from train.model import Adapted
-from train.order import Order
-from train.packing import Batch
-from train.recipe import RECIPES, Recipe, load_recipe
-from train.run import load_of
-
-RESULTS = Path(__file__).with_name("results") / "train.json"
-DOCUMENTS = 8192
-STEPS = 20
-KERNELS = 16  # of which the times are kept
-WARM = 4  # steps that aren't counted: kernels are chosen and memory is taken
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results" / "train.json"
+MODELS = {
+    "phi-3.5": "microsoft/Phi-3.5-mini-instruct",
+    "gemma-2b": "google/gemma-2b-it",
+    "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.3",
+    "gemma-7b": "google/gemma-7b-it",
+}
+ARMS = ["tune2chat:lean", "tune2chat:fast", "unsloth:lean", "trl:lean"]
 
 
-def documents(longest: int, vocabulary: int, count: int = DOCUMENTS) -> list[Encoded]:
-    """Rows of random tokens; those after the middle are trained."""
-    random = np.random.default_rng(0)
-    lengths = np.clip(random.lognormal(np.log(350), 0.8, count).astype(int), 16, min(longest, 2048))
-    rows = [random.integers(3, vocabulary - 100, length).tolist() for length in lengths]
-    return [Encoded(ids, [0] * (len(ids) // 2) + [1] * (len(ids) - len(ids) // 2), []) for ids in rows]
+class Arm:
+    """A process that trains a burst of steps when it is told to."""
+
+    def __init__(self, name: str, base: Path, given: argparse.Namespace) -> None:
+        self.name, self.lines = name, list[dict[str, Any]]()
+        kind, _, mode = name.partition(":")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process runs)
+        command = [sys.executable, "-m", "bench.train_arm", kind, mode or "lean", str(base)]
+        command += ["--batch", str(given.batch), "--steps", str(given.steps)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=ROOT
+        )
+
+    def read(self) -> dict[str, Any] | None:
+        """The next line of figures; None, with the end of its log shown, where the arm has ended."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith('{"arm"'):  # libraries print too
+                found: dict[str, Any] = json.loads(line)
+                return found
+        self.log.seek(0)
+        print(f"{self.name} ended:\n{self.log.read()[-2000:]}", flush=True)
+        return None
+
+    def burst(self) -> None:
+        """Train a burst and keep its figures."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        if line := self.read():
+            self.lines.append(line)
+
+    def end(self) -> None:
+        """Let it end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
 
-def measure(recipe: Recipe, steps: int, folder: Path) -> dict[str, Any]:
-    """Train `steps` steps; return the forecast and what was measured."""
-    device = torch.device("cuda")
-    config = CONFIGS[recipe.model.base_model]
-    sft = recipe.sft.model_copy(update={"max_steps": steps, "logging_steps": 1, "eval_steps": steps})
-    recipe = recipe.model_copy(update={"sft": sft})
-    began = time.perf_counter()
-    adapted = Adapted(random_base(recipe, device, config), recipe, device)
-    load_seconds = time.perf_counter() - began
-    order = Order(documents(sft.max_length, config.vocab_size), sft)
-    load = load_of(order)
-    shape = plan.shape_of(config)
-    gpu = plan.gpu_of(torch.cuda.get_device_name())
-    assert gpu
-    foreseen = plan.forecast(shape, recipe, load, gpu)
-    lines: list[dict[str, Any]] = []
-    torch.cuda.empty_cache()
-    loaded = torch.cuda.memory_allocated() / plan.GB
-    torch.cuda.reset_peak_memory_stats()
-    Loop(adapted, recipe, order, [], folder, lines.append).run()
-    memory = torch.cuda.max_memory_allocated() / plan.GB
-    kernels = kernel_times(adapted, order.step(0)[0].to(device))
-    speeds = [line["tokens_per_s"] for line in lines[WARM:]]
-    tokens = [line["tokens"] - before["tokens"] for before, line in itertools.pairwise(lines[WARM - 1 :])]
-    speed = sum(tokens) / sum(count / rate for count, rate in zip(tokens, speeds, strict=True))
+def measure(model: str, base: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each arm."""
+    arms = [Arm(name, base, given) for name in given.arms]
+    try:
+        # The first burst, all together: kernels are compiled and chosen, memory is taken. It isn't counted.
+        running = [arm for arm in arms if arm.read()]
+        for _ in range(given.repeats):
+            for arm in running:
+                arm.burst()
+    finally:
+        for arm in arms:
+            arm.end()
+    return [_row(model, arm.lines, given) for arm in running if arm.lines]
+
+
+def _row(model: str, lines: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    speeds = [line["tokens"] / line["seconds"] for line in lines]
+    last = lines[-1]
     return {
-        "arm": "tune2chat",
-        "recipe": recipe.name,
-        "model": recipe.model.base_model,
-        "mode": sft.gradient_checkpointing,
-        "trainable": sum(p.numel() for p in adapted.parameters_to_train()),
-        "tokens_per_micro_batch": round(load.tokens),
-        "tokens_per_s": round(speed),
-        "tokens_per_s_spread": [round(min(speeds)), round(max(speeds))],
-        "gpu_busy": round(sum(kernels.values()) * speed / order.step(0)[0].tokens, 3),
-        "kernel_ms": {name[:90]: round(1e3 * s, 2) for name, s in list(kernels.items())[:KERNELS]},
-        "tokens_per_s_forecast": round(foreseen.tokens_per_s),
-        "peak_gb": round(memory, 2),
-        "peak_gb_forecast": round(foreseen.memory_gb, 2),
-        "loaded_gb": round(loaded, 2),
-        "mfu": round(speed * foreseen.flops_per_token / gpu.peak, 3),
-        "load_seconds": round(load_seconds, 1),
-        "first_loss": lines[0]["loss"],
-        "last_loss": lines[-1]["loss"],
+        "arm": last["arm"],
+        "mode": last["mode"],
+        "model": model,
+        "trainable": last["trainable"],
+        "tokens_per_s": round(statistics.median(speeds)),
+        "tokens_per_s_each": [round(speed) for speed in speeds],
+        "peak_gib": round(max(line["peak_gib"] for line in lines), 2),
+        "tokens_per_step": round(last["tokens"] / given.steps),
+        "device": torch.cuda.get_device_name(),
+        "date": date.today().isoformat(),
+        "versions": last["versions"],
     }
 
 
-def kernel_times(adapted: Adapted, batch: Batch) -> dict[str, float]:
-    """Seconds of each kernel in one micro-batch, forward and backward, the longest first."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        adapted(batch).backward()
-        torch.cuda.synchronize()
-    times = {event.key: event.self_device_time_total / 1e6 for event in profile.key_averages()}
-    return dict(sorted(times.items(), key=lambda item: -item[1]))
+def compare(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of speed and memory, with ratios to Unsloth's where the trainable parameters are the same."""
+    lines = []
+    for row in rows:
+        peers = [other for other in rows if other["arm"] == "unsloth" and other["model"] == row["model"]]
+        each = row["tokens_per_s_each"]
+        line = f"{row['model']:<11}{row['arm']:<10}{row['mode']:<5}{row['tokens_per_s']:>8,} tokens/s"
+        line += f" ({min(each):,} to {max(each):,}) {row['peak_gib']:>6.2f} GiB"
+        for peer in peers:
+            if peer["trainable"] != row["trainable"]:
+                line += f"  no ratio: {row['trainable']:,} trainable, Unsloth {peer['trainable']:,}"
+            elif peer is not row:
+                speed, memory = (row[key] / peer[key] for key in ("tokens_per_s", "peak_gib"))
+                line += f"  {speed:.2f} times Unsloth's speed, {memory:.2f} times its memory"
+        lines.append(line)
+    return lines
 
 
 def main() -> None:
-    """Measure the recipes that were named, or all for which there is a shape, and keep the rows."""
+    """Measure the models that were named, and keep the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipes", nargs="*", default=sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("models", nargs="*", default=["phi-3.5", "gemma-2b", "mistral-7b"])
+    parser.add_argument("--arms", nargs="+", default=ARMS)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8, help="of a burst")
+    parser.add_argument("--batch", type=int, default=4, help="blocks of 2,048 tokens a step")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--checkpointing", choices=("none", "selective", "full"), help="instead of the recipe's"
-    )
-    parser.add_argument("--batch", type=int, help="per_device_train_batch_size, instead of the recipe's")
     given = parser.parse_args()
-    about = {"device": torch.cuda.get_device_name(), "date": date.today().isoformat()}
-    about |= {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
     rows = json.loads(given.out.read_text()) if given.out.exists() else []
-    for name in given.recipes:
-        recipe = load_recipe(name)
-        if recipe.model.base_model not in CONFIGS:
-            continue
-        changes = {
-            "gradient_checkpointing": given.checkpointing,
-            "per_device_train_batch_size": given.batch,
-        }
-        chosen = {key: value for key, value in changes.items() if value}
-        recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update=chosen)})
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                row = measure(recipe, given.steps, Path(folder)) | about
-            except torch.OutOfMemoryError as error:
-                row = {"recipe": name, "failed": str(error)[:200]} | about
-        gc.collect()  # of the last base nothing must be left
-        torch.cuda.empty_cache()
-        print(json.dumps(row), flush=True)
-        rows.append(row)
+    for model in given.models:
+        base = Path(tempfile.mkdtemp()) / "base"
+        try:
+            save_random(CONFIGS[MODELS[model]], base)
+            found = measure(model, base, given)
+        finally:
+            shutil.rmtree(base.parent)
+        print("\n".join(compare(found)), flush=True)
+        rows += found
         given.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -18,6 +21,7 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 
 from train.model import load_base
@@ -62,6 +66,25 @@ def random_base(recipe: Recipe, device: torch.device, config: PreTrainedConfig) 
         return _random_gptq(empty, recipe, device, config)
     weights = {name: _random(name, p.shape, device) for name, p in empty.named_parameters()}
     return load_base(None, recipe, device, config=config, state_dict=weights, model_class=type(empty))
+
+
+def save_random(config: PreTrainedConfig, folder: Path) -> None:
+    """A checkpoint of random weights in bf16 and a tokenizer of as many words: other trainers want files."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    words = {f"w{number}": number for number in range(config.vocab_size - 3)}
+    for word in ("<unk>", "<s>", "</s>"):
+        words[word] = len(words)
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>"
+    )
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    fast.save_pretrained(folder)
 
 
 def _random(name: str, shape: torch.Size, device: torch.device) -> torch.Tensor:

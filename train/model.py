@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,17 @@ import torch
 from huggingface_hub import snapshot_download
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from train import gptq
 from train.attention import attention_for
 from train.errors import TrainError
+from train.fused.stack import Stack
+from train.fused.supports import allows, fits, has_kernels
 from train.loss import head_loss
-from train.packing import IGNORED, Batch
+from train.packing import Batch
 from train.recipe import BitsAndBytes, Lora, Recipe
-
-# Matrix products and attention: what selective checkpointing keeps; all else is cheap to do again.
-_KEPT = (
-    "mm.default",
-    "addmm.default",
-    "bmm.default",
-    "_flash_attention_forward.default",
-    "_varlen_attn.default",
-)
 
 
 @dataclass(frozen=True)
@@ -151,18 +141,12 @@ class Adapted(nn.Module):
             # peft 0.21 asks a transformers model for a property that transformers 5.23 has renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             self.peft = peft.get_peft_model(base, peft.LoraConfig(**settings))
-        self._checkpointing(base, recipe.sft.gradient_checkpointing)
-
-    @staticmethod
-    def _checkpointing(base: Any, kind: str) -> None:
-        if kind == "none":
-            return
-        options: dict[str, Any] = {"use_reentrant": False}
-        if kind == "selective":
-            options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-        # transformers 5.18 gave it a new name
-        enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
-        enable(options)
+        by_hand = has_kernels(device) and allows(recipe) and fits(base)
+        self.stack = Stack(base, self.dtype, device, recipe.fast) if by_hand else None
+        if self.stack is None and not recipe.fast:
+            # transformers 5.18 gave it a new name
+            enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
 
     @property
     def base(self) -> Any:
@@ -171,12 +155,18 @@ class Adapted(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the sum of the loss over the batch's trained tokens, in nats (a scalar, fp32)."""
+        hidden = self._plain(batch) if self.stack is None else self.stack(batch)
+        softcap = getattr(self.base.config, "final_logit_softcapping", None) or 0.0
+        return head_loss(hidden, self.base.get_output_embeddings().weight, batch, softcap)
+
+    def _plain(self, batch: Batch) -> torch.Tensor:
+        """The last hidden states (T, hidden) by transformers and PEFT, for whatever `Stack` doesn't do."""
         with (
             torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32),
             # The adapter is fp32 and autocast sees to types: PEFT's own cast would copy every activation.
             disable_input_dtype_casting(self.peft),
         ):
-            hidden = self.base.get_decoder()(
+            hidden: torch.Tensor = self.base.get_decoder()(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 cu_seq_lens_q=batch.cu_seq_lens,
@@ -184,12 +174,8 @@ class Adapted(nn.Module):
                 max_length_q=batch.max_length,
                 max_length_k=batch.max_length,
                 use_cache=False,
-            ).last_hidden_state[0]
-        chosen = batch.labels[0] != IGNORED
-        at = torch.nonzero_static(chosen, size=batch.trained).squeeze(1)  # knows the size: nothing waits
-        softcap = getattr(self.base.config, "final_logit_softcapping", None) or 0.0
-        head = self.base.get_output_embeddings().weight
-        return head_loss(hidden[at], head, batch.labels[0][at], softcap)
+            ).last_hidden_state
+        return hidden[0]
 
     def parameters_to_train(self) -> list[nn.Parameter]:
         """The adapter's, in fp32."""
@@ -208,8 +194,3 @@ def _check_head(base: Any) -> None:
             f"the head of a {base.config.model_type} scales its logits or has a bias, which training here "
             "would leave out; choose a Llama, Mistral, Phi-3, Gemma or another base without"
         )
-
-
-def _policy(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    kept = re.split(r"[.:]", str(operation), maxsplit=1)[-1] in _KEPT
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -7,10 +7,12 @@ import torch
 from train import plan
 from train.data import prepare
 from train.errors import TrainError
+from train.gpus import GPUS, gpu_of
 from train.order import Order
 from train.recipe import Recipe
 from train.run import load_of
 from train.session import Base
+from train.shape import Load
 
 
 def print_plan(recipe: Recipe) -> None:
@@ -23,15 +25,18 @@ def print_plan(recipe: Recipe) -> None:
         print(f"{len(order.rows):,} rows, {steps:,} steps, {load.tokens:,.0f} tokens a micro-batch")
     except TrainError as error:
         steps, full = 0, recipe.sft.max_length * recipe.sft.per_device_train_batch_size
-        load = plan.Load(full, full / 2, full, full / 2, recipe.sft.max_length / 4)
+        load = Load(full, full / 2, full, full / 2, recipe.sft.max_length / 4)
         print(f"note: {error}\nso this is for full blocks, half of whose tokens are trained")
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    known = [name for name, gpu in plan.GPUS.items() if gpu is plan.gpu_of(here)] or list(plan.GPUS)
-    print(f"{'GPU':<8} {'memory':>9} {'tokens/s':>10} {'minutes':>9}")
+    known = [name for name, gpu in GPUS.items() if gpu is gpu_of(here)] or list(GPUS)
+    print(f"{'GPU':<8} {'mode':<5} {'memory':>9} {'tokens/s':>10} {'minutes':>9}")
     for name in known:
-        foreseen = plan.forecast(base.shape, recipe, load, plan.GPUS[name])
+        gpu = GPUS[name]
+        settled = plan.settle(recipe, base.shape, load, gpu, gpu.memory)
+        foreseen = plan.forecast(base.shape, settled, load, gpu)
         tokens = load.tokens * recipe.sft.gradient_accumulation_steps * steps
         minutes = f"{tokens / foreseen.tokens_per_s / 60:,.1f}" if steps else "?"
-        print(f"{name:<8} {foreseen.memory_gb:>6.1f} GB {foreseen.tokens_per_s:>10,.0f} {minutes:>9}")
+        memory = f"{foreseen.memory_gb:.1f} GB"
+        print(f"{name:<8} {settled.pace:<5} {memory:>9} {foreseen.tokens_per_s:>10,.0f} {minutes:>9}")
     share = foreseen.trainable / base.shape.parameters
     print(f"{foreseen.trainable:,} of {base.shape.parameters:,} parameters are trained ({share:.2%})")

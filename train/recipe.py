@@ -140,7 +140,7 @@ class Sft(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     fp16: bool = False  # bf16 otherwise
-    gradient_checkpointing: Literal["none", "selective", "full"] = "full"
+    gradient_checkpointing: Literal["none", "full"] | None = None  # goes before the recipe's memory
     group_by_length: bool = False
     logging_steps: Annotated[int, Field(gt=0)] = 10
     eval_steps: Annotated[int, Field(gt=0)] | None = None  # also when a checkpoint is kept; once an epoch
@@ -166,6 +166,7 @@ class Recipe(Section):
     gptq: Gptq | None = Field(None, alias="GPTQConfig")
     lora: Lora = Field(Lora(), alias="LoraConfig")
     sft: Sft = Field(Sft(), alias="SFTConfig")
+    memory: Literal["auto", "lean", "fast"] = "auto"  # the fastest that the plan says will fit
     waive: list[Check] = []
 
     @model_validator(mode="after")
@@ -174,9 +175,21 @@ class Recipe(Section):
             raise ValueError("a base is quantised by bitsandbytes or by GPTQ: keep one of the two sections")
         return self
 
+    @property
+    def fast(self) -> bool:
+        """Whether to keep what the backward pass needs, and not to compute it again."""
+        if self.sft.gradient_checkpointing:
+            return self.sft.gradient_checkpointing == "none"
+        return self.memory == "fast"
+
+    @property
+    def pace(self) -> str:
+        """In a word, how the memory is used."""
+        return "fast" if self.fast else "lean"
+
     def config_hash(self) -> str:
         """The first 12 hexadecimal digits of a SHA-256 of everything that changes the result."""
-        content = self.model_dump(exclude={"name", "description"}, by_alias=True)
+        content = self.model_dump(exclude={"name", "description", "memory"}, by_alias=True)
         path = Path(self.data.path)
         content["data"]["path"] = path.name if path.is_file() else self.data.path  # wherever the file lies
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

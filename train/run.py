@@ -17,12 +17,14 @@ from train import folder as files
 from train import plan
 from train.data import Prepared, lost, prepare
 from train.errors import TrainError
+from train.gpus import Gpu, gpu_of
 from train.loop import Loop, Progress, evaluate
 from train.model import Adapted, targets, trainable
 from train.order import Order
 from train.recipe import Recipe
 from train.scores.score import score
 from train.session import Base, Session, device_of
+from train.shape import Load
 from train.trackers import trackers
 
 SAMPLES = 4  # prompts answered before and after
@@ -35,11 +37,19 @@ class Run:
     """What belongs together for one recipe and one folder."""
 
     def __init__(self, recipe: Recipe, folder: Path, base: Base, data: Prepared, state: PartialState) -> None:
-        self.recipe, self.folder, self.base, self.data = recipe, folder, base, data
+        self.folder, self.base, self.data = folder, base, data
         self.device = device_of(state)
         self.is_main: bool = state.is_main_process
         self.order = Order(data.train, recipe.sft, state.num_processes, state.process_index)
         self.checks = check.Checks(recipe.waive, self.say)
+        self.recipe = self._settled(recipe)
+
+    def _settled(self, recipe: Recipe) -> Recipe:
+        """The recipe with its `memory` decided for this machine."""
+        if self.device.type != "cuda":
+            return recipe
+        available = torch.cuda.get_device_properties(self.device).total_memory
+        return plan.settle(recipe, self.base.shape, self.load, self.gpu, available)
 
     def say(self, text: str) -> None:
         """Print, once for all processes."""
@@ -66,12 +76,12 @@ class Run:
         return plan.forecast(self.base.shape, self.recipe, self.load, self.gpu) if self.gpu else None
 
     @cached_property
-    def gpu(self) -> plan.Gpu | None:
+    def gpu(self) -> Gpu | None:
         """The figures of this machine's GPU, where we have some."""
-        return plan.gpu_of(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
+        return gpu_of(torch.cuda.get_device_name()) if self.device.type == "cuda" else None
 
     @cached_property
-    def load(self) -> plan.Load:
+    def load(self) -> Load:
         """What the micro-batches hold."""
         return load_of(self.order)
 
@@ -158,8 +168,8 @@ class Run:
         """What to do when the memory wasn't enough."""
         sft = self.recipe.sft
         cures = []
-        if sft.gradient_checkpointing != "full":
-            cures.append("gradient_checkpointing: full")
+        if self.recipe.fast:
+            cures.append("memory: lean (beside SFTConfig)")
         if sft.per_device_train_batch_size > 1:
             half = sft.per_device_train_batch_size // 2
             twice = 2 * sft.gradient_accumulation_steps
@@ -168,14 +178,14 @@ class Run:
         return f"the GPU's memory is too small for a step; in SFTConfig, try {', then '.join(cures)}"
 
 
-def load_of(order: Order) -> plan.Load:
+def load_of(order: Order) -> Load:
     """What the micro-batches of a run hold; of a long run, its first steps."""
     lengths = [len(row.ids) for row in order.rows]
     trained = [sum(row.mask[1:]) for row in order.rows]
     batches = [rows for step in range(min(order.steps, LOOKED_AT)) for rows in order.micro_batches(step)]
     tokens = [sum(lengths[row] for row in rows) for rows in batches]
     counted = [sum(trained[row] for row in rows) for rows in batches]
-    return plan.Load(
+    return Load(
         tokens=sum(tokens) / len(batches),
         trained=sum(counted) / len(batches),
         most_tokens=max(tokens),
@@ -260,6 +270,6 @@ def describe(run: Run) -> None:
     )
     if foreseen := run.forecast():
         run.say(
-            f"forecast: {foreseen.memory_gb:.1f} GB, {foreseen.tokens_per_s:,.0f} tokens/s, "
-            f"{run.minutes(foreseen.tokens_per_s):.0f} minutes"
+            f"forecast: {foreseen.memory_gb:.1f} GB ({run.recipe.pace}), {foreseen.tokens_per_s:,.0f} "
+            f"tokens/s, {run.minutes(foreseen.tokens_per_s):.0f} minutes"
         )

@@ -20,8 +20,8 @@ from train.generate import greedy, label_probabilities
 from train.labels import cut, encode
 from train.loop import evaluate
 from train.model import Adapted, load_base
-from train.plan import Shape, shape_of
 from train.recipe import Recipe
+from train.shape import Shape, shape_of
 from train.tokenizer import ChatTokenizer
 
 CPU_LIMIT = 1_000_000_000  # parameters; above, a step takes minutes

@@ -16,10 +16,13 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from bench.train import documents
+from bench.train_documents import documents
 from bench.train_models import random_base
 from train.attention import VARLEN
 from train.example import Encoded
+from train.fused import plain
+from train.fused.attention import Heads
+from train.fused.layer import Angles
 from train.loop import Loop
 from train.model import Adapted
 from train.order import Order
@@ -28,6 +31,8 @@ from train.recipe import Recipe, parse
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU, and there is none", allow_module_level=True)
+
+from train.fused import kernels  # needs Triton, which comes with PyTorch for CUDA
 
 CUDA = torch.device("cuda")
 WIDTHS: dict[str, Any] = {
@@ -48,13 +53,14 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
-def recipe(**sft: Any) -> Recipe:
+def recipe(memory: str = "fast", **sft: Any) -> Recipe:
     """A recipe for a small random base."""
     content: dict[str, Any] = {
         "model": {"base_model": "random", "license": "none"},
         "data": {"path": "none"},
         "BitsAndBytesConfig": {"load_in_4bit": True},
-        "SFTConfig": {"max_length": 512, "per_device_train_batch_size": 2, "gradient_checkpointing": "none"},
+        "SFTConfig": {"max_length": 512, "per_device_train_batch_size": 2},
+        "memory": memory,
     }
     content["SFTConfig"] |= sft
     return parse(content, "test")
@@ -92,29 +98,33 @@ def test_no_document_sees_another(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("kind", ["none", "selective", "full"])
-def test_gradients_are_those_of_an_fp32_reference(family: str, kind: str) -> None:
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_gradients_are_those_of_an_fp32_reference(family: str, memory: str, by_hand: bool) -> None:
     """Packed, quantised, bf16, varlen attention; against row by row, fp32, the de-quantised weights."""
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
-    wanted = recipe(gradient_checkpointing=kind)
+    wanted = recipe(memory)
     adapted = with_random_b(Adapted(random_base(wanted, CUDA, CONFIGS[family]), wanted, CUDA)).train()
+    assert (adapted.stack is not None) == (family != "gemma2")
+    if not by_hand:
+        adapted.stack = None
     rows = documents(200, 1000, 3)
     batch = collate(rows).to(CUDA)
     (adapted(batch) / batch.trained).backward()
     found = {name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None}
-    plain = adapted.base
-    for module in list(plain.modules()):
+    base, adapted.stack = adapted.base, None
+    for module in list(base.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear4bit):  # PEFT's layer around it stays
                 state = child.weight.quant_state
                 dense = torch.nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
                 dense.weight = torch.nn.Parameter(dequantize_4bit(child.weight.data, state).float(), False)
                 setattr(module, name, dense)
-    for parameter in plain.parameters():
+    for parameter in base.parameters():
         parameter.data = parameter.data.float()
-    plain.set_attn_implementation("eager")
+    base.set_attn_implementation("eager")
     adapted.dtype = torch.float32
     adapted.zero_grad()
     for row in rows:
@@ -123,7 +133,7 @@ def test_gradients_are_those_of_an_fp32_reference(family: str, kind: str) -> Non
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
             error = (parameter.grad - found[name]).norm() / parameter.grad.norm()
-            assert error < 2e-2, f"{name}: relative error {error:.4f}"
+            assert error < (1e-2 if by_hand and family != "gemma2" else 2e-2), f"{name}: {error:.4f}"
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "paged_adamw_8bit", "paged_adamw_32bit"])
@@ -150,3 +160,63 @@ def test_the_attention_is_the_variable_length_one() -> None:
     assert base.config._attn_implementation == VARLEN
     capped = random_base(recipe(), CUDA, CONFIGS["gemma2"])
     assert capped.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("family", [family for family in CONFIGS if family != "gemma2"])
+def test_resident_matrices_are_those_of_nf4(family: str) -> None:
+    """The numbers are the four-bit base's however it is stored: bit for bit bitsandbytes' own."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    results = []
+    for memory in ("fast", "lean"):
+        wanted = recipe(memory)
+        adapted = with_random_b(Adapted(random_base(wanted, CUDA, CONFIGS[family]), wanted, CUDA))
+        stack = adapted.stack
+        assert stack is not None
+        for number, layer in enumerate(stack.layers):
+            for projection, matrix in zip(layer.projections, stack.frozen[number].all, strict=True):
+                parts = [
+                    dequantize_4bit(base.weight.data, base.weight.quant_state) for base in projection.bases
+                ]
+                assert torch.equal(matrix, torch.cat(parts))
+        loss = adapted(collate(documents(300, 1000, 4)).to(CUDA))
+        loss.backward()
+        results.append([loss, *(parameter.grad for parameter in adapted.parameters_to_train())])
+    for fast, lean in zip(*results, strict=True):
+        assert torch.equal(fast, lean)
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 321])
+@pytest.mark.parametrize("rank", [0, 4, 16, 48])
+def test_kernels_are_the_formulas(tokens: int, rank: int) -> None:
+    torch.manual_seed(0)
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=CUDA, dtype=torch.bfloat16)
+
+    heads = Heads(query=6, key=2, head=96, scale=1.0, window=None)
+    angle = torch.rand(tokens, 48, device=CUDA)
+    angles = Angles(angle.cos(), angle.sin())
+    x, weight, inner = some(tokens, 960), some(960), some(tokens, rank)
+    wide, b, slope = some(tokens, 2 * 960), some(2 * 960, rank), some(tokens, 960)
+    parts = tuple(some(tokens, count, 96) for count in (6, 2, 2))
+    labels = torch.randint(0, 960, (tokens,), device=CUDA)
+    results = []
+    for ops, kind in ((kernels, torch.bfloat16), (plain, torch.float32)):
+        x_, weight_, inner_, b_ = (part.to(kind) for part in (x, weight, inner, b))
+        found = [ops.rms_norm(x_, weight_, 1e-5, 1.0), ops.add_product(x_, inner_, b_[:960])]
+        found.append(ops.rms_norm_backward(slope.to(kind), x_, weight_, x_.clone(), 1e-5, 0.0))
+        for gelu in (True, False):
+            taken, gates = slope.to(kind, copy=True), wide.to(kind, copy=True)
+            found.append(ops.gated(gates, inner_, b_, gelu))
+            ops.gated_backward(taken, gates, inner_, b_, gelu)
+            found += [taken, gates]
+        turned, back = x_.clone(), torch.zeros_like(x_)
+        ops.rotate(turned, heads, angles, inner_, b_[:960])
+        ops.rotate_backward(tuple(part.to(kind) for part in parts), heads, angles, out=back)
+        logits = x_.clone()
+        found += [turned, back, ops.cross_entropy(logits, labels), logits]
+        results.append(found)
+    for number, (made, reference) in enumerate(zip(*results, strict=True)):
+        error = (made.float() - reference).norm() / reference.norm()
+        assert error < 5e-3, f"result {number}: relative error {error:.4f}"

@@ -36,9 +36,6 @@ LONGROPE = {
 }
 MODES = pytest.mark.parametrize("fast", [True, False], ids=["fast", "lean"])
 EACH_FAMILY = pytest.mark.parametrize("family", FAMILIES)
-NOT_FOUND = pytest.mark.xfail(
-    strict=True, reason="Stack.angles doesn't read rope_parameters' original length"
-)
 
 
 @EACH_FAMILY
@@ -103,7 +100,7 @@ def test_adapters_on_some_layers_and_of_other_scales(
 
 
 @MODES
-@pytest.mark.parametrize("family", ["phi3", pytest.param("llama", marks=NOT_FOUND)])
+@pytest.mark.parametrize("family", ["phi3", "llama"])
 def test_short_and_long_contexts_turn_as_in_transformers(tmp_path: Path, family: str, fast: bool) -> None:
     """LongRoPE has other angles above 50 positions, whichever came first."""
     top = {"original_max_position_embeddings": 50} if family == "phi3" else {}

@@ -21,6 +21,8 @@ PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("te
 # What training takes of the chat: the prompt, and how commands, errors and child processes are done here.
 SHARED = ("prompt", "command", "errors", "machine", "child")
 
+# What PyTorch for CUDA brings along: train/fused asks whether it is there before it imports it.
+BROUGHT = ("triton",)
 # Which of our own modules a folder may import; bench and tests may import anything.
 ALLOWED = {
     "app.py": ("chat", "chat.*"),
@@ -109,7 +111,7 @@ def test_what_the_product_imports_is_in_requirements() -> None:
             pinned |= pins(f"{folder}/requirements.txt")
         for line, module in imports_of(path):
             top = module.split(".")[0]
-            if top not in {*sys.stdlib_module_names, *FOLDERS}:
+            if top not in {*sys.stdlib_module_names, *FOLDERS, *BROUGHT}:
                 names = {name.lower().replace("_", "-") for name in distributions.get(top, [top])}
                 if not names & pinned:
                     unpinned.add(f"{name_of(path)}:{line} imports {module}")

@@ -5,19 +5,37 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train.loss import CHUNK, head_loss
+from train import loss as train_loss
+from train.loss import chunk, head_loss
+from train.packing import IGNORED, Batch
 
 WIDTH, VOCABULARY = 24, 57
-MORE_THAN_A_CHUNK = CHUNK + 5
+CHUNK = 128  # positions, the fewest
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of this vocabulary would have two million positions."""
+    monkeypatch.setattr(train_loss, "LOGITS", VOCABULARY * CHUNK)
+    assert chunk(VOCABULARY) == CHUNK
 
 
 def random_case(positions: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hidden states, head and labels."""
+    """Hidden states, head and labels, of which every third isn't trained, but for the first."""
     generator = torch.Generator().manual_seed(positions)
     hidden = torch.randn(positions, WIDTH, generator=generator, dtype=torch.float64)
     weight = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, VOCABULARY, (positions,), generator=generator)
+    labels[2::3] = IGNORED
     return hidden.to(dtype), weight.to(dtype), labels
+
+
+def batch_of(labels: torch.Tensor) -> Batch:
+    """One row with these labels; the loss reads nothing else of it."""
+    ids = torch.zeros(1, len(labels), dtype=torch.int64)
+    trained = int((labels != IGNORED).sum())
+    starts = torch.tensor([0, len(labels)], dtype=torch.int32)
+    return Batch(ids, torch.arange(len(labels))[None], labels[None], starts, len(labels), trained)
 
 
 def reference(
@@ -35,7 +53,7 @@ def reference(
 
 
 @pytest.mark.parametrize("softcap", [0.0, 30.0, 2.0])
-@pytest.mark.parametrize("positions", [1, 7, CHUNK, MORE_THAN_A_CHUNK])
+@pytest.mark.parametrize("positions", [1, 7, CHUNK * 3 // 2, 2 * CHUNK + 5])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
@@ -45,7 +63,7 @@ def test_loss_and_gradient_are_torchs(
     hidden, weight, labels = random_case(positions, dtype)
     wanted, slope = reference(hidden, weight, labels, softcap)
     leaf = hidden.clone().requires_grad_()
-    loss = head_loss(leaf, weight, labels, softcap)
+    loss = head_loss(leaf, weight, batch_of(labels), softcap)
     (loss / positions).backward()
     assert loss.dtype == torch.float32
     assert loss.double().item() == pytest.approx(wanted.item(), rel=tolerance)
@@ -58,7 +76,7 @@ def test_loss_and_gradient_are_torchs(
 def test_hidden_states_may_be_of_another_type_than_the_head() -> None:
     hidden, weight, labels = random_case(9, torch.float32)
     leaf = hidden.clone().requires_grad_()
-    head_loss(leaf, weight.bfloat16(), labels, 0.0).backward()
+    head_loss(leaf, weight.bfloat16(), batch_of(labels), 0.0).backward()
     _, slope = reference(hidden, weight, labels, 0.0)
     assert leaf.grad is not None
     assert leaf.grad.dtype == torch.float32
@@ -68,7 +86,7 @@ def test_hidden_states_may_be_of_another_type_than_the_head() -> None:
 def test_without_a_gradient_none_is_computed() -> None:
     hidden, weight, labels = random_case(9, torch.float32)
     with torch.no_grad():
-        loss = head_loss(hidden, weight, labels, 0.0)
+        loss = head_loss(hidden, weight, batch_of(labels), 0.0)
     assert not loss.requires_grad
     assert loss.item() == pytest.approx(reference(hidden, weight, labels, 0.0)[0].item(), rel=1e-5)
 
@@ -76,7 +94,7 @@ def test_without_a_gradient_none_is_computed() -> None:
 def test_no_trained_position_is_a_loss_of_zero() -> None:
     """A process that has no rows left in a step still takes part in it."""
     leaf = torch.randn(5, WIDTH, requires_grad=True)
-    loss = head_loss(leaf[:0], torch.randn(VOCABULARY, WIDTH), torch.zeros(0, dtype=torch.int64), 0.0)
+    loss = head_loss(leaf, torch.randn(VOCABULARY, WIDTH), batch_of(torch.full((5,), IGNORED)), 0.0)
     loss.backward()
     assert loss.item() == 0
     assert leaf.grad is not None

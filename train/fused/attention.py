@@ -1,0 +1,108 @@
+"""Causal attention of packed rows, and its gradients: FlashAttention on CUDA, row by row on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from train.packing import Batch
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many heads there are, for queries and for keys and values, and how wide (`head`) they are."""
+
+    query: int
+    key: int
+    head: int
+    scale: float
+    window: int | None  # keys that a query sees, itself included; None for all
+
+    def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values (T, heads, head) of one tensor (T, (query + 2 key) head)."""
+        heads = qkv.view(len(qkv), -1, self.head)
+        return torch.split(heads, [self.query, self.key, self.key], dim=1)
+
+
+def attend(qkv: torch.Tensor, heads: Heads, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the heads' results (T, query head) and what the backward pass needs, their log sums."""
+    q, k, v = heads.split(qkv)
+    if not qkv.is_cuda:
+        return _rows([q, k, v], heads, batch).flatten(1), qkv.new_empty(0)
+    starts, longest = batch.cu_seq_lens, batch.max_length
+    out, log_sums, *_ = torch.ops.aten._flash_attention_forward(
+        q,
+        k,
+        v,
+        starts,
+        starts,
+        longest,
+        longest,
+        0.0,
+        True,
+        False,
+        scale=heads.scale,
+        **_window(heads, batch),
+    )
+    return out.flatten(1), log_sums
+
+
+def attend_backward(
+    slope: torch.Tensor,
+    qkv: torch.Tensor,
+    out: torch.Tensor,
+    log_sums: torch.Tensor,
+    heads: Heads,
+    batch: Batch,
+) -> tuple[torch.Tensor, ...]:
+    """The gradients of queries, keys and values (T, heads, head) from that of `out` (T, query head)."""
+    q, k, v = heads.split(qkv)
+    slope = slope.view_as(q)
+    if not qkv.is_cuda:
+        with torch.enable_grad():
+            parts = [part.detach().requires_grad_() for part in (q, k, v)]
+            return torch.autograd.grad(_rows(parts, heads, batch), parts, slope)
+    starts, longest = batch.cu_seq_lens, batch.max_length
+    unused = slope.new_empty(0)  # the random state of dropout
+    gradients: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
+        slope,
+        q,
+        k,
+        v,
+        out.view_as(q),
+        log_sums,
+        starts,
+        starts,
+        longest,
+        longest,
+        0.0,
+        True,
+        unused,
+        unused,
+        scale=heads.scale,
+        **_window(heads, batch),
+    )
+    return gradients
+
+
+def _window(heads: Heads, batch: Batch) -> dict[str, int]:
+    if heads.window is None or heads.window >= batch.max_length:
+        return {}
+    return {"window_size_left": heads.window - 1, "window_size_right": 0}
+
+
+def _rows(qkv: list[torch.Tensor], heads: Heads, batch: Batch) -> torch.Tensor:
+    lengths: list[int] = batch.cu_seq_lens.diff().tolist()
+    made = []
+    for parts in zip(*(torch.split(x, lengths) for x in qkv), strict=True):
+        query, key, value = (x.transpose(0, 1) for x in parts)
+        at = torch.arange(query.shape[1], device=query.device)
+        distance = at[:, None] - at
+        seen = (distance >= 0) & (distance < (heads.window or len(at)))
+        row = functional.scaled_dot_product_attention(
+            query[None], key[None], value[None], seen, scale=heads.scale, enable_gqa=True
+        )
+        made.append(row[0].transpose(0, 1))
+    return torch.cat(made)

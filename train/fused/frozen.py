@@ -1,0 +1,74 @@
+"""The frozen matrices of each layer in 16 bit, all the time or when they are used."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from train.fused.layer import Layer, Weights
+from train.fused.projection import Projection
+
+
+class Frozen:
+    """`frozen[n]` are the matrices of layer n.
+
+    QLoRA's numbers are those of the four-bit base, whichever way they are stored. With `resident`, each
+    matrix is decoded once and stays; otherwise one layer's matrices are there at a time, in the same buffers,
+    until another layer's are asked for. Those of a 16-bit base stay where they are.
+    """
+
+    def __init__(self, layers: list[Layer], resident: bool, dtype: torch.dtype, ops: ModuleType) -> None:
+        self.layers, self.ops = layers, ops
+        self._here = -1
+        self._shared: Weights | None = None
+        self._kept: list[Weights] | None = None
+        plain = all(not _is_coded(base) for p in layers[0].projections for base in p.bases)
+        if resident or plain:
+            self._kept = [Weights(*(self._whole(p, dtype) for p in layer.projections)) for layer in layers]
+        else:
+            self._shared = Weights(*(_empty(p, dtype) for p in layers[0].projections))
+
+    def __getitem__(self, number: int) -> Weights:
+        if self._kept is not None:
+            return self._kept[number]
+        assert self._shared is not None
+        if number != self._here:
+            for projection, out in zip(self.layers[number].projections, self._shared.all, strict=True):
+                self._fill(projection, out)
+            self._here = number
+        return self._shared
+
+    def _fill(self, projection: Projection, out: torch.Tensor) -> None:
+        sizes = [base.out_features for base in projection.bases]
+        for base, part in zip(projection.bases, torch.split(out, sizes), strict=True):
+            if hasattr(base.weight, "quant_state"):
+                self.ops.decode(base.weight, part)
+            else:
+                part.copy_(base.weight)
+
+    def _whole(self, projection: Projection, dtype: torch.dtype) -> torch.Tensor:
+        """One matrix of a projection; its parts become views of it where they were 16-bit ones."""
+        first = projection.bases[0]
+        if len(projection.bases) == 1 and not _is_coded(first) and first.weight.dtype == dtype:
+            whole: torch.Tensor = first.weight.detach()
+            return whole
+        whole = _empty(projection, dtype)
+        self._fill(projection, whole)
+        row = 0
+        for base in projection.bases:
+            if not _is_coded(base):
+                base.weight.data = whole[row : row + base.out_features]
+            row += base.out_features
+        return whole
+
+
+def _empty(projection: Projection, dtype: torch.dtype) -> torch.Tensor:
+    device = projection.a.device
+    return torch.empty(projection.out_features, projection.in_features, dtype=dtype, device=device)
+
+
+def _is_coded(base: Any) -> bool:
+    """Whether the weight is kept in fewer bits than it is used in."""
+    return hasattr(base.weight, "quant_state") or not isinstance(base.weight, torch.nn.Parameter)

@@ -1,0 +1,170 @@
+"""One decoder layer, forward and backward by hand: each line here is a matrix product or one kernel.
+
+    n = norm(x);  q, k, v = qkv(n), turned by position;  h = x + o(attention(q, k, v))
+    m = norm(h);  y = h + down(act(gate(m)) * up(m))
+
+That is a layer of Llama, Mistral, Phi-3 and Gemma; transformers' modeling_*.py are the reference. Autograd
+would keep some thirty tensors for it and make its adapters' gradients in as many steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from train.fused.attention import Heads, attend, attend_backward
+from train.fused.projection import Projection
+from train.packing import Batch
+
+
+@dataclass
+class Angles:
+    """Cosine and sine of each token's positions, (T, head / 2), fp32."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+@dataclass
+class Weights:
+    """The frozen matrices of one layer, in the type of the computation."""
+
+    qkv: torch.Tensor
+    o: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+    @property
+    def all(self) -> tuple[torch.Tensor, ...]:
+        """In the order of `Layer.projections`."""
+        return self.qkv, self.o, self.gate_up, self.down
+
+
+@dataclass
+class Kept:
+    """What the backward pass needs of a layer; `*_inner` are the projections' x A^T (T, rank)."""
+
+    x: torch.Tensor  # (T, hidden)
+    mixed: torch.Tensor  # (T, query head), of the attention
+    h: torch.Tensor  # (T, hidden)
+    log_sums: torch.Tensor  # of the attention
+    qkv_inner: torch.Tensor
+    o_inner: torch.Tensor
+    gate_up_inner: torch.Tensor
+    down_inner: torch.Tensor
+
+
+@dataclass
+class Wide:
+    """What it needs besides, three quarters of it all, and can compute again from `Kept`."""
+
+    heads_in: torch.Tensor  # (T, hidden), the norm of x
+    qkv: torch.Tensor  # (T, (query + 2 key) head), turned
+    mlp_in: torch.Tensor  # (T, hidden), the norm of h
+    gate_up: torch.Tensor  # (T, 2 intermediate), without the adapter's part
+
+
+class Layer:
+    """A layer of a model with PEFT's adapters on it."""
+
+    def __init__(self, module: Any, config: Any, dtype: torch.dtype, ops: ModuleType, gelu: bool) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        self.ops, self.gelu = ops, gelu
+        self.qkv = Projection(_parts(attention, "qkv_proj", "q_proj", "k_proj", "v_proj"), dtype, ops)
+        self.o = Projection([attention.o_proj], dtype, ops)
+        self.gate_up = Projection(_parts(mlp, "gate_up_proj", "gate_proj", "up_proj"), dtype, ops)
+        self.down = Projection([mlp.down_proj], dtype, ops)
+        self.heads = Heads(
+            query=config.num_attention_heads,
+            key=config.num_key_value_heads,
+            head=attention.head_dim,
+            scale=attention.scaling,
+            window=getattr(config, "sliding_window", None),
+        )
+        self.norms = [Norm(part, ops) for part in (module.input_layernorm, module.post_attention_layernorm)]
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """All four, in the order of `Weights` and of the gradients that `backward` returns."""
+        return self.qkv, self.o, self.gate_up, self.down
+
+    def forward(
+        self, x: torch.Tensor, weights: Weights, angles: Angles, batch: Batch
+    ) -> tuple[torch.Tensor, Kept, Wide]:
+        """Return the layer's result (T, hidden) for `x` (T, hidden), and what the backward pass needs."""
+        heads_in = self.norms[0].forward(x)
+        qkv, qkv_inner = self.qkv.apart(heads_in, weights.qkv)
+        self.ops.rotate(qkv, self.heads, angles, qkv_inner, self.qkv.b)
+        mixed, log_sums = attend(qkv, self.heads, batch)
+        h, o_inner = self.o.onto(x, mixed, weights.o)
+        mlp_in = self.norms[1].forward(h)
+        gate_up, gate_up_inner = self.gate_up.apart(mlp_in, weights.gate_up)
+        active = self.ops.gated(gate_up, gate_up_inner, self.gate_up.b, self.gelu)
+        y, down_inner = self.down.onto(h, active, weights.down)
+        kept = Kept(x, mixed, h, log_sums, qkv_inner, o_inner, gate_up_inner, down_inner)
+        return y, kept, Wide(heads_in, qkv, mlp_in, gate_up)
+
+    def again(self, kept: Kept, weights: Weights, angles: Angles) -> Wide:
+        """The wide tensors, bit for bit those of the forward pass."""
+        heads_in, mlp_in = self.norms[0].forward(kept.x), self.norms[1].forward(kept.h)
+        qkv = heads_in @ weights.qkv.T
+        self.ops.rotate(qkv, self.heads, angles, kept.qkv_inner, self.qkv.b)
+        return Wide(heads_in, qkv, mlp_in, mlp_in @ weights.gate_up.T)
+
+    def backward(
+        self, slope: torch.Tensor, kept: Kept, wide: Wide, weights: Weights, angles: Angles, batch: Batch
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the gradient of `x` (T, hidden), and those of the projections' sources.
+
+        `slope` and `wide` are used up: where a gradient has a value's shape, it takes its place.
+        """
+        slope, of_mlp = self._mlp_backward(slope, kept, wide, weights)
+        of_mixed, inner_slope = self.o.backward(slope, weights.o)
+        of_o = self.o.gradients(slope, inner_slope, kept.mixed, kept.o_inner)
+        parts = attend_backward(of_mixed, wide.qkv, kept.mixed, kept.log_sums, self.heads, batch)
+        self.ops.rotate_backward(parts, self.heads, angles, out=wide.qkv)
+        of_normal, inner_slope = self.qkv.backward(wide.qkv, weights.qkv)
+        of_heads = self.qkv.gradients(wide.qkv, inner_slope, wide.heads_in, kept.qkv_inner)
+        return self.norms[0].backward(of_normal, kept.x, residual=slope), of_heads + of_o + of_mlp
+
+    def _mlp_backward(
+        self, slope: torch.Tensor, kept: Kept, wide: Wide, weights: Weights
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The gradients of `h`, in the place of `slope`, and of the adapters of `gate_up` and `down`."""
+        active, inner_slope = self.down.backward(slope, weights.down)  # its gradient, until the next line
+        self.ops.gated_backward(active, wide.gate_up, kept.gate_up_inner, self.gate_up.b, self.gelu)
+        of_down = self.down.gradients(slope, inner_slope, active, kept.down_inner)
+        del active
+        of_normal, inner_slope = self.gate_up.backward(wide.gate_up, weights.gate_up)
+        of_gate_up = self.gate_up.gradients(wide.gate_up, inner_slope, wide.mlp_in, kept.gate_up_inner)
+        del wide.gate_up, wide.mlp_in  # a third of a layer's memory, free before the attention takes its own
+        return self.norms[1].backward(of_normal, kept.h, residual=slope), of_gate_up + of_down
+
+
+class Norm:
+    """A root mean square norm of transformers; Gemma's multiplies by one more than its weight."""
+
+    def __init__(self, module: Any, ops: ModuleType) -> None:
+        self.ops, self.weight = ops, module.weight.detach()
+        self.eps = getattr(module, "variance_epsilon", None) or module.eps
+        self.offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` (T, hidden), normed."""
+        normed: torch.Tensor = self.ops.rms_norm(x, self.weight, self.eps, self.offset)
+        return normed
+
+    def backward(self, slope: torch.Tensor, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """The gradient of `x` from its norm's, plus `residual`, in whose place it goes."""
+        made: torch.Tensor = self.ops.rms_norm_backward(
+            slope, x, self.weight, residual, self.eps, self.offset
+        )
+        return made
+
+
+def _parts(module: Any, together: str, *apart: str) -> list[Any]:
+    """The layer that holds all of a projection, or the layers that hold it in parts."""
+    return [getattr(module, name) for name in ([together] if hasattr(module, together) else apart)]

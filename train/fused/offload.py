@@ -1,0 +1,73 @@
+"""Some of each layer's tensors between the forward and the backward pass: on a GPU, in the host's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+class Offload:
+    """Puts tensors by number, and gets them back in the opposite order, copying beside the work.
+
+    At 8,192 tokens of Phi-3.5 a layer's input and its attention's results are 100 MB, which take two
+    milliseconds each way, and the layer takes three and seven.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = _stream(device)
+        self._kept: dict[int, list[torch.Tensor]] = {}  # in pinned memory, which lasts; on a CPU, the tensors
+        self._shapes: dict[int, list[torch.Size]] = {}
+        self._coming: dict[int, tuple[list[torch.Tensor], torch.cuda.Event]] = {}
+
+    def put(self, number: int, tensors: Sequence[torch.Tensor]) -> None:
+        """Begin to copy these tensors."""
+        if self._stream is None:
+            self._kept[number] = list(tensors)
+            return
+        self._shapes[number] = [tensor.shape for tensor in tensors]
+        sizes = [tensor.numel() for tensor in tensors]
+        places = self._kept.get(number)
+        if places is None or any(place.numel() < size for place, size in zip(places, sizes, strict=True)):
+            places = self._kept[number] = [
+                torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True) for tensor in tensors
+            ]
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for tensor, place in zip(tensors, places, strict=True):
+                place[: tensor.numel()].view(tensor.shape).copy_(tensor, non_blocking=True)
+                tensor.record_stream(self._stream)
+
+    def get(self, number: int) -> list[torch.Tensor]:
+        """What was put under `number`; begins to fetch what was put before it."""
+        if self._stream is None:
+            return self._kept.pop(number)
+        self._fetch(number)
+        tensors, arrived = self._coming.pop(number)
+        torch.cuda.current_stream().wait_event(arrived)
+        self._fetch(number - 1)
+        return tensors
+
+    def _fetch(self, number: int) -> None:
+        if number < 0 or number in self._coming:
+            return
+        assert self._stream is not None
+        kept = [place[: shape.numel()].view(shape) for place, shape in self._pairs(number)]
+        tensors = [torch.empty_like(part, device=self._stream.device) for part in kept]
+        self._stream.wait_stream(torch.cuda.current_stream())  # whose memory it may have been
+        with torch.cuda.stream(self._stream):
+            for tensor, part in zip(tensors, kept, strict=True):
+                tensor.copy_(part, non_blocking=True)
+            self._coming[number] = tensors, self._stream.record_event()
+
+    def _pairs(self, number: int) -> list[tuple[torch.Tensor, torch.Size]]:
+        return list(zip(self._kept[number], self._shapes[number], strict=True))
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    if device.type != "cuda":
+        return None
+    made: Any = torch.cuda.Stream  # untyped
+    stream: torch.cuda.Stream = made(device)
+    return stream

@@ -1,0 +1,114 @@
+"""The formulas between a decoder layer's matrix products, for the CPU and as the kernels' reference.
+
+T is the number of tokens. RMSNorm: arXiv 1910.07467; gated units: arXiv 2002.05202; GELU by its tangent
+formula: arXiv 1606.08415; rotation by halves: arXiv 2104.09864 as in transformers' `apply_rotary_pos_emb`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+ROOT, SLOPE = math.sqrt(2 / math.pi), 0.044715  # of GELU's tangent formula
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
+    """`x` (T, width) over its root mean square, times `weight + offset`."""
+    return (_normal(x, eps)[0] * (weight.float() + offset)).to(x.dtype)
+
+
+def _normal(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    rstd = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+    return x.float() * rstd, rstd
+
+
+def rms_norm_backward(
+    slope: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    residual: torch.Tensor,
+    eps: float,
+    offset: float,
+) -> torch.Tensor:
+    """The gradient of `x` (T, width) from that of `rms_norm(x)`, plus `residual`, in whose place it goes."""
+    normal, rstd = _normal(x, eps)
+    given = slope.float() * (weight.float() + offset)
+    inner = (given * normal).mean(-1, keepdim=True)
+    return residual.copy_(residual + rstd * (given - normal * inner))
+
+
+def add_product(onto: torch.Tensor, inner: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`onto` (T, width) plus `inner` (T, rank) times `b` (width, rank) transposed."""
+    return onto + inner @ b.T
+
+
+def gated(gate_up: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, gelu: bool) -> torch.Tensor:
+    """`act(gate) * up` (T, width): the halves of `gate_up` (T, 2 width) plus `inner` times `b` transposed."""
+    gate, up = (gate_up + inner @ b.T).chunk(2, dim=1)
+    active = functional.gelu(gate, approximate="tanh") if gelu else functional.silu(gate)
+    return active * up
+
+
+def gated_backward(
+    slope: torch.Tensor, gate_up: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, gelu: bool
+) -> None:
+    """Put the gradient of `gate_up` in its place, and `gated(...)` in that of `slope`, its gradient."""
+    gate, up = (gate_up + inner @ b.T).chunk(2, dim=1)
+    if gelu:
+        share = torch.sigmoid(2 * ROOT * (gate + SLOPE * gate**3))  # 0.5 (1 + tanh z) is sigmoid 2z
+        derivative = share + gate * share * (1 - share) * 2 * ROOT * (1 + 3 * SLOPE * gate**2)
+    else:
+        share = torch.sigmoid(gate)
+        derivative = share * (1 + gate * (1 - share))
+    active = gate * share
+    gate_up.copy_(torch.cat([slope * up * derivative, slope * active], dim=1))
+    slope.copy_(active * up)
+
+
+def rotate(qkv: torch.Tensor, heads: Any, angles: Any, inner: torch.Tensor, b: torch.Tensor) -> None:
+    """Add the adapter's part to `qkv` (T, (query + 2 key) head), then turn queries and keys, in place.
+
+    That part is `inner` (T, rank) times `b` (as wide as `qkv`, rank) transposed. The angles' cosine and sine
+    of each token's position (T, head / 2) are fp32.
+    """
+    qkv += inner @ b.T
+    for part in heads.split(qkv)[:2]:
+        part.copy_(_turned(part, angles.cos, angles.sin))
+
+
+def rotate_backward(parts: tuple[torch.Tensor, ...], heads: Any, angles: Any, out: torch.Tensor) -> None:
+    """Gradients of turned queries and keys, and of values (T, heads, head), to those of `rotate`'s `qkv`."""
+    q, k, v = heads.split(out)
+    q.copy_(_turned(parts[0], angles.cos, -angles.sin))
+    k.copy_(_turned(parts[1], angles.cos, -angles.sin))
+    v.copy_(parts[2])
+
+
+def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    (first, second), cos, sin = x.chunk(2, dim=2), cos[:, None], sin[:, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`a @ b` in fp32."""
+    return (a @ b).float()
+
+
+def decode(weight: Any, out: torch.Tensor) -> None:
+    """The values of a four-bit weight of bitsandbytes into `out` (out features, in features)."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    out.copy_(dequantize_4bit(weight.data, weight.quant_state))
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Losses (N, fp32) of `logits` (N, vocabulary) for `labels` (N); their gradient replaces the logits."""
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    losses = functional.nll_loss(log_probs, labels, reduction="none")
+    share = log_probs.exp_()
+    share[torch.arange(len(share), device=share.device), labels] -= 1
+    logits.copy_(share)
+    return losses

@@ -1,0 +1,99 @@
+"""Linear layers that share their input, as one: queries, keys and values; gate and up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """One layer's adapter: PEFT's fp32 parameters, and which rows and ranks of the projection are its."""
+
+    a: nn.Parameter  # (rank, in)
+    b: nn.Parameter  # (out, rank)
+    scale: float  # lora_alpha / r (arXiv 2106.09685)
+    rows: slice
+    ranks: slice
+
+
+class Projection:
+    """y = x W^T + (x A^T) B^T for frozen W (out, in) and the adapters' A (rank, in) and B (out, rank).
+
+    The layers' weights lie below each other, and so do their A; their B, times the adapters' scales, are the
+    blocks of a diagonal. A and B are copies in the type of the computation: see `sources` and `copies`.
+    """
+
+    def __init__(self, layers: list[Any], dtype: torch.dtype, ops: ModuleType) -> None:
+        self.ops = ops
+        self.bases = [getattr(layer, "base_layer", layer) for layer in layers]
+        self.adapters: list[_Adapter] = []
+        row = rank = 0
+        for layer, base in zip(layers, self.bases, strict=True):
+            rows = slice(row, row + base.out_features)
+            row = rows.stop
+            if hasattr(layer, "lora_A"):
+                a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+                ranks = slice(rank, rank + len(a))
+                rank = ranks.stop
+                self.adapters.append(_Adapter(a, b, layer.scaling["default"], rows, ranks))
+        self.out_features, self.in_features = row, self.bases[0].in_features
+        device = next(chain(self.bases[0].parameters(), self.bases[0].buffers())).device
+        self.a = torch.zeros(rank, self.in_features, dtype=dtype, device=device)
+        self.b = torch.zeros(self.out_features, rank, dtype=dtype, device=device)
+
+    @property
+    def sources(self) -> list[nn.Parameter]:
+        """The adapters' parameters, A and B in turns."""
+        return [part for adapter in self.adapters for part in (adapter.a, adapter.b)]
+
+    @property
+    def copies(self) -> list[torch.Tensor]:
+        """Where the sources' values go in `a` and `b`."""
+        return [
+            part
+            for adapter in self.adapters
+            for part in (self.a[adapter.ranks], self.b[adapter.rows, adapter.ranks])
+        ]
+
+    @property
+    def scales(self) -> list[float]:
+        """What the sources' values are multiplied by."""
+        return [scale for adapter in self.adapters for scale in (1.0, adapter.scale)]
+
+    def apart(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return x W^T (T, out) and x A^T (T, rank), for a kernel that adds the adapter's part itself."""
+        return x @ weight.T, x @ self.a.T
+
+    def onto(
+        self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `residual` + y (T, out), and x A^T (T, rank)."""
+        inner = x @ self.a.T
+        return self.ops.add_product(residual, inner, self.b).addmm_(x, weight.T), inner
+
+    def backward(self, slope: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradients of x (T, in) and of x A^T (T, rank) from that of y."""
+        inner_slope = slope @ self.b
+        if not self.adapters:
+            return slope @ weight, inner_slope
+        return (inner_slope @ self.a).addmm_(slope, weight), inner_slope
+
+    def gradients(
+        self, slope: torch.Tensor, inner_slope: torch.Tensor, x: torch.Tensor, inner: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """The gradients of `sources`, in fp32."""
+        if not self.adapters:
+            return []
+        of_a = self.ops.product(inner_slope.T, x)
+        of_b = self.ops.product(slope.T, inner)
+        return [
+            part
+            for adapter in self.adapters
+            for part in (of_a[adapter.ranks], of_b[adapter.rows, adapter.ranks] * adapter.scale)
+        ]

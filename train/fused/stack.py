@@ -1,0 +1,172 @@
+"""A model's decoder with adapters on it, forward and backward by hand, layer by layer.
+
+`fast` keeps what the backward pass needs, and the frozen matrices in 16 bit. Lean keeps the layers' inputs
+only, on a GPU in the host's memory, and computes the rest again; matrices are decoded when they are needed.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from train.fused.frozen import Frozen
+from train.fused.layer import Angles, Kept, Layer, Norm, Wide
+from train.fused.offload import Offload
+from train.packing import Batch
+
+
+def operations(device: torch.device) -> ModuleType:
+    """The functions between the matrix products: kernels on CUDA, formulas on a CPU."""
+    if device.type == "cuda":
+        from train.fused import kernels
+
+        return kernels
+    from train.fused import plain
+
+    return plain
+
+
+class Stack:
+    """The embedding, the layers and the last norm of a causal language model with PEFT's adapters."""
+
+    def __init__(self, base: Any, dtype: torch.dtype, device: torch.device, fast: bool) -> None:
+        decoder, ops = base.get_decoder(), operations(device)
+        self.config, self.fast, self.dtype = base.config, fast, dtype
+        self.embed, self.rotary = decoder.embed_tokens, decoder.rotary_emb
+        gelu = is_gelu(decoder.layers[0].mlp)
+        self.layers = [Layer(module, base.config, dtype, ops, gelu) for module in decoder.layers]
+        self.norm = Norm(decoder.norm, ops)
+        self.frozen = Frozen(self.layers, fast, dtype, ops)
+        self.device = device
+        self._idle: list[Offload] = []  # of passes that are done; their pinned memory took a while to get
+        projections = [projection for layer in self.layers for projection in layer.projections]
+        self.sources = [source for p in projections for source in p.sources]
+        self._copies = [copy for p in projections for copy in p.copies]
+        self._scales = [scale for p in projections for scale in p.scales]
+        self._tables: dict[bool, Angles] = {}
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """The last hidden states (T, hidden) of a batch, differentiable by the adapters' parameters."""
+        if torch.is_grad_enabled():
+            function: Any = _Decoder  # untyped
+            hidden: torch.Tensor = function.apply(self, batch, *self.sources)
+            return hidden
+        return self.norm.forward(self.forward(batch, None))
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, saved: Saved | None) -> torch.Tensor:
+        """The layers' result (T, hidden); `saved` gets what the backward pass needs, unless it is None."""
+        torch._foreach_copy_(self._copies, list[torch.Tensor](self.sources))
+        torch._foreach_mul_(self._copies, self._scales)
+        angles = self.angles(batch)
+        x = self._embed(batch.input_ids[0])
+        for number, layer in enumerate(self.layers):
+            x, kept, wide = layer.forward(x, self.frozen[number], angles, batch)
+            if saved is not None:
+                saved.put(number, kept, wide)
+            del kept, wide
+        return x
+
+    @torch.no_grad()
+    def backward(self, slope: torch.Tensor, saved: Saved, batch: Batch) -> list[torch.Tensor]:
+        """The gradients of `sources` from that of the layers' result (T, hidden), which is overwritten."""
+        gradients: list[torch.Tensor] = []
+        angles = self.angles(batch)
+        for number in reversed(range(len(self.layers))):
+            layer, weights = self.layers[number], self.frozen[number]
+            kept, wide = saved.get(number)
+            if wide is None:
+                wide = layer.again(kept, weights, angles)
+            slope, found = layer.backward(slope, kept, wide, weights, angles, batch)
+            gradients = found + gradients
+        if saved.offload:
+            self._idle.append(saved.offload)
+        return gradients
+
+    def saved(self) -> Saved:
+        """A place for what one forward pass leaves to its backward pass."""
+        if self.fast:
+            return Saved(None)
+        return Saved(self._idle.pop() if self._idle else Offload(self.device))
+
+    def angles(self, batch: Batch) -> Angles:
+        """Of the batch's positions, from a table; in a longer context LongRoPE turns otherwise."""
+        short = original_length(self.config) or batch.max_length
+        is_long = batch.max_length > short
+        table = self._tables.get(is_long)
+        if table is None or len(table.cos) < batch.max_length:
+            positions = torch.arange(batch.max_length, device=batch.input_ids.device)[None]
+            parts = self.rotary(torch.empty(0, device=positions.device), positions)
+            table = self._tables[is_long] = Angles(*(part[0].chunk(2, dim=-1)[0].float() for part in parts))
+        at = batch.position_ids[0]
+        return Angles(table.cos[at], table.sin[at])
+
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self.embed(ids)
+        if self.config.model_type == "gemma" and not hasattr(self.embed, "scalar_embed_scale"):
+            # in older releases of transformers the model multiplies, not the embedding
+            x = x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype)
+        return x.to(self.dtype)
+
+
+class Saved:
+    """What one forward pass leaves to its backward pass; with an offload, without the wide tensors."""
+
+    def __init__(self, offload: Offload | None) -> None:
+        self.offload = offload
+        self._layers: dict[int, tuple[Kept, Wide | None]] = {}
+
+    def put(self, number: int, kept: Kept, wide: Wide) -> None:
+        """Keep what layer `number` leaves."""
+        if self.offload is None:
+            self._layers[number] = kept, wide
+            return
+        self.offload.put(number, [kept.x, kept.mixed, kept.h])
+        kept.x = kept.mixed = kept.h = kept.log_sums[:0]
+        self._layers[number] = kept, None
+
+    def get(self, number: int) -> tuple[Kept, Wide | None]:
+        """Take what layer `number` left."""
+        kept, wide = self._layers.pop(number)
+        if self.offload is not None:
+            kept.x, kept.mixed, kept.h = self.offload.get(number)
+        return kept, wide
+
+
+class _Decoder(torch.autograd.Function):
+    """`Stack` for autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, stack: Stack, batch: Batch, *sources: torch.Tensor) -> torch.Tensor:
+        ctx.stack, ctx.batch, ctx.saved = stack, batch, stack.saved()
+        ctx.last = stack.forward(batch, ctx.saved)
+        return stack.norm.forward(ctx.last)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        slope = ctx.stack.norm.backward(slopes[0], ctx.last, residual=torch.zeros_like(ctx.last))
+        ctx.last = None
+        return None, None, *ctx.stack.backward(slope, ctx.saved, ctx.batch)
+
+
+def original_length(config: Any) -> int | None:
+    """The longest context before LongRoPE stretched it; a config has it in one place or the other."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    found: int | None = getattr(config, "original_max_position_embeddings", None)
+    return found or rope.get("original_max_position_embeddings")
+
+
+def is_gelu(mlp: Any) -> bool:
+    """Whether the gate's activation is GELU by its tangent formula, and not SiLU. Raises ValueError."""
+    function = getattr(mlp, "act_fn", None) or mlp.activation_fn
+    x = torch.linspace(-3, 3, 13)
+    for gelu, known in ((False, torch.nn.functional.silu(x)), (True, _gelu(x))):
+        if torch.allclose(function(x), known, atol=1e-6):
+            return gelu
+    raise ValueError(f"its activation {type(function).__name__} is neither SiLU nor GELU's tangent formula")
+
+
+def _gelu(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(x, approximate="tanh")

@@ -1,0 +1,59 @@
+"""Which models and recipes `Stack` can do; all others train by transformers and PEFT."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from train.fused.stack import is_gelu
+from train.recipe import Recipe
+
+FAMILIES = ("gemma", "llama", "mistral", "phi3")
+ROTATIONS = ("default", "linear", "llama3", "longrope", "yarn")  # the others' angles depend on the batch
+AMPERE = (8, 0)  # the first with bf16 and FlashAttention
+WIDEST = 256  # heads that FlashAttention does, in steps of 8
+DROPOUTS = ("attention_dropout", "embd_pdrop", "resid_pdrop")
+
+
+def fits(model: Any) -> bool:
+    """Whether `Stack` computes what this causal language model would."""
+    config = model.config
+    if config.model_type not in FAMILIES:
+        return False
+    layer = model.get_decoder().layers[0]
+    rope = getattr(config, "rope_parameters", None) or {}
+    linears = (part for part in layer.modules() if isinstance(part, torch.nn.Linear))
+    return (
+        all(linear.bias is None for linear in linears)
+        and rope.get("rope_type", "default") in ROTATIONS
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
+        and layer.self_attn.head_dim <= WIDEST
+        and layer.self_attn.head_dim % 8 == 0
+        and not any(getattr(config, name, None) for name in DROPOUTS)
+        and _has_known_activation(layer.mlp)
+    )
+
+
+def allows(recipe: Recipe) -> bool:
+    """Whether `Stack` does what the recipe asks for."""
+    lora, eight_bits = recipe.lora, recipe.bnb is not None and recipe.bnb.load_in_8bit
+    return not (eight_bits or recipe.sft.fp16 or lora.lora_dropout or lora.use_dora)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the kernels run on this device."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= AMPERE
+        and find_spec("triton") is not None
+    )
+
+
+def _has_known_activation(mlp: Any) -> bool:
+    try:
+        is_gelu(mlp)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,78 @@
+"""Memory and time of a micro-batch by transformers and PEFT.
+
+The constants that arithmetic doesn't give were fitted on one H200.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from train.gpus import Gpu
+from train.loss import chunk
+from train.model import targets
+from train.recipe import Recipe
+from train.shape import Load, Shape
+
+AROUND_ADAPTERS = (
+    38.0  # bytes moved by small kernels, a token and element of an adapted layer's in- and output
+)
+AROUND_HEADS = (
+    290.0  # likewise around attention: rotation, copies and attention itself, an element of q and k
+)
+PER_LAYER = 2.3e-3  # seconds of a layer in a micro-batch that don't depend on its tokens: NF4, small kernels
+LAUNCH = 1.3e-3  # seconds that the processor takes to launch one pass through a layer
+LAUNCH_ADAPTER = 0.25e-3  # and one adapter in it; as much again for its dropout
+ATTENTION_IN, MLP_IN = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj")
+AGAIN = 1.25  # times what a layer keeps, while it is computed again and its gradients are made
+RESERVE = 0.25e9  # workspaces, the context's own buffers
+LOGIT = 2 + 2 + 8  # bytes a logit of a chunk, with a soft cap's
+
+
+def _saved_per_token(shape: Shape, names: Sequence[str]) -> float:
+    """Bytes of one layer that the backward pass needs, with adapters on the layers `names`.
+
+    Two norms (fp32), queries, keys and values before and after rotation, attention's output, the gate, its
+    activation and the other half; and the inputs of the adapters.
+    """
+    inputs = shape.hidden * (any(name in ATTENTION_IN for name in names))
+    inputs += shape.hidden * (any(name in MLP_IN for name in names))
+    inputs += shape.intermediate * ("down_proj" in names)
+    attention = 4 * shape.query + 6 * shape.key + 2 * shape.query
+    return 8 * shape.hidden + attention + 6 * shape.intermediate + 2 * inputs
+
+
+def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
+    """Bytes beside weights and optimizer at the peak.
+
+    That is at the end of the forward pass, or where a layer is computed again.
+    """
+    names, _ = targets(recipe.lora.target_modules, shape.linears)
+    layer = (_saved_per_token(shape, names) + _dropout_per_token(shape, recipe, names)) * load.most_tokens
+    positions = min(chunk(shape.vocabulary), load.most_trained)
+    head = positions * shape.vocabulary * LOGIT + 4 * shape.hidden * load.most_trained
+    if recipe.fast:
+        return 1.035 * layer * shape.layers + head + RESERVE
+    return 2 * shape.hidden * load.most_tokens * shape.layers + max(head, AGAIN * layer) + RESERVE
+
+
+def _dropout_per_token(shape: Shape, recipe: Recipe, names: Sequence[str]) -> float:
+    """Bytes of one layer that dropout keeps: a mask of each adapted layer's input."""
+    if not recipe.lora.lora_dropout:
+        return 0.0
+    inputs = sum(layer.in_features * layer.count for layer in shape.linears if layer.name in names)
+    return inputs / shape.layers
+
+
+def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) -> float:
+    """Seconds of one micro-batch whose tokens take `flops` each."""
+    passes = 2 if recipe.fast else 3
+    names, _ = targets(recipe.lora.target_modules, shape.linears)
+    products = flops + (0 if recipe.fast else 2 * shape.weights)
+    adapted = (layer for layer in shape.linears if layer.name in names)
+    around = sum((layer.in_features + layer.out_features) * layer.count for layer in adapted)
+    heads = (shape.query + shape.key) * shape.layers
+    traffic = (AROUND_ADAPTERS * around + AROUND_HEADS * heads) * passes / 2
+    busy = load.tokens * (products / gpu.flops + traffic / gpu.bandwidth) + PER_LAYER * shape.layers
+    adapters = len(names) * (2 if recipe.lora.lora_dropout else 1)
+    launches = (LAUNCH + LAUNCH_ADAPTER * adapters) * shape.layers * passes
+    return max(busy, launches)

@@ -1,0 +1,72 @@
+"""What of a model's config and of the data counts for memory and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from train.fused.supports import fits
+from train.model import Linears, linears
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model's config counts."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    query: int  # heads times their width
+    key: int
+    vocabulary: int
+    linears: list[Linears]
+    other: int  # parameters that aren't in those layers, shared ones once
+    by_hand: bool = False  # whether train/fused has its layers' passes by hand
+
+    @property
+    def weights(self) -> int:
+        """Logical weights of the linear layers without the head."""
+        return sum(layer.elements for layer in self.linears)
+
+    @property
+    def parameters(self) -> int:
+        return self.weights + self.other
+
+
+def shape_of(config: PreTrainedConfig) -> Shape:
+    """Build the model without its weights and count."""
+    with torch.device("meta"):
+        auto: Any = AutoModelForCausalLM  # untyped
+        model = auto.from_config(config)
+    there = linears(model)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Shape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        query=config.num_attention_heads * head,
+        key=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head,
+        vocabulary=config.vocab_size,
+        linears=there,
+        other=parameters - sum(layer.elements for layer in there),
+        by_hand=fits(model),
+    )
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the data puts into one micro-batch, on average; and into the largest one."""
+
+    tokens: float
+    trained: float  # tokens that count in the loss
+    most_tokens: float
+    most_trained: float
+    longest: float  # mean length of a row, weighted by tokens
+
+    @property
+    def share(self) -> float:
+        return self.trained / max(1.0, self.tokens)
