@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -95,119 +94,6 @@ def tune2chat(given: argparse.Namespace, bursts: Bursts) -> None:
         Loop(adapted, recipe, order, [], Path(folder), note).run()
 
 
-def trl(given: argparse.Namespace, bursts: Bursts) -> None:
-    """TRL's SFTTrainer with packing and Liger's kernels, the fastest that it does without other packages."""
-    import torch
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    quantised = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        given.base, quantization_config=quantised, dtype=torch.bfloat16, device_map={"": 0}
-    )
-    adapter = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=_targets(given.base), task_type="CAUSAL_LM")
-    options = {
-        "use_liger_kernel": True,
-        "gradient_checkpointing": given.mode == "lean",
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-    }
-    _train(given, bursts, model, adapter, options)
-
-
-def unsloth(given: argparse.Namespace, bursts: Bursts) -> None:
-    """Unsloth, set up as its notebooks do it."""
-    import torch
-    import unsloth as library  # first: it patches the others
-
-    model, _ = library.FastLanguageModel.from_pretrained(
-        given.base, max_seq_length=LENGTH, load_in_4bit=True, dtype=torch.bfloat16, local_files_only=True
-    )
-    model = library.FastLanguageModel.get_peft_model(
-        model,
-        r=RANK,
-        lora_alpha=ALPHA,
-        lora_dropout=0,
-        target_modules=_targets(given.base),
-        use_gradient_checkpointing="unsloth" if given.mode == "lean" else False,
-    )
-    _train(given, bursts, model, None, {"gradient_checkpointing": given.mode == "lean"})
-
-
-def _targets(base: str) -> list[str]:
-    """All linear layers by the names that this model gives them."""
-    if json.loads(Path(base, "config.json").read_text())["model_type"] == "phi3":
-        return ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
-    return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def _train(
-    given: argparse.Namespace, bursts: Bursts, model: Any, adapter: Any, options: dict[str, Any]
-) -> None:
-    """SFTTrainer, as TRL has it or as Unsloth has changed it."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    from bench.train_documents import documents
-
-    class Watch(TrainerCallback):  # type: ignore[misc]
-        tokens, began = 0, 0.0
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            if not self.began:
-                self.began = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-            if state.global_step % given.steps == 0:
-                torch.cuda.synchronize()
-                bursts.end(self.tokens, time.perf_counter() - self.began, float("nan"))
-                self.tokens, self.began = 0, time.perf_counter()
-
-    watch = Watch()
-    settings = SFTConfig(
-        output_dir=tempfile.mkdtemp(),
-        max_length=LENGTH,
-        packing=True,
-        max_steps=10_000,
-        per_device_train_batch_size=given.batch,
-        gradient_accumulation_steps=1,
-        learning_rate=2e-4,
-        optim="adamw_torch_fused",
-        bf16=True,
-        logging_steps=given.steps,
-        report_to=[],
-        save_strategy="no",
-        dataloader_num_workers=2,
-        **options,
-    )
-    rows = documents(LENGTH, model.config.vocab_size, share=1.0)
-    trainer = SFTTrainer(
-        model=model,
-        args=settings,
-        train_dataset=Dataset.from_list([{"input_ids": row.ids} for row in rows]),
-        processing_class=AutoTokenizer.from_pretrained(given.base),
-        peft_config=adapter,
-        callbacks=[watch],
-    )
-    step = trainer.training_step
-
-    def counted(model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
-        mask = inputs.get("attention_mask")
-        watch.tokens += inputs["input_ids"].numel() if mask is None else int(mask.ne(0).sum())
-        return step(model, inputs, *rest, **more)
-
-    trainer.training_step = counted
-    bursts.ready(sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
-    torch.cuda.reset_peak_memory_stats()
-    trainer.train()
-
-
 def main() -> None:
     """Run one arm until stdin ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -217,8 +103,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=8)
     given = parser.parse_args()
-    arm = {"tune2chat": tune2chat, "trl": trl, "unsloth": unsloth}[given.arm]
-    arm(given, Bursts(given.arm, given.mode))
+    bursts = Bursts(given.arm, given.mode)
+    if given.arm == "tune2chat":
+        tune2chat(given, bursts)
+    else:
+        from bench.train_peers import trl, unsloth
+
+        {"trl": trl, "unsloth": unsloth}[given.arm](given, bursts)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Measure recipes beside their forecasts: python -m bench.train_recipes [RECIPE ...]
 
 Each recipe's model, with random weights of full size, trains a few steps at its own settings, on documents
-whose lengths are those of a chat data set (log-normal, median 350, sigma 0.8, 16 to 2,048 tokens; half of each
-counts). Needs CUDA.
+whose lengths are those of a chat data set (log-normal, median 350, sigma 0.8, 16 to 2,048 tokens; half of
+each counts). Needs CUDA.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Memory and time of a micro-batch by train/fused.
 
-The constants that arithmetic doesn't give were fitted on one H200.
+The constants that arithmetic doesn't give were fitted on one H200, to three models and 256 to 16,384 tokens a
+document: the speed of all 20 points within 6 % (bench/results/train-curve.json and train.json).
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from train.loss import chunk
 from train.recipe import Recipe
 from train.shape import Load, Shape
 
-SUSTAINED = 0.92  # of the rate of one product alone: a GPU that works on end is slowed by its power limit
-SHORT = 4.0  # times slower is attention to rows of some hundred tokens
-PASSES = 5.5  # times that an element of a layer's tensors is read or written, forward and backward
-PASSES_AGAIN = 1.5  # and to compute the wide ones again
-LAUNCH = 1.1e-3  # seconds that the processor takes to launch one layer, forward and backward
-RESERVE = 0.35e9  # workspaces
+SUSTAINED = 0.94  # of the rate of one product alone: a GPU that works on end is slowed by its power limit
+ATTENTION = 0.39  # of that rate, in long documents
+HALF_RATE = 98.0  # tokens of a document at which attention has half of its rate
+PASSES = 13.7  # times that a byte of what is kept is moved beside the products, adapters included
+PASSES_AGAIN = 0.3  # and to compute the wide tensors again
+FAST, LEAN = 0.39e-3, 0.9e-3  # seconds of a layer that don't depend on its tokens: the launching of kernels
+HALF, NF4_READ = 2.0, 0.52  # bytes of a weight, decoded and not
+RESERVE = 0.25e9  # workspaces
 
 
 def _narrow(shape: Shape) -> float:
@@ -24,14 +27,14 @@ def _narrow(shape: Shape) -> float:
 
 
 def _wide(shape: Shape) -> float:
-    """Bytes a token and layer of queries, keys and values, and of gate and up."""
-    return 2 * (shape.query + 2 * shape.key + 2 * shape.intermediate)
+    """Bytes a token and layer of two norms; queries, keys and values; gate and up."""
+    return 2 * (2 * shape.hidden + shape.query + 2 * shape.key + 2 * shape.intermediate)
 
 
 def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
     """Bytes beside weights and optimizer at the peak: in the backward pass, or at the head."""
     token = load.most_tokens
-    here = 2 * (5 * shape.hidden + shape.intermediate)  # gradients and a norm, while a layer's are made
+    here = 2 * (4 * shape.hidden + shape.intermediate)  # gradients, while a layer's are made
     if recipe.fast:
         decoded = 2.0 * shape.weights if recipe.bnb or recipe.gptq else 0
         kept = shape.layers * (_narrow(shape) + _wide(shape)) * token + here * token
@@ -51,9 +54,12 @@ def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) ->
     if not recipe.fast:
         names = ("q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "gate_up_proj")
         again = 2.0 * sum(layer.elements for layer in shape.linears if layer.name in names)
-    attention = (SHORT - 1) * 3.5 * 2 * load.longest * shape.query * shape.layers
-    products = (flops + again + attention) / (SUSTAINED * gpu.flops)
+    attention = 3.5 * 2 * load.longest * shape.query * shape.layers
+    rate = SUSTAINED * gpu.flops
+    slow = 1 / (ATTENTION * load.longest / (load.longest + HALF_RATE))
+    products = (flops + again + (slow - 1) * attention) / rate
     passes = PASSES if recipe.fast else PASSES + PASSES_AGAIN
-    traffic = shape.layers * (_narrow(shape) + _wide(shape)) * passes / gpu.bandwidth
-    decoding = 0.0 if recipe.fast else 2 * 2.6 * shape.weights / gpu.bandwidth
-    return max(load.tokens * (products + traffic) + decoding, LAUNCH * shape.layers)
+    bytes_moved = shape.layers * (_narrow(shape) + _wide(shape) - 4 * shape.hidden) * passes
+    decoding = 0.0 if recipe.fast else 2 * (HALF + NF4_READ) * shape.weights / gpu.bandwidth
+    launching = (FAST if recipe.fast else LEAN) * shape.layers
+    return load.tokens * (products + bytes_moved / gpu.bandwidth) + decoding + launching

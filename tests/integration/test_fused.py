@@ -23,8 +23,11 @@ from tests.integration.fused_models import (
     rows,
     stack_of,
 )
+from tests.integration.test_train_gptq import save as save_gptq
+from train.example import Encoded
 from train.fused.supports import allows, fits, has_kernels
 from train.loss import head_loss
+from train.model import Adapted, load_base
 from train.packing import collate
 
 LONGROPE = {
@@ -79,6 +82,32 @@ def test_resident_matrices_are_the_decoded_ones(tmp_path: Path, family: str) -> 
         assert torch.equal(*results)
     (_, fast_found), (_, lean_found) = gradients(model, fast), gradients(model, lean)
     assert all(torch.equal(fast_found[name], lean_found[name]) for name in fast_found)
+
+
+@MODES
+def test_a_gptq_base_is_decoded_too(tmp_path: Path, fast: bool) -> None:
+    recipe = recipe_of()
+    model = Adapted(load_base(str(save_gptq(tmp_path / "base")), recipe, CPU), recipe, CPU)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    batch = collate([Encoded([i % 96 for i in row.ids], row.mask, []) for row in rows()])
+    assert_same(gradients(model, stack_of(model, fast), batch), gradients(model, None, batch))
+
+
+@MODES
+def test_two_forward_passes_before_their_backward_passes(tmp_path: Path, fast: bool) -> None:
+    model = adapted(tmp_path, "llama", recipe_of(NF4))
+    stack, batches = stack_of(model, fast), [collate(rows((20, 30))), collate(rows((50, 9), seed=1))]
+    _, apart = gradients(model, stack, *batches)
+    model.zero_grad()
+    head = model.base.get_output_embeddings().weight
+    losses = [head_loss(stack(batch), head, batch, 0.0) for batch in batches]
+    for loss in losses:
+        loss.backward()
+    for name, parameter in model.named_parameters():
+        if name in apart:
+            assert torch.allclose(parameter.grad, apart[name], rtol=1e-5, atol=1e-6), name
 
 
 @MODES

@@ -12,8 +12,8 @@ from tests.unit.letters import Kept, make_tokenizer
 from train.checks import check_first_loss, check_rows, check_settings, check_targets
 from train.example import Encoded, Example
 from train.labels import encode
-from train.plan import Shape, shape_of
 from train.recipe import Recipe, load_recipe
+from train.shape import Shape, shape_of
 from train.tokenizer import ChatTokenizer
 
 SEEDS_TARGETS = ["k_proj", "q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj"]

@@ -43,10 +43,11 @@ class Frozen:
     def _fill(self, projection: Projection, out: torch.Tensor) -> None:
         sizes = [base.out_features for base in projection.bases]
         for base, part in zip(projection.bases, torch.split(out, sizes), strict=True):
-            if hasattr(base.weight, "quant_state"):
-                self.ops.decode(base.weight, part)
+            weight = base.weight  # of a GPTQ layer, a copy that is made for this line
+            if hasattr(weight, "quant_state"):
+                self.ops.decode(weight, part)
             else:
-                part.copy_(base.weight)
+                part.copy_(weight)
 
     def _whole(self, projection: Projection, dtype: torch.dtype) -> torch.Tensor:
         """One matrix of a projection; its parts become views of it where they were 16-bit ones."""
@@ -71,4 +72,5 @@ def _empty(projection: Projection, dtype: torch.dtype) -> torch.Tensor:
 
 def _is_coded(base: Any) -> bool:
     """Whether the weight is kept in fewer bits than it is used in."""
-    return hasattr(base.weight, "quant_state") or not isinstance(base.weight, torch.nn.Parameter)
+    weight = base._parameters.get("weight")
+    return weight is None or hasattr(weight, "quant_state")

@@ -35,8 +35,8 @@ def plus(tile, inner, b, row, column, tokens, end, rank, RANK: tl.constexpr):
         at = start + tl.arange(0, STEP)
         left = tl.load(inner + row[:, None] * rank + at, (row[:, None] < tokens) & (at < rank), 0.0)
         right = tl.load(b + column[:, None] * rank + at, (column[:, None] < end) & (at < rank), 0.0)
-        # Added apart: with the tile as the product's start it would change its layout there and back.
-        tile += tl.dot(left, right.T)
+        # Rounded, as PEFT rounds it: half as much to be moved from the product's layout to the tile's.
+        tile += tl.dot(left, right.T).to(inner.dtype.element_ty)
     return tile
 
 

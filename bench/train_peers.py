@@ -1,0 +1,130 @@
+"""TRL and Unsloth as arms of the training benchmark, set up as their own documentation does it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+LENGTH = 2048
+RANK, ALPHA = 16, 32
+
+
+def trl(given: argparse.Namespace, bursts: Any) -> None:
+    """TRL's SFTTrainer with packing and Liger's kernels, the fastest that it does without other packages."""
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        given.base, quantization_config=quantised, dtype=torch.bfloat16, device_map={"": 0}
+    )
+    adapter = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=_targets(given.base), task_type="CAUSAL_LM")
+    options = {
+        "use_liger_kernel": True,
+        "gradient_checkpointing": given.mode == "lean",
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }
+    _train(given, bursts, model, adapter, options)
+
+
+def unsloth(given: argparse.Namespace, bursts: Any) -> None:
+    """Unsloth, set up as its notebooks do it."""
+    import torch
+    import unsloth as library  # first: it patches the others
+
+    model, _ = library.FastLanguageModel.from_pretrained(
+        given.base, max_seq_length=LENGTH, load_in_4bit=True, dtype=torch.bfloat16, local_files_only=True
+    )
+    model = library.FastLanguageModel.get_peft_model(
+        model,
+        r=RANK,
+        lora_alpha=ALPHA,
+        lora_dropout=0,
+        target_modules=_targets(given.base),
+        use_gradient_checkpointing="unsloth" if given.mode == "lean" else False,
+    )
+    _train(given, bursts, model, None, {"gradient_checkpointing": given.mode == "lean"})
+
+
+def _targets(base: str) -> list[str]:
+    """All linear layers by the names that this model gives them."""
+    if json.loads(Path(base, "config.json").read_text())["model_type"] == "phi3":
+        return ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def _train(given: argparse.Namespace, bursts: Any, model: Any, adapter: Any, options: dict[str, Any]) -> None:
+    """SFTTrainer, as TRL has it or as Unsloth has changed it."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    from bench.train_documents import documents
+
+    settings = SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        max_length=LENGTH,
+        packing=True,
+        max_steps=10_000,
+        per_device_train_batch_size=given.batch,
+        gradient_accumulation_steps=1,
+        learning_rate=2e-4,
+        optim="adamw_torch_fused",
+        bf16=True,
+        logging_steps=given.steps,
+        report_to=[],
+        save_strategy="no",
+        dataloader_num_workers=2,
+        **options,
+    )
+    rows = documents(LENGTH, model.config.vocab_size, share=1.0)
+    trainer = SFTTrainer(
+        model=model,
+        args=settings,
+        train_dataset=Dataset.from_list([{"input_ids": row.ids} for row in rows]),
+        processing_class=AutoTokenizer.from_pretrained(given.base),
+        peft_config=adapter,
+    )
+    _watch(trainer, given.steps, bursts)
+    bursts.ready(sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
+    torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+
+
+def _watch(trainer: Any, steps: int, bursts: Any) -> None:
+    """Count tokens, and end a burst after so many steps."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        tokens, began = 0, 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = self.began or time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if state.global_step % steps == 0:
+                torch.cuda.synchronize()
+                bursts.end(self.tokens, time.perf_counter() - self.began, float("nan"))
+                self.tokens, self.began = 0, time.perf_counter()
+
+    watch, step = Watch(), trainer.training_step
+
+    def counted(model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        mask = inputs.get("attention_mask")
+        watch.tokens += inputs["input_ids"].numel() if mask is None else int(mask.ne(0).sum())
+        return step(model, inputs, *rest, **more)
+
+    trainer.add_callback(watch)
+    trainer.training_step = counted
