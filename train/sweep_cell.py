@@ -41,9 +41,9 @@ class Trainer:
         run = Run(recipe, folder, base, data, self._state)
         run.check()
         folder.mkdir(parents=True, exist_ok=True)
-        adapted = Adapted(model, recipe, device)
+        adapted = Adapted(model, run.recipe, device)
         try:
-            progress = run.train(Session(adapted, base.tokenizer, recipe, device), resume=True)
+            progress = run.train(Session(adapted, base.tokenizer, run.recipe, device), resume=True)
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of many runs it is a lot
             return measured(progress)
         except TrainError:

@@ -133,7 +133,8 @@ def test_gradients_are_those_of_an_fp32_reference(family: str, memory: str, by_h
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
             error = (parameter.grad - found[name]).norm() / parameter.grad.norm()
-            assert error < (1e-2 if by_hand and family != "gemma2" else 2e-2), f"{name}: {error:.4f}"
+            # What rounding to bf16 alone makes of these gradients is 0.9 % in the median and 1.25 % at most.
+            assert error < (1.5e-2 if by_hand and family != "gemma2" else 2e-2), f"{name}: {error:.4f}"
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "paged_adamw_8bit", "paged_adamw_32bit"])

@@ -32,32 +32,38 @@ def _turn(
     half,
     sign,
     ROWS: tl.constexpr,
+    HEADS: tl.constexpr,
     HALF: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    """One head of some rows: of q, k or v, from where it lies to its place in `out`; v isn't turned."""
-    head = tl.program_id(1)
+    """Some heads of some rows: of q, k or v, from where they lie to their place in `out`; v isn't turned."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = tl.arange(0, HALF)
-    inside = (row[:, None] < tokens) & (at < half)
-    source, source_row, first_head, turned = q, q_row, 0, half
-    if head >= queries:
-        source, source_row, first_head = k, k_row, queries
-    if head >= queries + keys:
-        source, source_row, first_head, turned = v, v_row, queries + keys, 0
-    place = source + row[:, None] * source_row + (head - first_head) * 2 * half + at
-    first = tl.load(place, inside, 0.0).to(tl.float32)
-    second = tl.load(place + half, inside, 0.0).to(tl.float32)
-    if RANK:
-        column = head * 2 * half + at
-        first = plus(first, inner, b, row, column, tokens, head * 2 * half + half, rank, RANK)
-        second = plus(second, inner, b, row, column + half, tokens, (head + 1) * 2 * half, rank, RANK)
-    angles = (row[:, None] < tokens) & (at < turned)
-    c = tl.load(cos + row[:, None] * half + at, angles, 1.0)
+    angles = (row[:, None] < tokens) & (at < half)
+    c = tl.load(cos + row[:, None] * half + at, angles, 1.0) - 1.0
     s = tl.load(sin + row[:, None] * half + at, angles, 0.0) * sign
-    to = out + row[:, None] * out_row + head * 2 * half + at
-    tl.store(to, first * c - second * s, inside)
-    tl.store(to + half, second * c + first * s, inside)
+    for number in range(HEADS):
+        head = tl.program_id(1) * HEADS + number
+        source, source_row, first_head, turned, width = q, q_row, 0, 1.0, half
+        if head >= queries:
+            source, source_row, first_head = k, k_row, queries
+        if head >= queries + keys:
+            source, source_row, first_head, turned = v, v_row, queries + keys, 0.0
+        if head >= queries + 2 * keys:
+            width = 0  # there is no such head
+        inside = (row[:, None] < tokens) & (at < width)
+        place = source + row[:, None] * source_row + (head - first_head) * 2 * half + at
+        first = tl.load(place, inside, 0.0).to(tl.float32)
+        second = tl.load(place + half, inside, 0.0).to(tl.float32)
+        if RANK:
+            column = head * 2 * half + at
+            first = plus(first, inner, b, row, column, tokens, head * 2 * half + width, rank, RANK)
+            second = plus(
+                second, inner, b, row, column + half, tokens, head * 2 * half + half + width, rank, RANK
+            )
+        to = out + row[:, None] * out_row + head * 2 * half + at
+        tl.store(to, first + turned * (first * c - second * s), inside)
+        tl.store(to + half, second + turned * (second * c + first * s), inside)
 
 
 def rotate(qkv: torch.Tensor, heads: Any, angles: Any, inner: torch.Tensor, b: torch.Tensor) -> None:
@@ -85,7 +91,8 @@ def _launch_turn(
     sign: float,
 ) -> None:
     half, rows = heads.head // 2, [part.stride(0) for part in (*parts, out)]
-    _turn[(triton.cdiv(len(out), 64), heads.query + 2 * heads.key)](
+    count = heads.query + 2 * heads.key
+    _turn[(triton.cdiv(len(out), 64), triton.cdiv(count, 8))](
         *parts,
         out,
         inner,
@@ -100,6 +107,7 @@ def _launch_turn(
         half,
         sign,
         ROWS=64,
+        HEADS=8,
         HALF=triton.next_power_of_2(half),
         RANK=padded(rank),
     )

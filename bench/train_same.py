@@ -1,0 +1,175 @@
+"""Whether it is the same training: 100 steps beside TRL's on real weights: python -m bench.train_same [BASE]
+
+BASE is SmolLM2-135M as a checkpoint; if it isn't given, what the recipe smollm2-quotes trains on. Both arms
+see the same documents in the same order, in NF4 with an adapter on all linear layers; a seed changes where
+the adapter begins. The curves have to be as near to each other as those of TRL's own seeds. Needs TRL, and
+CUDA to say something of train/fused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from train.base import find_base
+from train.example import Encoded
+from train.loop import Loop
+from train.model import Adapted, load_base
+from train.order import Order
+from train.recipe import RECIPES, load_recipe, parse
+
+RESULTS = Path(__file__).with_name("results") / "train-same.json"
+STEPS, BATCH, SEEDS = 100, 8, (0, 1, 2)
+RANK, ALPHA, RATE = 16, 32, 5e-4
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
+
+
+class InTurn(Order):
+    """The rows as they come."""
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        return list(range(len(self.blocks)))
+
+
+def documents(base: str) -> list[Encoded]:
+    """Enough quotations for all steps, each of whose tokens is trained, in an order drawn once."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    lines = (RECIPES / "quotes.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [" - ".join(str(value) for value in json.loads(line).values()) for line in lines]
+    drawn = np.random.default_rng(0).choice(len(texts), STEPS * BATCH)
+    rows = [tokenizer(texts[number])["input_ids"][:256] for number in drawn]
+    return [Encoded(ids, [1] * len(ids), []) for ids in rows]
+
+
+def tune2chat(base: str, rows: list[Encoded], seed: int, memory: str) -> list[float]:
+    """The loss of each step by this project."""
+    sft = {"max_length": 256, "packing": False, "per_device_train_batch_size": BATCH, "max_steps": STEPS}
+    content = {
+        "model": {"base_model": base, "license": "none"},
+        "data": {"path": "none"},
+        "BitsAndBytesConfig": {"load_in_4bit": True},
+        "LoraConfig": {"r": RANK, "lora_alpha": ALPHA},
+        "SFTConfig": sft | {"learning_rate": RATE, "logging_steps": 1, "eval_steps": 10_000, "seed": seed},
+        "memory": memory,
+    }
+    recipe = parse(content, "the benchmark's recipe")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    adapted = Adapted(load_base(base, recipe, device), recipe, device)
+    lines: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        Loop(adapted, recipe, InTurn(rows, recipe.sft), [], Path(folder), lines.append).run()
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def trl(base: str, rows: list[Encoded], seed: int) -> list[float]:
+    """The loss of each step by TRL's SFTTrainer, with nothing of speed."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from torch.utils.data import SequentialSampler
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from trl import SFTConfig, SFTTrainer
+
+    cuda = torch.cuda.is_available()
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if cuda else torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=quantised, dtype=torch.bfloat16 if cuda else torch.float32
+    )
+    settings = SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        max_length=256,
+        max_steps=STEPS,
+        per_device_train_batch_size=BATCH,
+        learning_rate=RATE,
+        lr_scheduler_type="cosine",
+        optim="adamw_torch_fused",
+        bf16=cuda,
+        logging_steps=1,
+        seed=seed,
+        report_to=[],
+        save_strategy="no",
+        gradient_checkpointing=False,
+    )
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    torch.manual_seed(seed)
+    trainer = SFTTrainer(
+        model=model,
+        args=settings,
+        train_dataset=Dataset.from_list([{"input_ids": row.ids} for row in rows]),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=names, task_type="CAUSAL_LM"),
+    )
+    trainer._get_train_sampler = lambda *_: SequentialSampler(trainer.train_dataset)
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+def compare(curves: dict[str, list[list[float]]]) -> dict[str, float]:
+    """How far each arm is from TRL's mean, a step, and how far TRL's seeds are from each other (nats)."""
+    theirs = np.array(curves["trl"])
+    found = {"noise": float(theirs.std(0, ddof=1).mean())}
+    for name, lines in curves.items():
+        if name != "trl":
+            apart = np.array(lines).mean(0) - theirs.mean(0)
+            found[name] = float(np.abs(apart).mean())
+            found[f"{name}, with its sign"] = float(apart.mean())
+    return found
+
+
+def plot(curves: dict[str, list[list[float]]], to: Path) -> None:
+    """All curves of an arm in one colour."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4))
+    for number, (name, lines) in enumerate(curves.items()):
+        for index, line in enumerate(lines):
+            axes.plot(line, color=f"C{number}", lw=0.8, alpha=0.7, label=name if not index else None)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats a token)")
+    axes.legend()
+    axes.set_title("SmolLM2-135M on quotations, three seeds each")
+    figure.tight_layout()
+    figure.savefig(to, dpi=110)
+
+
+def main() -> None:
+    """Train all arms and seeds, keep the curves, say how far apart they are."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", nargs="?")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    base = given.base or find_base(load_recipe("smollm2-quotes").model)
+    rows = documents(base)
+    curves = {
+        "trl": [trl(base, rows, seed) for seed in SEEDS],
+        "tune2chat fast": [tune2chat(base, rows, seed, "fast") for seed in SEEDS],
+        "tune2chat lean": [tune2chat(base, rows, seed, "lean") for seed in SEEDS],
+    }
+    apart = compare(curves)
+    print(json.dumps(apart, indent=1))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    about = {"device": device, "date": date.today().isoformat(), "steps": STEPS, "apart": apart}
+    about |= {"versions": {name: version(name) for name in LIBRARIES}, "curves": curves}
+    given.out.write_text(json.dumps(about) + "\n")
+    plot(curves, given.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
