@@ -40,7 +40,7 @@ class Bursts:
         import torch
 
         figures = {"tokens": tokens, "seconds": seconds, "loss": loss}
-        figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        figures["peak_gib"] = torch.cuda.memory_stats()["active_bytes.all.peak"] / 2**30
         print(json.dumps(self.about | figures), flush=True)
         if not sys.stdin.readline():
             raise SystemExit

@@ -91,7 +91,7 @@ def measure(mode: str) -> list[dict[str, Any]]:
                 "tokens_per_s": round(statistics.median(line["tokens_per_s"] for line in lines[WARM:])),
                 "tokens_per_s_forecast": round(foreseen.tokens_per_s),
                 "bound": round(gpu.flops / (foreseen.flops_per_token + again)),
-                "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+                "peak_gib": round(torch.cuda.memory_stats()["active_bytes.all.peak"] / 2**30, 2),
                 "peak_gib_forecast": round(foreseen.memory_gb * 1e9 / 2**30, 2),
             }
             print(json.dumps(row), flush=True)

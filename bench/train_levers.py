@@ -172,7 +172,7 @@ class Measured:
         tokens = sum(self.step(number) for number in range(STEPS))
         torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-        peak = torch.cuda.max_memory_allocated() / 2**30
+        peak = torch.cuda.memory_stats()["active_bytes.all.peak"] / 2**30
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             self.step(0)
             torch.cuda.synchronize()

@@ -61,7 +61,7 @@ def measure(recipe: Recipe, steps: int, folder: Path) -> dict[str, Any]:
     loaded = torch.cuda.memory_allocated() / plan.GB
     torch.cuda.reset_peak_memory_stats()
     Loop(adapted, recipe, order, [], folder, lines.append).run()
-    memory = torch.cuda.max_memory_allocated() / plan.GB
+    memory = torch.cuda.memory_stats()["active_bytes.all.peak"] / plan.GB
     kernels = kernel_times(adapted, order.step(0)[0].to(device))
     speeds = [line["tokens_per_s"] for line in lines[WARM:]]
     tokens = [line["tokens"] - before["tokens"] for before, line in itertools.pairwise(lines[WARM - 1 :])]

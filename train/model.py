@@ -6,6 +6,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,17 @@ class Adapted(nn.Module):
             # peft 0.21 asks a transformers model for a property that transformers 5.23 has renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             self.peft = peft.get_peft_model(base, peft.LoraConfig(**settings))
-        by_hand = has_kernels(device) and allows(recipe) and fits(base)
-        self.stack = Stack(base, self.dtype, device, recipe.fast) if by_hand else None
-        if self.stack is None and not recipe.fast:
+        self._by_hand = has_kernels(device) and allows(recipe) and fits(base)
+        self._fast, self._device = recipe.fast, device
+        if not self._by_hand and not recipe.fast:
             # transformers 5.18 gave it a new name
             enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
+
+    @cached_property
+    def stack(self) -> Stack | None:
+        """The decoder by hand, where it can be; made when it is first used, as answers don't need it."""
+        return Stack(self.base, self.dtype, self._device, self._fast) if self._by_hand else None
 
     @property
     def base(self) -> Any:
@@ -183,7 +189,10 @@ class Adapted(nn.Module):
 
     def unload(self) -> None:
         """Take the adapter off the base, which is as it was then."""
-        self.peft.unload()
+        base: Any = self.peft.unload()
+        if not self._by_hand and not self._fast:
+            disable = getattr(base, "activation_checkpointing_disable", None)
+            (disable or base.gradient_checkpointing_disable)()
 
 
 def _check_head(base: Any) -> None:

@@ -66,7 +66,7 @@ def memory(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu | None) -> float:
 
 
 def settle(recipe: Recipe, shape: Shape, load: Load, gpu: Gpu | None, available: float) -> Recipe:
-    """The recipe with `memory: auto` decided for a GPU with so many bytes: fast if the plan says it fits."""
+    """The recipe with `memory: auto` decided for so many free bytes: fast if the plan says that it fits."""
     if recipe.memory != "auto":
         return recipe
     fast = recipe.model_copy(update={"memory": "fast"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from train.gpus import Gpu
 from train.loss import chunk
+from train.model import targets
 from train.recipe import Recipe
 from train.shape import Load, Shape
 
@@ -34,6 +35,9 @@ def _wide(shape: Shape) -> float:
 def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
     """Bytes beside weights and optimizer at the peak: in the backward pass, or at the head."""
     token = load.most_tokens
+    names, _ = targets(recipe.lora.target_modules, shape.linears)
+    adapters = sum(layer.count for layer in shape.linears if layer.name in names)
+    small = (2 * recipe.lora.r * adapters + 4 * shape.layers * shape.heads) * token  # kept in either mode
     here = 2 * (4 * shape.hidden + shape.intermediate)  # gradients, while a layer's are made
     if recipe.fast:
         decoded = 2.0 * shape.weights if recipe.bnb or recipe.gptq else 0
@@ -44,8 +48,8 @@ def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
     positions = min(chunk(shape.vocabulary), load.most_trained)
     head = 2 * positions * shape.vocabulary + 6 * shape.hidden * token
     if recipe.fast:
-        return decoded + kept + head + RESERVE
-    return decoded + max(kept, head) + RESERVE
+        return decoded + kept + small + head + RESERVE
+    return decoded + max(kept, head) + small + RESERVE
 
 
 def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) -> float:

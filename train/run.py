@@ -48,7 +48,8 @@ class Run:
         """The recipe with its `memory` decided for this machine."""
         if self.device.type != "cuda":
             return recipe
-        available = torch.cuda.get_device_properties(self.device).total_memory
+        free, _ = torch.cuda.mem_get_info(self.device)
+        available = free + torch.cuda.memory_reserved(self.device)  # a sweep's base is there already
         return plan.settle(recipe, self.base.shape, self.load, self.gpu, available)
 
     def say(self, text: str) -> None:

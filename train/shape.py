@@ -19,6 +19,7 @@ class Shape:
     layers: int
     hidden: int
     intermediate: int
+    heads: int
     query: int  # heads times their width
     key: int
     vocabulary: int
@@ -48,6 +49,7 @@ def shape_of(config: PreTrainedConfig) -> Shape:
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
+        heads=config.num_attention_heads,
         query=config.num_attention_heads * head,
         key=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head,
         vocabulary=config.vocab_size,

@@ -183,8 +183,9 @@ def test_resident_matrices_are_those_of_nf4(family: str) -> None:
         loss = adapted(collate(documents(300, 1000, 4)).to(CUDA))
         loss.backward()
         results.append([loss, *(parameter.grad for parameter in adapted.parameters_to_train())])
-    for fast, lean in zip(*results, strict=True):
-        assert torch.equal(fast, lean)
+    assert torch.equal(results[0][0], results[1][0])
+    for fast, lean in zip(*results, strict=True):  # attention sums up its gradients in any order
+        assert (fast - lean).norm() <= 1e-3 * fast.norm()
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 321])

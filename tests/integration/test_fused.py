@@ -202,6 +202,8 @@ def test_the_four_families_fit(family: str) -> None:
     [
         ("gemma2", {}),
         ("llama", {"attention_bias": True}),
+        ("gemma", {"use_bidirectional_attention": True}),
+        ("phi3", {"attention_dropout": 0.1}),
         ("llama", {"mlp_bias": True}),
         ("llama", {"hidden_act": "relu"}),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}),
@@ -210,6 +212,24 @@ def test_the_four_families_fit(family: str) -> None:
 )
 def test_other_models_do_not_fit(family: str, config: dict[str, Any]) -> None:
     assert not fits(base_of(family, **config))
+
+
+def test_a_base_in_eight_bits_is_left_to_transformers() -> None:
+    """However it came to be in eight bits: the recipe may not say so."""
+    from bitsandbytes.nn import Linear8bitLt
+
+    model = base_of("llama")
+    assert fits(model)
+    model.set_submodule(
+        "model.layers.0.mlp.up_proj", Linear8bitLt(64, 128, bias=False, has_fp16_weights=False)
+    )
+    model.model.layers[0].mlp.up_proj.weight.data = torch.zeros(128, 64, dtype=torch.int8)
+    assert not fits(model)
+
+
+def test_a_window_counts_where_the_model_looks_at_it(tmp_path: Path) -> None:
+    model = adapted(tmp_path, "llama", recipe_of(), sliding_window=8)  # left over from a Mistral
+    assert_same(gradients(model, stack_of(model)), gradients(model, None))
 
 
 def test_recipes_that_are_allowed() -> None:

@@ -16,7 +16,7 @@ class Frozen:
 
     QLoRA's numbers are those of the four-bit base, whichever way they are stored. With `resident`, each
     matrix is decoded once and stays; otherwise one layer's matrices are there at a time, in the same buffers,
-    until another layer's are asked for. Those of a 16-bit base stay where they are.
+    until another layer's are asked for. Those of a 16-bit base stay, as parts of their projection's matrix.
     """
 
     def __init__(self, layers: list[Layer], resident: bool, dtype: torch.dtype, ops: ModuleType) -> None:
@@ -24,7 +24,7 @@ class Frozen:
         self._here = -1
         self._shared: Weights | None = None
         self._kept: list[Weights] | None = None
-        plain = all(not _is_coded(base) for p in layers[0].projections for base in p.bases)
+        plain = not any(_is_coded(base) for layer in layers for p in layer.projections for base in p.bases)
         if resident or plain:
             self._kept = [Weights(*(self._whole(p, dtype) for p in layer.projections)) for layer in layers]
         else:

@@ -19,6 +19,8 @@ from train.fused.attention import Heads, attend, attend_backward
 from train.fused.projection import Projection
 from train.packing import Batch
 
+WINDOWED = ("mistral", "phi3")  # the models that look at their config's sliding_window
+
 
 @dataclass
 class Angles:
@@ -82,7 +84,7 @@ class Layer:
             key=config.num_key_value_heads,
             head=attention.head_dim,
             scale=attention.scaling,
-            window=getattr(config, "sliding_window", None),
+            window=config.sliding_window if config.model_type in WINDOWED else None,
         )
         self.norms = [Norm(part, ops) for part in (module.input_layernorm, module.post_attention_layernorm)]
 

@@ -27,12 +27,12 @@ def _decode(packed, quants, code, scales, mean, table, out, bytes_, BLOCK: tl.co
 
 def decode(weight: Any, out: torch.Tensor) -> None:
     """The values of a double-quantised NF4 weight of bitsandbytes into `out` (out features, in features)."""
-    state, count = weight.quant_state, weight.data.numel()
+    state, count = weight.quant_state, weight.data.nbytes
     if not state.nested or state.quant_type != "nf4" or state.blocksize != 64:
         return plain.decode(weight, out)
     nested = state.state2
     _decode[(triton.cdiv(count, 1024),)](
-        weight.data,
+        weight.data.view(torch.uint8),
         state.absmax,
         nested.code,
         nested.absmax,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ class Offload:
         self._stream = _stream(device)
         self._kept: dict[int, list[torch.Tensor]] = {}  # in pinned memory, which lasts; on a CPU, the tensors
         self._shapes: dict[int, list[torch.Size]] = {}
+        self._stayed: dict[int, list[torch.Tensor]] = {}  # for which the host had no memory
+        self._leaving: deque[tuple[list[torch.Tensor], torch.cuda.Event]] = deque()
         self._coming: dict[int, tuple[list[torch.Tensor], torch.cuda.Event]] = {}
 
     def put(self, number: int, tensors: Sequence[torch.Tensor]) -> None:
@@ -26,31 +29,55 @@ class Offload:
         if self._stream is None:
             self._kept[number] = list(tensors)
             return
-        self._shapes[number] = [tensor.shape for tensor in tensors]
-        sizes = [tensor.numel() for tensor in tensors]
-        places = self._kept.get(number)
-        if places is None or any(place.numel() < size for place, size in zip(places, sizes, strict=True)):
-            places = self._kept[number] = [
-                torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True) for tensor in tensors
-            ]
+        places = self._places(number, tensors)
+        if places is None:
+            self._stayed[number] = list(tensors)
+            return
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for tensor, place in zip(tensors, places, strict=True):
                 place[: tensor.numel()].view(tensor.shape).copy_(tensor, non_blocking=True)
-                tensor.record_stream(self._stream)
+            self._leaving.append((list(tensors), self._stream.record_event()))
+        self._let_go(2)
 
     def get(self, number: int) -> list[torch.Tensor]:
         """What was put under `number`; begins to fetch what was put before it."""
         if self._stream is None:
             return self._kept.pop(number)
+        self._let_go(0)
+        if number in self._stayed:
+            return self._stayed.pop(number)
         self._fetch(number)
         tensors, arrived = self._coming.pop(number)
         torch.cuda.current_stream().wait_event(arrived)
         self._fetch(number - 1)
         return tensors
 
+    def _let_go(self, count: int) -> None:
+        """Free all but the last `count` layers' tensors, once they are copied.
+
+        The work waits for the copy and not the allocator (`record_stream`): that one would give each layer
+        fresh memory for as long as the processor is ahead of the GPU.
+        """
+        while len(self._leaving) > count:
+            _, copied = self._leaving.popleft()
+            torch.cuda.current_stream().wait_event(copied)
+
+    def _places(self, number: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+        """Pinned memory for these tensors; None if the host has none left."""
+        self._shapes[number] = [tensor.shape for tensor in tensors]
+        sizes = [tensor.numel() for tensor in tensors]
+        places = self._kept.get(number)
+        if places is None or any(place.numel() < size for place, size in zip(places, sizes, strict=True)):
+            try:
+                places = [torch.empty(t.numel(), dtype=t.dtype, pin_memory=True) for t in tensors]
+            except RuntimeError:
+                return None
+            self._kept[number] = places
+        return places
+
     def _fetch(self, number: int) -> None:
-        if number < 0 or number in self._coming:
+        if number < 0 or number in self._coming or number in self._stayed:
             return
         assert self._stream is not None
         kept = [place[: shape.numel()].view(shape) for place, shape in self._pairs(number)]

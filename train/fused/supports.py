@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from train.fused.stack import is_gelu
+from train.gptq import GptqLinear
 from train.recipe import Recipe
 
 FAMILIES = ("gemma", "llama", "mistral", "phi3")
@@ -24,9 +25,10 @@ def fits(model: Any) -> bool:
         return False
     layer = model.get_decoder().layers[0]
     rope = getattr(config, "rope_parameters", None) or {}
-    linears = (part for part in layer.modules() if isinstance(part, torch.nn.Linear))
+    linears: list[Any] = [part for part in layer.modules() if isinstance(part, torch.nn.Linear)]
     return (
-        all(linear.bias is None for linear in linears)
+        all(linear.bias is None and _is_readable(linear) for linear in linears)
+        and layer.self_attn.is_causal
         and rope.get("rope_type", "default") in ROTATIONS
         and rope.get("partial_rotary_factor", 1.0) == 1.0
         and layer.self_attn.head_dim <= WIDEST
@@ -49,6 +51,14 @@ def has_kernels(device: torch.device) -> bool:
         and torch.cuda.get_device_capability(device) >= AMPERE
         and find_spec("triton") is not None
     )
+
+
+def _is_readable(linear: Any) -> bool:
+    """Whether the matrix is one of at least 16 bits, or one that `Frozen` can decode."""
+    weight = linear._parameters.get("weight")
+    if weight is None:
+        return hasattr(linear, "base_layer") or isinstance(linear, GptqLinear)
+    return hasattr(weight, "quant_state") or (weight.is_floating_point() and weight.element_size() >= 2)
 
 
 def _has_known_activation(mlp: Any) -> bool:
