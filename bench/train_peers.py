@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-LENGTH = 2048
-RANK, ALPHA = 16, 32
+from bench.train_arm import ALPHA, LENGTH, RANK, Bursts
 
 
-def trl(given: argparse.Namespace, bursts: Any) -> None:
+def trl(given: argparse.Namespace, bursts: Bursts) -> None:
     """TRL's SFTTrainer with packing and Liger's kernels, the fastest that it does without other packages."""
     import torch
     from peft import LoraConfig
@@ -37,7 +36,7 @@ def trl(given: argparse.Namespace, bursts: Any) -> None:
     _train(given, bursts, model, adapter, options)
 
 
-def unsloth(given: argparse.Namespace, bursts: Any) -> None:
+def unsloth(given: argparse.Namespace, bursts: Bursts) -> None:
     """Unsloth, set up as its notebooks do it."""
     import torch
     import unsloth as library  # first: it patches the others
@@ -63,7 +62,9 @@ def _targets(base: str) -> list[str]:
     return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def _train(given: argparse.Namespace, bursts: Any, model: Any, adapter: Any, options: dict[str, Any]) -> None:
+def _train(
+    given: argparse.Namespace, bursts: Bursts, model: Any, adapter: Any, options: dict[str, Any]
+) -> None:
     """SFTTrainer, as TRL has it or as Unsloth has changed it."""
     import torch
     from datasets import Dataset
@@ -102,7 +103,7 @@ def _train(given: argparse.Namespace, bursts: Any, model: Any, adapter: Any, opt
     trainer.train()
 
 
-def _watch(trainer: Any, steps: int, bursts: Any) -> None:
+def _watch(trainer: Any, steps: int, bursts: Bursts) -> None:
     """Count tokens, and end a burst after so many steps."""
     import torch
     from transformers import TrainerCallback

@@ -63,9 +63,8 @@ class HeadLoss(torch.autograd.Function):
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, batch: Batch, softcap: float) -> torch.Tensor:
     """The summed loss of a batch's trained tokens from its hidden states (T, width); a scalar in fp32."""
     labels = batch.labels[0]
-    places = torch.nonzero_static(labels != IGNORED, size=batch.trained).squeeze(
-        1
-    )  # no wait: the size is known
+    # The size is known: nothing waits for the GPU.
+    places = torch.nonzero_static(labels != IGNORED, size=batch.trained).squeeze(1)
     loss: torch.Tensor = HeadLoss.apply(  # type: ignore[no-untyped-call]
         hidden.to(weight.dtype), weight, labels[places], places, softcap
     )

@@ -2,7 +2,6 @@
 
 Counted: stored weights, adapter with gradients and optimizer; and by plan_stack.py or plan_plain.py, as the
 run will train, what the backward pass needs of each layer, matrix products, memory traffic around them.
-`bench/results/train-recipes.json` has forecasts beside what was measured.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from train.gpus import Gpu
 from train.loss import chunk
 from train.model import targets
 from train.recipe import Recipe
-from train.shape import Load, Shape
+from train.shape import ATTENTION_IN, MLP_IN, Load, Shape
 
 AROUND_ADAPTERS = (
     38.0  # bytes moved by small kernels, a token and element of an adapted layer's in- and output
@@ -22,7 +22,6 @@ AROUND_HEADS = (
 PER_LAYER = 2.3e-3  # seconds of a layer in a micro-batch that don't depend on its tokens: NF4, small kernels
 LAUNCH = 1.3e-3  # seconds that the processor takes to launch one pass through a layer
 LAUNCH_ADAPTER = 0.25e-3  # and one adapter in it; as much again for its dropout
-ATTENTION_IN, MLP_IN = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj")
 AGAIN = 1.25  # times what a layer keeps, while it is computed again and its gradients are made
 RESERVE = 0.25e9  # workspaces, the context's own buffers
 LOGIT = 2 + 2 + 8  # bytes a logit of a chunk, with a soft cap's

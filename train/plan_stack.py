@@ -10,7 +10,7 @@ from train.gpus import Gpu
 from train.loss import chunk
 from train.model import targets
 from train.recipe import Recipe
-from train.shape import Load, Shape
+from train.shape import ATTENTION_IN, MLP_IN, Load, Shape
 
 SUSTAINED = 0.94  # of the rate of one product alone: a GPU that works on end is slowed by its power limit
 ATTENTION = 0.39  # of that rate, in long documents
@@ -39,30 +39,28 @@ def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
     adapters = sum(layer.count for layer in shape.linears if layer.name in names)
     small = (2 * recipe.lora.r * adapters + 4 * shape.layers * shape.heads) * token  # kept in either mode
     here = 2 * (4 * shape.hidden + shape.intermediate)  # gradients, while a layer's are made
-    if recipe.fast:
-        decoded = 2.0 * shape.weights if recipe.bnb or recipe.gptq else 0
-        kept = shape.layers * (_narrow(shape) + _wide(shape)) * token + here * token
-    else:
-        decoded = 2 * shape.weights / shape.layers if recipe.bnb or recipe.gptq else 0
-        kept = (2 * _narrow(shape) + _wide(shape) + here) * token
+    decoded = 2.0 * shape.weights if recipe.bnb or recipe.gptq else 0.0
     positions = min(chunk(shape.vocabulary), load.most_trained)
     head = 2 * positions * shape.vocabulary + 6 * shape.hidden * token
     if recipe.fast:
+        kept = shape.layers * (_narrow(shape) + _wide(shape)) * token + here * token
         return decoded + kept + small + head + RESERVE
-    return decoded + max(kept, head) + small + RESERVE
+    kept = (2 * _narrow(shape) + _wide(shape) + here) * token
+    return decoded / shape.layers + max(kept, head) + small + RESERVE
 
 
 def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) -> float:
     """Seconds of one micro-batch whose tokens take `flops` each."""
     again = 0.0
     if not recipe.fast:
-        names = ("q_proj", "k_proj", "v_proj", "qkv_proj", "gate_proj", "up_proj", "gate_up_proj")
+        names = ATTENTION_IN + MLP_IN
         again = 2.0 * sum(layer.elements for layer in shape.linears if layer.name in names)
     attention = 3.5 * 2 * load.longest * shape.query * shape.layers
     rate = SUSTAINED * gpu.flops
     slow = 1 / (ATTENTION * load.longest / (load.longest + HALF_RATE))
     products = (flops + again + (slow - 1) * attention) / rate
     passes = PASSES if recipe.fast else PASSES + PASSES_AGAIN
+    # Fitted to rows that were measured when the norms weren't kept yet.
     bytes_moved = shape.layers * (_narrow(shape) + _wide(shape) - 4 * shape.hidden) * passes
     decoding = 0.0 if recipe.fast else 2 * (HALF + NF4_READ) * shape.weights / gpu.bandwidth
     launching = (FAST if recipe.fast else LEAN) * shape.layers

@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from train.fused.supports import fits
 from train.model import Linears, linears
 
+# The layers that a decoder layer's two norms feed, by the names of all families.
+ATTENTION_IN, MLP_IN = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj")
+
 
 @dataclass(frozen=True)
 class Shape:

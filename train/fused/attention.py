@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -31,20 +32,8 @@ def attend(qkv: torch.Tensor, heads: Heads, batch: Batch) -> tuple[torch.Tensor,
     q, k, v = heads.split(qkv)
     if not qkv.is_cuda:
         return _rows([q, k, v], heads, batch).flatten(1), qkv.new_empty(0)
-    starts, longest = batch.cu_seq_lens, batch.max_length
     out, log_sums, *_ = torch.ops.aten._flash_attention_forward(
-        q,
-        k,
-        v,
-        starts,
-        starts,
-        longest,
-        longest,
-        0.0,
-        True,
-        False,
-        scale=heads.scale,
-        **_window(heads, batch),
+        q, k, v, *_packed(batch), False, scale=heads.scale, **_window(heads, batch)
     )
     return out.flatten(1), log_sums
 
@@ -64,7 +53,6 @@ def attend_backward(
         with torch.enable_grad():
             parts = [part.detach().requires_grad_() for part in (q, k, v)]
             return torch.autograd.grad(_rows(parts, heads, batch), parts, slope)
-    starts, longest = batch.cu_seq_lens, batch.max_length
     unused = slope.new_empty(0)  # the random state of dropout
     gradients: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
         slope,
@@ -73,18 +61,19 @@ def attend_backward(
         v,
         out.view_as(q),
         log_sums,
-        starts,
-        starts,
-        longest,
-        longest,
-        0.0,
-        True,
+        *_packed(batch),
         unused,
         unused,
         scale=heads.scale,
         **_window(heads, batch),
     )
     return gradients
+
+
+def _packed(batch: Batch) -> tuple[Any, ...]:
+    """Where rows begin and how long they are, for queries and keys; no dropout; causal."""
+    starts, longest = batch.cu_seq_lens, batch.max_length
+    return starts, starts, longest, longest, 0.0, True
 
 
 def _window(heads: Heads, batch: Batch) -> dict[str, int]:

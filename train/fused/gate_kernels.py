@@ -75,6 +75,20 @@ def add_product(onto: torch.Tensor, inner: torch.Tensor, b: torch.Tensor) -> tor
 
 
 @triton.jit
+def _gates(
+    gate_up, inner, b, tokens, width, rank, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr
+):
+    """This program's rows and columns, which of them there are, and gate and up with the adapter's part."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    both = 2 * width
+    inside = (row[:, None] < tokens) & (column < width)
+    gate = _adapted(gate_up, inner, b, row, column, tokens, width, rank, both, RANK)
+    up = _adapted(gate_up, inner, b, row, column + width, tokens, both, rank, both, RANK)
+    return row, column, inside, gate, up
+
+
+@triton.jit
 def _gated(
     gate_up,
     inner,
@@ -88,13 +102,8 @@ def _gated(
     COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    both = 2 * width
-    gate = _adapted(gate_up, inner, b, row, column, tokens, width, rank, both, RANK)
-    up = _adapted(gate_up, inner, b, row, column + width, tokens, both, rank, both, RANK)
+    row, column, inside, gate, up = _gates(gate_up, inner, b, tokens, width, rank, ROWS, COLUMNS, RANK)
     active, _ = _activate(gate, GELU)
-    inside = (row[:, None] < tokens) & (column < width)
     tl.store(out + row[:, None] * width + column, active * up, inside)
 
 
@@ -126,16 +135,11 @@ def _gated_backward(
     COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    both = 2 * width
-    inside = (row[:, None] < tokens) & (column < width)
-    gate = _adapted(gate_up, inner, b, row, column, tokens, width, rank, both, RANK)
-    up = _adapted(gate_up, inner, b, row, column + width, tokens, both, rank, both, RANK)
+    row, column, inside, gate, up = _gates(gate_up, inner, b, tokens, width, rank, ROWS, COLUMNS, RANK)
     slopes = slope + row[:, None] * width + column
     given = tl.load(slopes, inside, 0.0).to(tl.float32)
     active, derivative = _activate(gate, GELU)
-    gates = gate_up + row[:, None] * both + column
+    gates = gate_up + row[:, None] * 2 * width + column
     tl.store(gates, given * up * derivative, inside)
     tl.store(gates + width, given * active, inside)
     tl.store(slopes, active * up, inside)

@@ -1,7 +1,7 @@
 """A model's decoder with adapters on it, forward and backward by hand, layer by layer.
 
-`fast` keeps what the backward pass needs, and the frozen matrices in 16 bit. Lean keeps the layers' inputs
-only, on a GPU in the host's memory, and computes the rest again; matrices are decoded when they are needed.
+`fast` keeps what the backward pass needs, and the frozen matrices in 16 bit. Lean keeps a quarter of it, on a
+GPU mostly in the host's memory, and computes the rest again; matrices are decoded when they are needed.
 """
 
 from __future__ import annotations
