@@ -23,6 +23,8 @@ from typing import Any
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
+
 from bench.train_models import CONFIGS, save_random
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +36,7 @@ MODELS = {
     "gemma-7b": "google/gemma-7b-it",
 }
 ARMS = ["tune2chat:lean", "tune2chat:fast", "unsloth:lean", "trl:lean"]
+KNOWN_ARMS = [*ARMS, "unsloth:fast", "trl:fast"]
 
 
 class Arm:
@@ -41,9 +44,9 @@ class Arm:
 
     def __init__(self, name: str, base: Path, given: argparse.Namespace) -> None:
         self.name, self.lines = name, list[dict[str, Any]]()
-        kind, _, mode = name.partition(":")
+        kind, mode = name.split(":")
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process runs)
-        command = [sys.executable, "-m", "bench.train_arm", kind, mode or "lean", str(base)]
+        command = [sys.executable, "-m", "bench.train_arm", kind, mode, str(base)]
         command += ["--batch", str(given.batch), "--steps", str(given.steps)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=ROOT
@@ -94,8 +97,6 @@ def measure(model: str, base: Path, given: argparse.Namespace) -> list[dict[str,
 
 
 def _row(model: str, lines: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
     speeds = [line["tokens"] / line["seconds"] for line in lines]
     last = lines[-1]
     return {
@@ -141,6 +142,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="blocks of 2,048 tokens a step")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
+    for unknown in (set(given.models) - set(MODELS), set(given.arms) - set(KNOWN_ARMS)):
+        if unknown:
+            parser.error(f"unknown: {', '.join(sorted(unknown))}; see the first lines of this file")
+    if not torch.cuda.is_available():
+        parser.error("this needs a CUDA GPU, and there is none")
     rows = json.loads(given.out.read_text()) if given.out.exists() else []
     for model in given.models:
         base = Path(tempfile.mkdtemp()) / "base"

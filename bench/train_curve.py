@@ -132,6 +132,8 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
+    if not given.plot and not torch.cuda.is_available():
+        parser.error("this needs a CUDA GPU, and there is none; --plot draws what was measured")
     if not given.plot:
         device = torch.cuda.get_device_name()
         rows = [row for mode in ("lean", "fast") for row in measure(mode)]

@@ -211,6 +211,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("this needs a CUDA GPU, and there is none")
     recipe, config = recipe_of("lean"), CONFIGS[MODEL]
     adapted = Adapted(random_base(recipe, torch.device("cuda"), config), recipe, torch.device("cuda"))
     order = Order(documents(2048, config.vocab_size, share=1.0), recipe.sft)
