@@ -107,6 +107,7 @@ def _row(model: str, lines: list[dict[str, Any]], given: argparse.Namespace) -> 
         "tokens_per_s": round(statistics.median(speeds)),
         "tokens_per_s_each": [round(speed) for speed in speeds],
         "peak_gib": round(max(line["peak_gib"] for line in lines), 2),
+        "loss": round(last["loss"], 4),
         "tokens_per_step": round(last["tokens"] / given.steps),
         "device": torch.cuda.get_device_name(),
         "date": date.today().isoformat(),

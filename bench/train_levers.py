@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from bench.train_documents import documents
 from bench.train_models import CONFIGS, random_base
 from train.fused import plain
 from train.fused.frozen import Frozen
+from train.fused.projection import Projection
 from train.fused.stack import Saved, Stack
 from train.model import Adapted
 from train.optimizer import make_optimizer
@@ -46,7 +48,6 @@ KINDS = {  # the first that a kernel's name matches
     "attention": r"flash|fmha",
     "NF4 decoding": r"_decode|kDequantize",
     "norms, gates, rotation, loss": r"_rms_norm|_gated|_turn|_cross_entropy",
-    "adapters added": r"_add_product",
     "copies to and from the host, beside the rest": r"Memcpy (HtoD|DtoH)",
 }
 Lever = Callable[[Stack], None]
@@ -75,30 +76,23 @@ def with_operations(**changed: Any) -> Lever:
         stack.frozen.ops = ops
         for part in (*stack.layers, *(norm for layer in stack.layers for norm in layer.norms)):
             part.ops = ops
-        for layer in stack.layers:
-            for projection in layer.projections:
-                projection.ops = ops
+        for projection in (projection for layer in stack.layers for projection in layer.projections):
+            projection.ops = ops
 
     return take
 
 
-def _apart() -> dict[str, Any]:
-    """Gates and rotation to which the adapter's part is added in a pass before."""
-    from train.fused import kernels
+def without_borders(stack: Stack) -> None:
+    """Adapters added to what the products made, in passes of their own."""
 
-    def gated(gate_up: Any, inner: Any, b: Any, gelu: bool) -> Any:
-        whole = kernels.add_product(gate_up, inner, b)
-        return kernels.gated(whole, inner[:, :0], b[:, :0], gelu)
+    def apart(projection: Projection, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        values, inner = projection.split(x)
+        torch.mm(values, projection.a.T, out=inner)
+        return (values @ projection.split(weight)[0].T).addmm_(inner, projection.b.T)
 
-    def gated_backward(slope: Any, gate_up: Any, inner: Any, b: Any, gelu: bool) -> None:
-        gate_up.copy_(kernels.add_product(gate_up, inner, b))
-        kernels.gated_backward(slope, gate_up, inner[:, :0], b[:, :0], gelu)
-
-    def rotate(qkv: Any, heads: Any, angles: Any, inner: Any, b: Any) -> None:
-        qkv.copy_(kernels.add_product(qkv, inner, b))
-        kernels.rotate(qkv, heads, angles, inner[:, :0], b[:, :0])
-
-    return {"gated": gated, "gated_backward": gated_backward, "rotate": rotate}
+    for layer in stack.layers:
+        for projection in (layer.qkv, layer.gate_up):
+            projection.bordered = partial(apart, projection)  # type: ignore[method-assign]
 
 
 class OnGpu:
@@ -137,7 +131,7 @@ def variants() -> Iterator[tuple[str, str, Lever | None]]:
     """Name, mode and what is taken out."""
     for mode in ("fast", "lean"):
         yield "all levers", mode, lambda stack: None
-        yield "adapters added in passes of their own", mode, with_operations(**_apart())
+        yield "adapters added in passes of their own", mode, without_borders
         yield "formulas instead of kernels", mode, with_operations(**formulas())
     yield "matrices decoded each time", "fast", decoded_each_time
     yield "decoded by bitsandbytes", "lean", with_operations(decode=plain.decode)

@@ -97,34 +97,34 @@ def _train(
         processing_class=AutoTokenizer.from_pretrained(given.base),
         peft_config=adapter,
     )
-    _watch(trainer, given.steps, bursts)
+    _watch(trainer, bursts)
     bursts.ready(sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
 
 
-def _watch(trainer: Any, steps: int, bursts: Bursts) -> None:
-    """Count tokens, and end a burst after so many steps."""
+def _watch(trainer: Any, bursts: Bursts) -> None:
+    """Count tokens, and end a burst where the loss is logged."""
     import torch
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
-        tokens, began = 0, 0.0
+        tokens: Any = 0
+        began = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.began = self.began or time.perf_counter()
 
-        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-            if state.global_step % steps == 0:
-                torch.cuda.synchronize()
-                bursts.end(self.tokens, time.perf_counter() - self.began, float("nan"))
-                self.tokens, self.began = 0, time.perf_counter()
+        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+            torch.cuda.synchronize()
+            bursts.end(int(self.tokens), time.perf_counter() - self.began, logs["loss"])
+            self.tokens, self.began = 0, time.perf_counter()
 
     watch, step = Watch(), trainer.training_step
 
     def counted(model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
         mask = inputs.get("attention_mask")
-        watch.tokens += inputs["input_ids"].numel() if mask is None else int(mask.ne(0).sum())
+        watch.tokens += inputs["input_ids"].numel() if mask is None else mask.ne(0).sum()  # read later
         return step(model, inputs, *rest, **more)
 
     trainer.add_callback(watch)

@@ -179,7 +179,7 @@ def test_resident_matrices_are_those_of_nf4(family: str) -> None:
                 parts = [
                     dequantize_4bit(base.weight.data, base.weight.quant_state) for base in projection.bases
                 ]
-                assert torch.equal(matrix, torch.cat(parts))
+                assert torch.equal(projection.split(matrix)[0], torch.cat(parts))
         loss = adapted(collate(documents(300, 1000, 4)).to(CUDA))
         loss.backward()
         results.append([loss, *(parameter.grad for parameter in adapted.parameters_to_train())])
@@ -189,8 +189,7 @@ def test_resident_matrices_are_those_of_nf4(family: str) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 321])
-@pytest.mark.parametrize("rank", [0, 4, 16, 48])
-def test_kernels_are_the_formulas(tokens: int, rank: int) -> None:
+def test_kernels_are_the_formulas(tokens: int) -> None:
     torch.manual_seed(0)
 
     def some(*shape: int) -> torch.Tensor:
@@ -199,22 +198,22 @@ def test_kernels_are_the_formulas(tokens: int, rank: int) -> None:
     heads = Heads(query=6, key=2, head=96, scale=1.0, window=None)
     angle = torch.rand(tokens, 48, device=CUDA)
     angles = Angles(angle.cos(), angle.sin())
-    x, weight, inner = some(tokens, 960), some(960), some(tokens, rank)
-    wide, b, slope = some(tokens, 2 * 960), some(2 * 960, rank), some(tokens, 960)
+    x, weight = some(tokens, 960), some(960)
+    wide, slope = some(tokens, 2 * 960), some(tokens, 960)
     parts = tuple(some(tokens, count, 96) for count in (6, 2, 2))
     labels = torch.randint(0, 960, (tokens,), device=CUDA)
     results = []
     for ops, kind in ((kernels, torch.bfloat16), (plain, torch.float32)):
-        x_, weight_, inner_, b_ = (part.to(kind) for part in (x, weight, inner, b))
-        found = [ops.rms_norm(x_, weight_, 1e-5, 1.0), ops.add_product(x_, inner_, b_[:960])]
+        x_, weight_ = (part.to(kind) for part in (x, weight))
+        found = [ops.rms_norm(x_, weight_, 1e-5, 1.0, border)[:, :960] for border in (0, 16)]
         found.append(ops.rms_norm_backward(slope.to(kind), x_, weight_, x_.clone(), 1e-5, 0.0))
         for gelu in (True, False):
             taken, gates = slope.to(kind, copy=True), wide.to(kind, copy=True)
-            found.append(ops.gated(gates, inner_, b_, gelu))
-            ops.gated_backward(taken, gates, inner_, b_, gelu)
+            found.append(ops.gated(gates, gelu))
+            ops.gated_backward(taken, gates, gelu)
             found += [taken, gates]
         turned, back = x_.clone(), torch.zeros_like(x_)
-        ops.rotate(turned, heads, angles, inner_, b_[:960])
+        ops.rotate(turned, heads, angles)
         ops.rotate_backward(tuple(part.to(kind) for part in parts), heads, angles, out=back)
         logits = x_.clone()
         found += [turned, back, ops.cross_entropy(logits, labels), logits]

@@ -19,7 +19,6 @@ from train.fused.attention import Heads
 from train.fused.layer import Angles
 
 TOKENS, WIDTH, VOCABULARY = 37, 150, 5000  # none fills a block; the vocabulary takes two
-RANKS = (4, 20)  # and 0, for no adapter
 ACTIVATIONS = {"silu": False, "gelu": True}
 HEADS = {"3of24": Heads(3, 2, 24, 1.0, None), "8of16": Heads(8, 1, 16, 1.0, None)}
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,8 +50,10 @@ class Draw:
 Case = Callable[[ModuleType, Draw], list[torch.Tensor]]
 
 
-def rms_norm(ops: ModuleType, draw: Draw, offset: float, width: int) -> list[torch.Tensor]:
-    return [ops.rms_norm(draw(TOKENS, width), draw(width), 1e-5, offset)]
+def rms_norm(ops: ModuleType, draw: Draw, offset: float, width: int, border: int = 0) -> list[torch.Tensor]:
+    made = ops.rms_norm(draw(TOKENS, width), draw(width), 1e-5, offset, border)
+    assert made.shape == (TOKENS, width + border)
+    return [made[:, :width]]  # the border isn't written
 
 
 def rms_norm_backward(ops: ModuleType, draw: Draw, offset: float, width: int) -> list[torch.Tensor]:
@@ -61,17 +62,13 @@ def rms_norm_backward(ops: ModuleType, draw: Draw, offset: float, width: int) ->
     return [made, residual]
 
 
-def add_product(ops: ModuleType, draw: Draw, rank: int, tokens: int, width: int) -> list[torch.Tensor]:
-    return [ops.add_product(draw(tokens, width), draw(tokens, rank), draw(width, rank))]
+def gated(ops: ModuleType, draw: Draw, gelu: bool, width: int = WIDTH) -> list[torch.Tensor]:
+    return [ops.gated(draw(TOKENS, 2 * width), gelu)]
 
 
-def gated(ops: ModuleType, draw: Draw, rank: int, gelu: bool) -> list[torch.Tensor]:
-    return [ops.gated(draw(TOKENS, 2 * WIDTH), draw(TOKENS, rank), draw(2 * WIDTH, rank), gelu)]
-
-
-def gated_backward(ops: ModuleType, draw: Draw, rank: int, gelu: bool) -> list[torch.Tensor]:
-    slope, gate_up = draw(TOKENS, WIDTH), draw(TOKENS, 2 * WIDTH)
-    ops.gated_backward(slope, gate_up, draw(TOKENS, rank), draw(2 * WIDTH, rank), gelu)
+def gated_backward(ops: ModuleType, draw: Draw, gelu: bool, width: int = WIDTH) -> list[torch.Tensor]:
+    slope, gate_up = draw(TOKENS, width), draw(TOKENS, 2 * width)
+    ops.gated_backward(slope, gate_up, gelu)
     return [slope, gate_up]
 
 
@@ -80,10 +77,10 @@ def angles_of(draw: Draw, heads: Heads) -> Angles:
     return Angles(angle.cos(), angle.sin())
 
 
-def rotate(ops: ModuleType, draw: Draw, rank: int, heads: Heads, strided: bool) -> list[torch.Tensor]:
+def rotate(ops: ModuleType, draw: Draw, heads: Heads, strided: bool) -> list[torch.Tensor]:
     width = (heads.query + 2 * heads.key) * heads.head
     qkv = (draw.strided if strided else draw)(TOKENS, width)
-    ops.rotate(qkv, heads, angles_of(draw, heads), draw(TOKENS, rank), draw(width, rank))
+    ops.rotate(qkv, heads, angles_of(draw, heads))
     return list(heads.split(qkv))
 
 
@@ -102,76 +99,54 @@ def cross_entropy(ops: ModuleType, draw: Draw, vocabulary: int) -> list[torch.Te
     return [ops.cross_entropy(logits, labels), logits]
 
 
-def decode(ops: ModuleType, draw: Draw, shape: tuple[int, int], **options: bool | str) -> list[torch.Tensor]:
+def decode(
+    ops: ModuleType, draw: Draw, shape: tuple[int, int], border: int = 0, **options: bool | str
+) -> list[torch.Tensor]:
     """`shape[1]` is a multiple of 64, as bitsandbytes 0.50 decodes others wrongly on a CPU."""
     from bitsandbytes.nn import Params4bit
 
     settings = {"quant_type": "nf4", "compress_statistics": True} | options
     weight = Params4bit(draw.exact(*shape), requires_grad=False, **settings).to("cpu")
-    out = torch.empty(shape, dtype=draw.used)
-    ops.decode(weight, out)
-    return [out]
+    whole = torch.zeros(shape[0], shape[1] + border, dtype=draw.used)
+    ops.decode(weight, whole[:, : shape[1]])
+    return [whole]
 
 
 def cases() -> dict[str, Case]:
-    """All by name, which ends with a type.
-
-    The interpreter's matrix product takes bf16's bits for integers, so where there is one half precision
-    is fp16; and it cuts bf16 off where a GPU rounds.
-    """
+    """All by name, which ends with a type. The interpreter cuts bf16 off where a GPU rounds."""
     found: dict[str, Case] = {}
     for offset, width in ((0.0, 48), (1.0, 256), (1.0, 1100)):
         norm = {"offset": offset, "width": width}
         found[f"rms_norm+{offset:.0f}-{width}"] = partial(rms_norm, **norm)
+        found[f"rms_norm+{offset:.0f}-{width}-border"] = partial(rms_norm, **norm, border=16)
         found[f"rms_norm_backward+{offset:.0f}-{width}"] = partial(rms_norm_backward, **norm)
     for name, heads in HEADS.items():
         for where, strided in (("", False), ("-strided", True)):
             turn = {"heads": heads, "strided": strided}
-            found[f"rotate-{name}{where}"] = partial(rotate, rank=0, **turn)
+            found[f"rotate-{name}{where}"] = partial(rotate, **turn)
             found[f"rotate_backward-{name}{where}"] = partial(rotate_backward, **turn)
     for name, gelu in ACTIVATIONS.items():
-        found[f"gated-{name}"] = partial(gated, rank=0, gelu=gelu)
-        found[f"gated_backward-{name}"] = partial(gated_backward, rank=0, gelu=gelu)
-    found["add_product"] = partial(add_product, rank=0, tokens=TOKENS, width=WIDTH)
+        for width in (WIDTH, 1100):  # the second takes two blocks
+            found[f"gated-{name}-{width}"] = partial(gated, gelu=gelu, width=width)
+            found[f"gated_backward-{name}-{width}"] = partial(gated_backward, gelu=gelu, width=width)
     for vocabulary in (57, VOCABULARY):
         found[f"cross_entropy-{vocabulary}"] = partial(cross_entropy, vocabulary=vocabulary)
-    ranked = {f"{name}-r{rank}": case for rank in RANKS for name, case in adapted(rank).items()}
-    return (
-        {f"{name}-{kind}": case for name, case in found.items() for kind in ("fp32", "bf16")}
-        | {f"{name}-{kind}": case for name, case in ranked.items() for kind in ("fp32", "fp16")}
-        | DECODED
-    )
+    return {f"{name}-{kind}": case for name, case in found.items() for kind in TYPES} | DECODED
 
 
-def adapted(rank: int) -> dict[str, Case]:
-    """The cases with an adapter of this rank."""
-    found: dict[str, Case] = {
-        "add_product": partial(add_product, rank=rank, tokens=TOKENS, width=WIDTH),
-        "add_product-whole-blocks": partial(add_product, rank=rank, tokens=64, width=256),
-    }
-    for name, gelu in ACTIVATIONS.items():
-        found[f"gated-{name}"] = partial(gated, rank=rank, gelu=gelu)
-        found[f"gated_backward-{name}"] = partial(gated_backward, rank=rank, gelu=gelu)
-    for name, heads in HEADS.items():
-        found[f"rotate-{name}"] = partial(rotate, rank=rank, heads=heads, strided=False)
-        found[f"rotate-{name}-strided"] = partial(rotate, rank=rank, heads=heads, strided=True)
-    return found
-
-
-# The second has more than the 256 scales that share one; bitsandbytes decodes the last two itself.
+# The second has more than the 256 scales that share one, the third rows that lie apart; bitsandbytes decodes
+# the last two itself.
 DECODED: dict[str, Case] = {
     "decode-64x128-fp32": partial(decode, shape=(64, 128)),
     "decode-101x192-fp32": partial(decode, shape=(101, 192)),
+    "decode-bordered-fp32": partial(decode, shape=(101, 192), border=16),
     "decode-fp4-fp32": partial(decode, shape=(64, 128), quant_type="fp4"),
     "decode-quantised-once-fp32": partial(decode, shape=(64, 128), compress_statistics=False),
 }
 # A kernel's case, and a formula that isn't its own.
 WRONG: dict[str, tuple[Case, Case]] = {
-    "gelu-is-not-silu": (partial(gated, rank=4, gelu=True), partial(gated, rank=4, gelu=False)),
-    "gelu-backward-is-not-silu": (
-        partial(gated_backward, rank=4, gelu=True),
-        partial(gated_backward, rank=4, gelu=False),
-    ),
+    "gelu-is-not-silu": (partial(gated, gelu=True), partial(gated, gelu=False)),
+    "gelu-backward-is-not-silu": (partial(gated_backward, gelu=True), partial(gated_backward, gelu=False)),
     "an-offset-counts": (partial(rms_norm, offset=1.0, width=48), partial(rms_norm, offset=0.0, width=48)),
 }
 

@@ -17,6 +17,7 @@ class Frozen:
     QLoRA's numbers are those of the four-bit base, whichever way they are stored. With `resident`, each
     matrix is decoded once and stays; otherwise one layer's matrices are there at a time, in the same buffers,
     until another layer's are asked for. Those of a 16-bit base stay, as parts of their projection's matrix.
+    Where a projection has a border, its matrix has it too, with the adapters' B as it is now.
     """
 
     def __init__(self, layers: list[Layer], resident: bool, dtype: torch.dtype, ops: ModuleType) -> None:
@@ -31,18 +32,23 @@ class Frozen:
             self._shared = Weights(*(_empty(p, dtype) for p in layers[0].projections))
 
     def __getitem__(self, number: int) -> Weights:
-        if self._kept is not None:
-            return self._kept[number]
+        weights = self._kept[number] if self._kept is not None else self._decoded(number)
+        for projection, matrix in zip(self.layers[number].projections, weights.all, strict=True):
+            if projection.border:
+                projection.split(matrix)[1].copy_(projection.b)
+        return weights
+
+    def _decoded(self, number: int) -> Weights:
         assert self._shared is not None
         if number != self._here:
-            for projection, out in zip(self.layers[number].projections, self._shared.all, strict=True):
-                self._fill(projection, out)
+            for projection, matrix in zip(self.layers[number].projections, self._shared.all, strict=True):
+                self._fill(projection, matrix)
             self._here = number
         return self._shared
 
-    def _fill(self, projection: Projection, out: torch.Tensor) -> None:
-        sizes = [base.out_features for base in projection.bases]
-        for base, part in zip(projection.bases, torch.split(out, sizes), strict=True):
+    def _fill(self, projection: Projection, matrix: torch.Tensor) -> None:
+        sizes, weights = [base.out_features for base in projection.bases], projection.split(matrix)[0]
+        for base, part in zip(projection.bases, torch.split(weights, sizes), strict=True):
             weight = base.weight  # of a GPTQ layer, a copy that is made for this line
             if hasattr(weight, "quant_state"):
                 self.ops.decode(weight, part)
@@ -51,8 +57,8 @@ class Frozen:
 
     def _whole(self, projection: Projection, dtype: torch.dtype) -> torch.Tensor:
         """One matrix of a projection; its parts become views of it where they were 16-bit ones."""
-        first = projection.bases[0]
-        if len(projection.bases) == 1 and not _is_coded(first) and first.weight.dtype == dtype:
+        first, alone = projection.bases[0], len(projection.bases) == 1 and not projection.border
+        if alone and not _is_coded(first) and first.weight.dtype == dtype:
             whole: torch.Tensor = first.weight.detach()
             return whole
         whole = _empty(projection, dtype)
@@ -60,14 +66,14 @@ class Frozen:
         row = 0
         for base in projection.bases:
             if not _is_coded(base):
-                base.weight.data = whole[row : row + base.out_features]
+                base.weight.data = whole[row : row + base.out_features, : base.in_features]
             row += base.out_features
         return whole
 
 
 def _empty(projection: Projection, dtype: torch.dtype) -> torch.Tensor:
-    device = projection.a.device
-    return torch.empty(projection.out_features, projection.in_features, dtype=dtype, device=device)
+    shape = projection.out_features, projection.in_features + projection.border
+    return torch.empty(shape, dtype=dtype, device=projection.a.device)
 
 
 def _is_coded(base: Any) -> bool:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from train.fused.gate_kernels import add_product, gated, gated_backward
+from train.fused.gate_kernels import gated, gated_backward
 from train.fused.nf4_kernels import decode
 from train.fused.row_kernels import cross_entropy, rms_norm, rms_norm_backward
 from train.fused.turn_kernels import rotate, rotate_backward
 
 __all__ = [
-    "add_product",
     "cross_entropy",
     "decode",
     "gated",

@@ -47,15 +47,13 @@ class Weights:
 
 @dataclass
 class Kept:
-    """What the backward pass needs of a layer; `*_inner` are the projections' x A^T (T, rank)."""
+    """What the backward pass needs of a layer; `*_inner` are projections' x A^T (T, rank)."""
 
     x: torch.Tensor  # (T, hidden)
     mixed: torch.Tensor  # (T, query head), of the attention
     h: torch.Tensor  # (T, hidden)
     log_sums: torch.Tensor  # of the attention
-    qkv_inner: torch.Tensor
     o_inner: torch.Tensor
-    gate_up_inner: torch.Tensor
     down_inner: torch.Tensor
 
 
@@ -63,10 +61,10 @@ class Kept:
 class Wide:
     """What it needs besides, three quarters of it all, and can compute again from `Kept`."""
 
-    heads_in: torch.Tensor  # (T, hidden), the norm of x
+    heads_in: torch.Tensor  # (T, hidden + border), the norm of x
     qkv: torch.Tensor  # (T, (query + 2 key) head), turned
-    mlp_in: torch.Tensor  # (T, hidden), the norm of h
-    gate_up: torch.Tensor  # (T, 2 intermediate), without the adapter's part
+    mlp_in: torch.Tensor  # (T, hidden + border), the norm of h
+    gate_up: torch.Tensor  # (T, 2 intermediate)
 
 
 class Layer:
@@ -75,9 +73,9 @@ class Layer:
     def __init__(self, module: Any, config: Any, dtype: torch.dtype, ops: ModuleType, gelu: bool) -> None:
         attention, mlp = module.self_attn, module.mlp
         self.ops, self.gelu = ops, gelu
-        self.qkv = Projection(_parts(attention, "qkv_proj", "q_proj", "k_proj", "v_proj"), dtype, ops)
+        self.qkv = Projection(_parts(attention, "qkv_proj", "q_proj", "k_proj", "v_proj"), dtype, ops, True)
         self.o = Projection([attention.o_proj], dtype, ops)
-        self.gate_up = Projection(_parts(mlp, "gate_up_proj", "gate_proj", "up_proj"), dtype, ops)
+        self.gate_up = Projection(_parts(mlp, "gate_up_proj", "gate_proj", "up_proj"), dtype, ops, True)
         self.down = Projection([mlp.down_proj], dtype, ops)
         self.heads = Heads(
             query=config.num_attention_heads,
@@ -97,24 +95,29 @@ class Layer:
         self, x: torch.Tensor, weights: Weights, angles: Angles, batch: Batch
     ) -> tuple[torch.Tensor, Kept, Wide]:
         """Return the layer's result (T, hidden) for `x` (T, hidden), and what the backward pass needs."""
-        heads_in = self.norms[0].forward(x)
-        qkv, qkv_inner = self.qkv.apart(heads_in, weights.qkv)
-        self.ops.rotate(qkv, self.heads, angles, qkv_inner, self.qkv.b)
+        heads_in, qkv = self._heads(x, weights, angles)
         mixed, log_sums = attend(qkv, self.heads, batch)
         h, o_inner = self.o.onto(x, mixed, weights.o)
-        mlp_in = self.norms[1].forward(h)
-        gate_up, gate_up_inner = self.gate_up.apart(mlp_in, weights.gate_up)
-        active = self.ops.gated(gate_up, gate_up_inner, self.gate_up.b, self.gelu)
+        mlp_in, gate_up = self._gates(h, weights)
+        active = self.ops.gated(gate_up, self.gelu)
         y, down_inner = self.down.onto(h, active, weights.down)
-        kept = Kept(x, mixed, h, log_sums, qkv_inner, o_inner, gate_up_inner, down_inner)
-        return y, kept, Wide(heads_in, qkv, mlp_in, gate_up)
+        return y, Kept(x, mixed, h, log_sums, o_inner, down_inner), Wide(heads_in, qkv, mlp_in, gate_up)
+
+    def _heads(self, x: torch.Tensor, weights: Weights, angles: Angles) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of `x`, with its border, and queries, keys and values."""
+        heads_in = self.norms[0].forward(x, self.qkv.border)
+        qkv = self.qkv.bordered(heads_in, weights.qkv)
+        self.ops.rotate(qkv, self.heads, angles)
+        return heads_in, qkv
+
+    def _gates(self, h: torch.Tensor, weights: Weights) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of `h`, with its border, and gate and up."""
+        mlp_in = self.norms[1].forward(h, self.gate_up.border)
+        return mlp_in, self.gate_up.bordered(mlp_in, weights.gate_up)
 
     def again(self, kept: Kept, weights: Weights, angles: Angles) -> Wide:
         """The wide tensors, bit for bit those of the forward pass."""
-        heads_in, mlp_in = self.norms[0].forward(kept.x), self.norms[1].forward(kept.h)
-        qkv = heads_in @ weights.qkv.T
-        self.ops.rotate(qkv, self.heads, angles, kept.qkv_inner, self.qkv.b)
-        return Wide(heads_in, qkv, mlp_in, mlp_in @ weights.gate_up.T)
+        return Wide(*self._heads(kept.x, weights, angles), *self._gates(kept.h, weights))
 
     def backward(
         self, slope: torch.Tensor, kept: Kept, wide: Wide, weights: Weights, angles: Angles, batch: Batch
@@ -129,7 +132,7 @@ class Layer:
         parts = attend_backward(of_mixed, wide.qkv, kept.mixed, kept.log_sums, self.heads, batch)
         self.ops.rotate_backward(parts, self.heads, angles, out=wide.qkv)
         of_normal, inner_slope = self.qkv.backward(wide.qkv, weights.qkv)
-        of_heads = self.qkv.gradients(wide.qkv, inner_slope, wide.heads_in, kept.qkv_inner)
+        of_heads = self.qkv.gradients(wide.qkv, inner_slope, *self.qkv.split(wide.heads_in))
         return self.norms[0].backward(of_normal, kept.x, residual=slope), of_heads + of_o + of_mlp
 
     def _mlp_backward(
@@ -137,11 +140,11 @@ class Layer:
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The gradients of `h`, in the place of `slope`, and of the adapters of `gate_up` and `down`."""
         active, inner_slope = self.down.backward(slope, weights.down)  # its gradient, until the next line
-        self.ops.gated_backward(active, wide.gate_up, kept.gate_up_inner, self.gate_up.b, self.gelu)
+        self.ops.gated_backward(active, wide.gate_up, self.gelu)
         of_down = self.down.gradients(slope, inner_slope, active, kept.down_inner)
         del active
         of_normal, inner_slope = self.gate_up.backward(wide.gate_up, weights.gate_up)
-        of_gate_up = self.gate_up.gradients(wide.gate_up, inner_slope, wide.mlp_in, kept.gate_up_inner)
+        of_gate_up = self.gate_up.gradients(wide.gate_up, inner_slope, *self.gate_up.split(wide.mlp_in))
         del wide.gate_up, wide.mlp_in  # a third of a layer's memory, free before the attention takes its own
         return self.norms[1].backward(of_normal, kept.h, residual=slope), of_gate_up + of_down
 
@@ -154,9 +157,9 @@ class Norm:
         self.eps = getattr(module, "variance_epsilon", None) or module.eps
         self.offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` (T, hidden), normed."""
-        normed: torch.Tensor = self.ops.rms_norm(x, self.weight, self.eps, self.offset)
+    def forward(self, x: torch.Tensor, border: int = 0) -> torch.Tensor:
+        """`x` (T, hidden), normed, in a tensor (T, hidden + border) whose border isn't written."""
+        normed: torch.Tensor = self.ops.rms_norm(x, self.weight, self.eps, self.offset, border)
         return normed
 
     def backward(self, slope: torch.Tensor, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,20 @@ from train.fused import plain
 
 
 @triton.jit
-def _decode(packed, quants, code, scales, mean, table, out, bytes_, BLOCK: tl.constexpr, GROUP: tl.constexpr):
+def _decode(
+    packed,
+    quants,
+    code,
+    scales,
+    mean,
+    table,
+    out,
+    bytes_,
+    out_row,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < bytes_
     byte = tl.load(packed + at, inside, 0)
@@ -22,11 +35,15 @@ def _decode(packed, quants, code, scales, mean, table, out, bytes_, BLOCK: tl.co
     high = tl.load(table + (byte >> 4).to(tl.int32)) * scale
     low = tl.load(table + (byte & 15).to(tl.int32)) * scale
     to = tl.program_id(0) * 2 * BLOCK + tl.arange(0, 2 * BLOCK)
-    tl.store(out + to, tl.interleave(high, low), to < 2 * bytes_)
+    place = out + (to // WIDTH).to(tl.int64) * out_row + to % WIDTH
+    tl.store(place, tl.interleave(high, low), to < 2 * bytes_)
 
 
 def decode(weight: Any, out: torch.Tensor) -> None:
-    """The values of a double-quantised NF4 weight of bitsandbytes into `out` (out features, in features)."""
+    """The values of a double-quantised NF4 weight of bitsandbytes into `out` (out features, in features).
+
+    The rows of `out` may lie apart.
+    """
     state, count = weight.quant_state, weight.data.nbytes
     if not state.nested or state.quant_type != "nf4" or state.blocksize != 64:
         return plain.decode(weight, out)
@@ -40,6 +57,8 @@ def decode(weight: Any, out: torch.Tensor) -> None:
         state.code,
         out,
         count,
+        out.stride(0),
+        WIDTH=out.shape[1],
         BLOCK=1024,
         GROUP=nested.blocksize,
         enable_fp_fusion=False,  # rounds as bitsandbytes does

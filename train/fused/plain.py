@@ -15,9 +15,13 @@ from torch.nn import functional
 ROOT, SLOPE = math.sqrt(2 / math.pi), 0.044715  # of GELU's tangent formula
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
-    """`x` (T, width) over its root mean square, times `weight + offset`."""
-    return (_normal(x, eps)[0] * (weight.float() + offset)).to(x.dtype)
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, border: int = 0
+) -> torch.Tensor:
+    """`x` (T, width) over its root mean square, times `weight + offset`; as many columns more as `border`."""
+    out = x.new_empty(len(x), x.shape[1] + border)
+    out[:, : x.shape[1]] = _normal(x, eps)[0] * (weight.float() + offset)
+    return out
 
 
 def _normal(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,23 +44,16 @@ def rms_norm_backward(
     return residual.copy_(residual + rstd * (given - normal * inner))
 
 
-def add_product(onto: torch.Tensor, inner: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`onto` (T, width) plus `inner` (T, rank) times `b` (width, rank) transposed."""
-    return onto + inner @ b.T
-
-
-def gated(gate_up: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, gelu: bool) -> torch.Tensor:
-    """`act(gate) * up` (T, width): the halves of `gate_up` (T, 2 width) plus `inner` times `b` transposed."""
-    gate, up = (gate_up + inner @ b.T).chunk(2, dim=1)
+def gated(gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
+    """`act(gate) * up` (T, width) of the halves of `gate_up` (T, 2 width)."""
+    gate, up = gate_up.chunk(2, dim=1)
     active = functional.gelu(gate, approximate="tanh") if gelu else functional.silu(gate)
     return active * up
 
 
-def gated_backward(
-    slope: torch.Tensor, gate_up: torch.Tensor, inner: torch.Tensor, b: torch.Tensor, gelu: bool
-) -> None:
+def gated_backward(slope: torch.Tensor, gate_up: torch.Tensor, gelu: bool) -> None:
     """Put the gradient of `gate_up` in its place, and `gated(...)` in that of `slope`, its gradient."""
-    gate, up = (gate_up + inner @ b.T).chunk(2, dim=1)
+    gate, up = gate_up.chunk(2, dim=1)
     if gelu:
         share = torch.sigmoid(2 * ROOT * (gate + SLOPE * gate**3))  # 0.5 (1 + tanh z) is sigmoid 2z
         derivative = share + gate * share * (1 - share) * 2 * ROOT * (1 + 3 * SLOPE * gate**2)
@@ -64,17 +61,16 @@ def gated_backward(
         share = torch.sigmoid(gate)
         derivative = share * (1 + gate * (1 - share))
     active = gate * share
+    made = active * up
     gate_up.copy_(torch.cat([slope * up * derivative, slope * active], dim=1))
-    slope.copy_(active * up)
+    slope.copy_(made)
 
 
-def rotate(qkv: torch.Tensor, heads: Any, angles: Any, inner: torch.Tensor, b: torch.Tensor) -> None:
-    """Add the adapter's part to `qkv` (T, (query + 2 key) head), then turn queries and keys, in place.
+def rotate(qkv: torch.Tensor, heads: Any, angles: Any) -> None:
+    """Turn queries and keys of `qkv` (T, (query + 2 key) head), in place.
 
-    That part is `inner` (T, rank) times `b` (as wide as `qkv`, rank) transposed. The angles' cosine and sine
-    of each token's position (T, head / 2) are fp32.
+    The angles' cosine and sine of each token's position (T, head / 2) are fp32.
     """
-    qkv += inner @ b.T
     for part in heads.split(qkv)[:2]:
         part.copy_(_turned(part, angles.cos, angles.sin))
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+STEP = 16  # ranks are filled up with zeros to so many: 32 bytes, what kernels like rows to begin at
+
 
 @dataclass(frozen=True)
 class _Adapter:
@@ -27,9 +29,12 @@ class Projection:
 
     The layers' weights lie below each other, and so do their A; their B, times the adapters' scales, are the
     blocks of a diagonal. A and B are copies in the type of the computation: see `sources` and `copies`.
+
+    With a border, W has B on its right, (out, in + border), and x has x A^T, (T, in + border): one product
+    does it all.
     """
 
-    def __init__(self, layers: list[Any], dtype: torch.dtype, ops: ModuleType) -> None:
+    def __init__(self, layers: list[Any], dtype: torch.dtype, ops: ModuleType, border: bool = False) -> None:
         self.ops = ops
         self.bases = [getattr(layer, "base_layer", layer) for layer in layers]
         self.adapters: list[_Adapter] = []
@@ -42,6 +47,8 @@ class Projection:
                 ranks = slice(rank, rank + len(a))
                 rank = ranks.stop
                 self.adapters.append(_Adapter(a, b, layer.scaling["default"], rows, ranks))
+        rank = -rank % STEP + rank
+        self.border = rank if border else 0
         self.out_features, self.in_features = row, self.bases[0].in_features
         device = next(chain(self.bases[0].parameters(), self.bases[0].buffers())).device
         self.a = torch.zeros(rank, self.in_features, dtype=dtype, device=device)
@@ -66,20 +73,27 @@ class Projection:
         """What the sources' values are multiplied by."""
         return [scale for adapter in self.adapters for scale in (1.0, adapter.scale)]
 
-    def apart(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return x W^T (T, out) and x A^T (T, rank), for a kernel that adds the adapter's part itself."""
-        return x @ weight.T, x @ self.a.T
+    def bordered(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Return y (T, out) for `x` (T, in + border), whose border is written here, and such a `weight`."""
+        values, inner = self.split(x)
+        if self.adapters:
+            torch.mm(values, self.a.T, out=inner)
+        return x @ weight.T
+
+    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return x (T, in) and x A^T (T, border) of one tensor."""
+        return x[:, : self.in_features], x[:, self.in_features :]
 
     def onto(
         self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `residual` + y (T, out), and x A^T (T, rank)."""
         inner = x @ self.a.T
-        return self.ops.add_product(residual, inner, self.b).addmm_(x, weight.T), inner
+        return torch.addmm(residual, inner, self.b.T).addmm_(x, weight.T), inner
 
     def backward(self, slope: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of x (T, in) and of x A^T (T, rank) from that of y."""
-        inner_slope = slope @ self.b
+        inner_slope, weight = slope @ self.b, weight[:, : self.in_features]
         if not self.adapters:
             return slope @ weight, inner_slope
         return (inner_slope @ self.a).addmm_(slope, weight), inner_slope

@@ -8,21 +8,23 @@ import triton.language as tl
 
 
 @triton.jit
-def _rms_norm(x, weight, out, eps, offset, width, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * width
+def _rms_norm(x, weight, out, eps, offset, width, out_row, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < width
-    value = tl.load(x + row + at, inside, 0.0).to(tl.float32)
+    value = tl.load(x + row * width + at, inside, 0.0).to(tl.float32)
     scale = tl.load(weight + at, inside, 0.0).to(tl.float32) + offset
     rstd = tl.rsqrt(tl.sum(value * value) / width + eps)
-    tl.store(out + row + at, value * rstd * scale, inside)
+    tl.store(out + row * out_row + at, value * rstd * scale, inside)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
-    """`x` (T, width) over its root mean square, times `weight + offset`."""
-    out = torch.empty_like(x)
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, border: int = 0
+) -> torch.Tensor:
+    """`x` (T, width) over its root mean square, times `weight + offset`; as many columns more as `border`."""
     rows, width = x.shape
-    _rms_norm[(rows,)](x, weight, out, eps, offset, width, BLOCK=triton.next_power_of_2(width), num_warps=8)
+    out, block = x.new_empty(rows, width + border), triton.next_power_of_2(width)
+    _rms_norm[(rows,)](x, weight, out, eps, offset, width, width + border, BLOCK=block, num_warps=8)
     return out
 
 

@@ -89,7 +89,7 @@ class Stack:
         """A place for what one forward pass leaves to its backward pass."""
         if self.fast:
             return Saved(None)
-        return Saved(self._idle.pop() if self._idle else Offload(self.device))
+        return Saved(self._idle.pop() if self._idle else Offload(self.device, len(self.layers) - 1))
 
     def angles(self, batch: Batch) -> Angles:
         """Of the batch's positions, from a table; in a longer context LongRoPE turns otherwise."""
