@@ -97,10 +97,18 @@ def _train(
         processing_class=AutoTokenizer.from_pretrained(given.base),
         peft_config=adapter,
     )
+    in_fp32(trainer)
     _watch(trainer, bursts)
     bursts.ready(sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
     torch.cuda.reset_peak_memory_stats()
     trainer.train()
+
+
+def in_fp32(trainer: Any) -> None:
+    """Have fp32 adapters, as this project and Unsloth do: TRL makes them bf16 on a quantised base."""
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def _watch(trainer: Any, bursts: Bursts) -> None:

@@ -1,9 +1,9 @@
 """Whether it is the same training: 100 steps beside TRL's on real weights: python -m bench.train_same [BASE]
 
-BASE is SmolLM2-135M as a checkpoint; if it isn't given, what the recipe smollm2-quotes trains on. Both arms
+BASE is SmolLM2-135M as a checkpoint; if it isn't given, what the recipe smollm2-quotes trains on. All arms
 see the same documents in the same order, in NF4 with an adapter on all linear layers; a seed changes where
-the adapter begins. The curves have to be as near to each other as those of TRL's own seeds. Needs TRL, and
-CUDA to say something of train/fused.
+the adapter begins. TRL's curves in fp32 are the truth: ours, in bf16, have to be as near to it as TRL's in
+bf16, or as TRL's seeds to each other. Needs TRL, and CUDA to say something of train/fused.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
+from bench.train_peers import in_fp32
 from train.base import find_base
 from train.example import Encoded
 from train.loop import Loop
@@ -32,8 +33,9 @@ from train.order import Order
 from train.recipe import RECIPES, load_recipe, parse
 
 RESULTS = Path(__file__).with_name("results") / "train-same.json"
-STEPS, BATCH, SEEDS = 100, 8, (0, 1, 2)
-RANK, ALPHA, RATE = 16, 32, 5e-4
+STEPS, BATCH, SEEDS = 100, 16, (0, 1, 2)
+RANK, ALPHA, RATE, WARM = 16, 32, 2e-4, 10
+TRUTH = "TRL, fp32"
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
 
 
@@ -62,7 +64,14 @@ def tune2chat(base: str, rows: list[Encoded], seed: int, memory: str) -> list[fl
         "data": {"path": "none"},
         "BitsAndBytesConfig": {"load_in_4bit": True},
         "LoraConfig": {"r": RANK, "lora_alpha": ALPHA},
-        "SFTConfig": sft | {"learning_rate": RATE, "logging_steps": 1, "eval_steps": 10_000, "seed": seed},
+        "SFTConfig": sft
+        | {
+            "learning_rate": RATE,
+            "warmup_steps": WARM,
+            "logging_steps": 1,
+            "eval_steps": 10_000,
+            "seed": seed,
+        },
         "memory": memory,
     }
     recipe = parse(content, "the benchmark's recipe")
@@ -74,7 +83,7 @@ def tune2chat(base: str, rows: list[Encoded], seed: int, memory: str) -> list[fl
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def trl(base: str, rows: list[Encoded], seed: int) -> list[float]:
+def trl(base: str, rows: list[Encoded], seed: int, dtype: torch.dtype) -> list[float]:
     """The loss of each step by TRL's SFTTrainer, with nothing of speed."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -82,25 +91,23 @@ def trl(base: str, rows: list[Encoded], seed: int) -> list[float]:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from trl import SFTConfig, SFTTrainer
 
-    cuda = torch.cuda.is_available()
     quantised = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if cuda else torch.float32,
+        bnb_4bit_compute_dtype=dtype,
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        base, quantization_config=quantised, dtype=torch.bfloat16 if cuda else torch.float32
-    )
+    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=quantised, dtype=dtype)
     settings = SFTConfig(
         output_dir=tempfile.mkdtemp(),
         max_length=256,
         max_steps=STEPS,
         per_device_train_batch_size=BATCH,
         learning_rate=RATE,
+        warmup_steps=WARM,
         lr_scheduler_type="cosine",
         optim="adamw_torch_fused",
-        bf16=cuda,
+        bf16=dtype == torch.bfloat16,
         logging_steps=1,
         seed=seed,
         report_to=[],
@@ -116,18 +123,19 @@ def trl(base: str, rows: list[Encoded], seed: int) -> list[float]:
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=names, task_type="CAUSAL_LM"),
     )
+    in_fp32(trainer)
     trainer._get_train_sampler = lambda *_: SequentialSampler(trainer.train_dataset)
     trainer.train()
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
 def compare(curves: dict[str, list[list[float]]]) -> dict[str, float]:
-    """How far each arm is from TRL's mean, a step, and how far TRL's seeds are from each other (nats)."""
-    theirs = np.array(curves["trl"])
-    found = {"noise": float(theirs.std(0, ddof=1).mean())}
+    """How far each arm is from the truth, a step, and how far its seeds are from each other (nats)."""
+    truth = np.array(curves[TRUTH])
+    found = {"between its seeds": float(truth.std(0, ddof=1).mean())}
     for name, lines in curves.items():
-        if name != "trl":
-            apart = np.array(lines).mean(0) - theirs.mean(0)
+        if name != TRUTH:
+            apart = np.array(lines).mean(0) - truth.mean(0)
             found[name] = float(np.abs(apart).mean())
             found[f"{name}, with its sign"] = float(apart.mean())
     return found
@@ -158,7 +166,8 @@ def main() -> None:
     base = given.base or find_base(load_recipe("smollm2-quotes").model)
     rows = documents(base)
     curves = {
-        "trl": [trl(base, rows, seed) for seed in SEEDS],
+        TRUTH: [trl(base, rows, seed, torch.float32) for seed in SEEDS],
+        "TRL, bf16": [trl(base, rows, seed, torch.bfloat16) for seed in SEEDS],
         "tune2chat fast": [tune2chat(base, rows, seed, "fast") for seed in SEEDS],
         "tune2chat lean": [tune2chat(base, rows, seed, "lean") for seed in SEEDS],
     }
