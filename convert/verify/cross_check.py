@@ -77,7 +77,16 @@ def tool_perplexity(program: Path, gguf: Path, text: str) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch, "plain.txt")
         plain.write_text(text, encoding="utf-8", newline="\n")
-        command = [program, "-m", gguf, "-f", plain, "--no-escape", "-t", str(thread_count())]
+        command: list[str | Path] = [
+            program,
+            "-m",
+            gguf,
+            "-f",
+            plain,
+            "--no-escape",
+            "-t",
+            str(thread_count()),
+        ]
         command += ["-c", str(CHUNK), "-b", str(CHUNK), "--chunks", str(CHUNKS)]
         # Twice: a thread of its own writes the tool's log, whose end was once lost on a busy machine.
         for _ in range(2):
