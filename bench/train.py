@@ -143,9 +143,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="blocks of 2,048 tokens a step")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    for unknown in (set(given.models) - set(MODELS), set(given.arms) - set(KNOWN_ARMS)):
-        if unknown:
-            parser.error(f"unknown: {', '.join(sorted(unknown))}; see the first lines of this file")
+    for names, known in ((given.models, [*MODELS]), (given.arms, KNOWN_ARMS)):
+        if unknown := [name for name in names if name not in known]:
+            parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
     if not torch.cuda.is_available():
         parser.error("this needs a CUDA GPU, and there is none")
     rows = json.loads(given.out.read_text()) if given.out.exists() else []

@@ -106,6 +106,8 @@ def main() -> None:
     parser.add_argument("--memory", choices=("lean", "fast"), help="instead of what fits")
     parser.add_argument("--batch", type=int, help="per_device_train_batch_size, instead of the recipe's")
     given = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("this needs a CUDA GPU, and there is none")
     about = {"device": torch.cuda.get_device_name(), "date": date.today().isoformat()}
     about |= {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
     rows = json.loads(given.out.read_text()) if given.out.exists() else []

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from datetime import date
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,10 @@ def main() -> None:
     parser.add_argument("base", nargs="?")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
+    if given.base and not Path(given.base, "config.json").is_file():
+        parser.error(f"{given.base!r} is no checkpoint: it has no config.json")
+    if not find_spec("trl"):
+        parser.error("this needs TRL, which isn't installed: pip install trl==1.16.0")
     base = given.base or find_base(load_recipe("smollm2-quotes").model)
     rows = documents(base)
     curves = {

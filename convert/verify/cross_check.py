@@ -77,20 +77,10 @@ def tool_perplexity(program: Path, gguf: Path, text: str) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch, "plain.txt")
         plain.write_text(text, encoding="utf-8", newline="\n")
-        command: list[str | Path] = [
-            program,
-            "-m",
-            gguf,
-            "-f",
-            plain,
-            "--no-escape",
-            "-t",
-            str(thread_count()),
-        ]
-        command += ["-c", str(CHUNK), "-b", str(CHUNK), "--chunks", str(CHUNKS)]
+        options = ("--no-escape", "-t", thread_count(), "-c", CHUNK, "-b", CHUNK, "--chunks", CHUNKS)
         # Twice: a thread of its own writes the tool's log, whose end was once lost on a busy machine.
         for _ in range(2):
-            printed = run(command)
+            printed = run([program, "-m", gguf, "-f", plain, *map(str, options)])
             if found := _ESTIMATE.search(printed):
                 return float(found[1])
     raise ConvertError(f"llama-perplexity gave no estimate for {gguf.name}: {printed[-300:]}")

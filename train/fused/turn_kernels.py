@@ -53,8 +53,7 @@ def rotate(qkv: torch.Tensor, heads: Any, angles: Any) -> None:
 
     The angles' cosine and sine of each token's position (T, head / 2) are fp32.
     """
-    parts = heads.split(qkv)
-    _launch_turn(parts, qkv, heads, angles, heads.query + heads.key, 1.0)
+    _launch_turn(heads.split(qkv), qkv, heads, angles, heads.query + heads.key, 1.0)
 
 
 def rotate_backward(parts: tuple[torch.Tensor, ...], heads: Any, angles: Any, out: torch.Tensor) -> None:
