@@ -9,6 +9,8 @@ from typing import NoReturn
 
 from chat.errors import ChatError
 
+OURS = ("bench", "chat", "convert", "train")
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, exits with 2. `prog` is the command as it is typed."""
@@ -16,6 +18,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
+
+
+def missing(error: ModuleNotFoundError) -> str:
+    """The line for a package that isn't installed; raises `error` if it is one of our own modules."""
+    package = (error.name or "").partition(".")[0]
+    if package in OURS:
+        raise error
+    return (
+        f"error: the package {package!r} isn't installed: "
+        "pip install -r requirements.txt -r convert/requirements.txt -r train/requirements.txt"
+    )
 
 
 def run(work: Callable[[], int], stopped: str) -> int:
@@ -27,6 +40,9 @@ def run(work: Callable[[], int], stopped: str) -> int:
         return work()
     except ChatError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(missing(error), file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a folder that can't be written
         print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)

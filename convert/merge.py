@@ -15,10 +15,11 @@ from pathlib import Path
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from chat.command import Parser, missing, run
+
 try:
     import torch
 
-    from chat.command import Parser, run
     from chat.machine import human_size
     from convert.adapter import Adapter
     from convert.base import find_base
@@ -31,6 +32,8 @@ try:
     from convert.tokenizer_files import TokenizerFiles, write_json
 except KeyboardInterrupt:  # torch takes seconds to import
     sys.exit(130)
+except ModuleNotFoundError as error:
+    sys.exit(missing(error))
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATION = "generation_config.json"
