@@ -23,6 +23,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENI
 LENGTH = 2048
 RANK, ALPHA = 16, 32
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "liger-kernel", "unsloth", "triton")
+LIBRARIES += ("nvidia-cudnn-frontend",)
 
 
 class Bursts:

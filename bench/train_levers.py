@@ -30,7 +30,8 @@ import torch
 
 from bench.train_documents import documents
 from bench.train_models import CONFIGS, random_base
-from train.fused import plain
+from train.fused import attention, plain
+from train.fused.cudnn_attention import plan_for
 from train.fused.frozen import Frozen
 from train.fused.projection import Projection
 from train.fused.stack import Saved, Stack
@@ -45,7 +46,7 @@ MODEL = "microsoft/Phi-3.5-mini-instruct"
 WARM, STEPS = 3, 8
 KINDS = {  # the first that a kernel's name matches
     "matrix products": r"nvjet|gemm|cutlass::Kernel|splitKreduce",
-    "attention": r"flash|fmha",
+    "attention": r"flash|fmha|cudnn",
     "NF4 decoding": r"_decode|kDequantize",
     "norms, gates, rotation, loss": r"_rms_norm|_gated|_turn|_cross_entropy",
     "copies to and from the host, beside the rest": r"Memcpy (HtoD|DtoH)",
@@ -95,6 +96,11 @@ def without_borders(stack: Stack) -> None:
             projection.bordered = partial(apart, projection)  # type: ignore[method-assign]
 
 
+def without_cudnn(stack: Stack) -> None:
+    """Attention by PyTorch's own kernels."""
+    attention.plan_for = lambda *_: None
+
+
 class OnGpu:
     """What `Offload` does, without leaving the GPU."""
 
@@ -133,6 +139,7 @@ def variants() -> Iterator[tuple[str, str, Lever | None]]:
         yield "all levers", mode, lambda stack: None
         yield "adapters added in passes of their own", mode, without_borders
         yield "formulas instead of kernels", mode, with_operations(**formulas())
+        yield "attention by FlashAttention 2", mode, without_cudnn
     yield "matrices decoded each time", "fast", decoded_each_time
     yield "decoded by bitsandbytes", "lean", with_operations(decode=plain.decode)
     yield "nothing in the host's memory", "lean", kept_on_gpu
@@ -174,7 +181,7 @@ class Measured:
         for event in profile.key_averages():
             kind = next((kind for kind, names in KINDS.items() if re.search(names, event.key)), "other")
             milliseconds[kind] += event.self_device_time_total / 1e3
-            launches += event.count
+            launches += event.count * (event.device_type == torch.autograd.DeviceType.CUDA)
         beside = milliseconds[list(KINDS)[-1]]
         step = 1e3 * seconds / STEPS
         table = {kind: round(milliseconds[kind], 1) for kind in (*KINDS, "other")}
@@ -188,7 +195,7 @@ class Measured:
 @contextmanager
 def variant(adapted: Adapted, mode: str, lever: Lever | None) -> Iterator[None]:
     """Give the model a stack with this lever taken out; None trains by transformers and PEFT."""
-    adapted.stack = None
+    adapted.stack, attention.plan_for = None, plan_for
     gc.collect()
     torch.cuda.empty_cache()
     base: Any = adapted.base

@@ -3,7 +3,7 @@
 BASE is SmolLM2-135M as a checkpoint; if it isn't given, what the recipe smollm2-quotes trains on. All arms
 see the same documents in the same order, in NF4 with an adapter on all linear layers; a seed changes where
 the adapter begins. TRL's curves in fp32 are the truth: ours, in bf16, have to be as near to it as TRL's in
-bf16, or as TRL's seeds to each other. Needs TRL, and CUDA to say something of train/fused.
+bf16, and as near to those as TRL's seeds to each other. Needs TRL, and CUDA to say something of train/fused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from train.recipe import RECIPES, load_recipe, parse
 RESULTS = Path(__file__).with_name("results") / "train-same.json"
 STEPS, BATCH, SEEDS = 100, 16, (0, 1, 2)
 RANK, ALPHA, RATE, WARM = 16, 32, 2e-4, 10
-TRUTH = "TRL, fp32"
+TRUTH, PLAIN, LEAN = "TRL, fp32", "TRL, bf16", "tune2chat lean"
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
 
 
@@ -131,29 +131,37 @@ def trl(base: str, rows: list[Encoded], seed: int, dtype: torch.dtype) -> list[f
 
 
 def compare(curves: dict[str, list[list[float]]]) -> dict[str, float]:
-    """How far each arm is from the truth, a step, and how far its seeds are from each other (nats)."""
-    truth = np.array(curves[TRUTH])
-    found = {"between its seeds": float(truth.std(0, ddof=1).mean())}
-    for name, lines in curves.items():
-        if name != TRUTH:
-            apart = np.array(lines).mean(0) - truth.mean(0)
-            found[name] = float(np.abs(apart).mean())
-            found[f"{name}, with its sign"] = float(apart.mean())
+    """How far TRL's seeds are from each other, a step, and the arms' means from TRL's (nats)."""
+    found: dict[str, float] = {}
+    for reference in (TRUTH, PLAIN):
+        of_trl = np.array(curves[reference])
+        found[f"between the seeds of {reference}"] = float(of_trl.std(0, ddof=1).mean())
+        for name, lines in curves.items():
+            if name != reference:
+                apart = np.array(lines).mean(0) - of_trl.mean(0)
+                found[f"{name} from {reference}"] = float(np.abs(apart).mean())
+                found[f"{name} from {reference}, with its sign"] = float(apart.mean())
     return found
 
 
 def plot(curves: dict[str, list[list[float]]], to: Path) -> None:
-    """All curves of an arm in one colour."""
+    """All curves of an arm in one colour, and below how far their means are from the truth."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4))
+    truth = np.array(curves[TRUTH])
+    figure, (losses, apart) = pyplot.subplots(2, sharex=True, figsize=(8, 6))
     for number, (name, lines) in enumerate(curves.items()):
-        for index, line in enumerate(lines):
-            axes.plot(line, color=f"C{number}", lw=0.8, alpha=0.7, label=name if not index else None)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats a token)")
-    axes.legend()
-    axes.set_title("SmolLM2-135M on quotations, three seeds each")
+        colour = f"C{number}"
+        losses.plot(np.array(lines).T, color=colour, lw=0.8, alpha=0.7)
+        dashes = "--" if name == LEAN else "-"  # it lies on fast's
+        apart.plot(np.array(lines).mean(0) - truth.mean(0), dashes, color=colour, lw=1.2, label=name)
+    spread = truth.std(0, ddof=1)
+    apart.fill_between(range(len(spread)), -spread, spread, alpha=0.2, label="between TRL's seeds in fp32")
+    losses.set_ylabel("loss (nats a token)")
+    losses.set_title("SmolLM2-135M on quotations, three seeds each")
+    apart.set_xlabel("step")
+    apart.set_ylabel(f"mean minus that of {TRUTH}")
+    apart.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(to, dpi=110)
 
@@ -172,9 +180,9 @@ def main() -> None:
     rows = documents(base)
     curves = {
         TRUTH: [trl(base, rows, seed, torch.float32) for seed in SEEDS],
-        "TRL, bf16": [trl(base, rows, seed, torch.bfloat16) for seed in SEEDS],
+        PLAIN: [trl(base, rows, seed, torch.bfloat16) for seed in SEEDS],
         "tune2chat fast": [tune2chat(base, rows, seed, "fast") for seed in SEEDS],
-        "tune2chat lean": [tune2chat(base, rows, seed, "lean") for seed in SEEDS],
+        LEAN: [tune2chat(base, rows, seed, "lean") for seed in SEEDS],
     }
     apart = compare(curves)
     print(json.dumps(apart, indent=1))

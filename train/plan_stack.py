@@ -12,12 +12,11 @@ from train.model import targets
 from train.recipe import Recipe
 from train.shape import ATTENTION_IN, MLP_IN, Load, Shape
 
-SUSTAINED = 0.94  # of the rate of one product alone: a GPU that works on end is slowed by its power limit
-ATTENTION = 0.39  # of that rate, in long documents
-HALF_RATE = 98.0  # tokens of a document at which attention has half of its rate
-PASSES = 13.7  # times that a byte of what is kept is moved beside the products, adapters included
-PASSES_AGAIN = 0.3  # and to compute the wide tensors again
-FAST, LEAN = 0.39e-3, 0.9e-3  # seconds of a layer that don't depend on its tokens: the launching of kernels
+SUSTAINED = 0.912  # of the rate of one product alone: a GPU that works on end is slowed by its power limit
+ATTENTION = 0.626  # of that rate, by cuDNN
+PASSES = 13.5  # times that a byte of what is kept is moved beside the products, adapters included
+PASSES_AGAIN = 1.74  # and to compute the wide tensors again
+FAST, LEAN = 3.02e-3, 3.4e-3  # seconds that a processor takes to launch a layer's kernels
 HALF, NF4_READ = 2.0, 0.52  # bytes of a weight, decoded and not
 RESERVE = 0.25e9  # workspaces
 
@@ -57,11 +56,9 @@ def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) ->
         again = 2.0 * sum(layer.elements for layer in shape.linears if layer.name in names)
     attention = 3.5 * 2 * load.longest * shape.query * shape.layers
     rate = SUSTAINED * gpu.flops
-    slow = 1 / (ATTENTION * load.longest / (load.longest + HALF_RATE))
-    products = (flops + again + (slow - 1) * attention) / rate
+    products = (flops + again + (1 / ATTENTION - 1) * attention) / rate
     passes = PASSES if recipe.fast else PASSES + PASSES_AGAIN
-    # Fitted to rows that were measured when the norms weren't kept yet.
-    bytes_moved = shape.layers * (_narrow(shape) + _wide(shape) - 4 * shape.hidden) * passes
+    bytes_moved = shape.layers * (_narrow(shape) + _wide(shape)) * passes
     decoding = 0.0 if recipe.fast else 2 * (HALF + NF4_READ) * shape.weights / gpu.bandwidth
     launching = (FAST if recipe.fast else LEAN) * shape.layers
-    return load.tokens * (products + bytes_moved / gpu.bandwidth) + decoding + launching
+    return max(load.tokens * (products + bytes_moved / gpu.bandwidth) + decoding, launching)

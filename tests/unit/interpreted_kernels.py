@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 
-from train.fused.attention import Heads
+from train.fused.heads import Heads
 from train.fused.layer import Angles
 
 TOKENS, WIDTH, VOCABULARY = 37, 150, 5000  # none fills a block; the vocabulary takes two

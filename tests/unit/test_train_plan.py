@@ -245,5 +245,5 @@ def test_forecasts_are_near_what_was_measured(shapes: dict[str, Shape]) -> None:
         tokens, length = row["tokens_per_step"], row["document"]
         load = Load(tokens, tokens, tokens, tokens, length)
         plan = forecast(shapes["phi-3.5"], recipe_of(memory=row["mode"]), load, GPUS["H200"])
-        assert plan.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.1)
+        assert plan.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.06)
         assert plan.memory_gb * 1e9 / 2**30 == pytest.approx(row["peak_gib"], rel=0.2)

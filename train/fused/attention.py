@@ -1,30 +1,15 @@
-"""Causal attention of packed rows, and its gradients: FlashAttention on CUDA, row by row on a CPU."""
+"""Causal attention of packed rows, and its gradients: by cuDNN or FlashAttention, row by row on a CPU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from train.fused.cudnn_attention import plan_for
+from train.fused.heads import Heads
 from train.packing import Batch
-
-
-@dataclass(frozen=True)
-class Heads:
-    """How many heads there are, for queries and for keys and values, and how wide (`head`) they are."""
-
-    query: int
-    key: int
-    head: int
-    scale: float
-    window: int | None  # keys that a query sees, itself included; None for all
-
-    def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Queries, keys and values (T, heads, head) of one tensor (T, (query + 2 key) head)."""
-        heads = qkv.view(len(qkv), -1, self.head)
-        return torch.split(heads, [self.query, self.key, self.key], dim=1)
 
 
 def attend(qkv: torch.Tensor, heads: Heads, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,6 +17,9 @@ def attend(qkv: torch.Tensor, heads: Heads, batch: Batch) -> tuple[torch.Tensor,
     q, k, v = heads.split(qkv)
     if not qkv.is_cuda:
         return _rows([q, k, v], heads, batch).flatten(1), qkv.new_empty(0)
+    if plan := plan_for(qkv, heads, batch):
+        out, log_sums = plan.forward(qkv, batch)
+        return out.flatten(1), log_sums
     out, log_sums, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, *_packed(batch), False, scale=heads.scale, **_window(heads, batch)
     )
@@ -53,6 +41,8 @@ def attend_backward(
         with torch.enable_grad():
             parts = [part.detach().requires_grad_() for part in (q, k, v)]
             return torch.autograd.grad(_rows(parts, heads, batch), parts, slope)
+    if plan := plan_for(qkv, heads, batch):
+        return plan.backward(slope, qkv, out, log_sums, batch)
     unused = slope.new_empty(0)  # the random state of dropout
     gradients: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
         slope,

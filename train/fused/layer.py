@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from train.fused.attention import Heads, attend, attend_backward
+from train.fused.attention import attend, attend_backward
+from train.fused.heads import Heads
 from train.fused.projection import Projection
 from train.packing import Batch
 
