@@ -34,6 +34,7 @@ class Plan:
 
     trainable: int
     memory_gb: float
+    host_gb: float  # of the computer's memory, which the GPU copies to and from
     tokens_per_s: float
     flops_per_token: float
 
@@ -49,6 +50,7 @@ def forecast(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu) -> Plan:
     return Plan(
         trainable=adapter,
         memory_gb=memory(shape, recipe, load, gpu) / GB,
+        host_gb=plan_stack.host(shape, recipe, load) / GB if way is plan_stack else 0.0,
         tokens_per_s=load.tokens / seconds,
         flops_per_token=flops,
     )

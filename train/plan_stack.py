@@ -48,6 +48,15 @@ def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
     return decoded / shape.layers + max(kept, head) + small + RESERVE
 
 
+def host(shape: Shape, recipe: Recipe, load: Load) -> float:
+    """Bytes of pinned memory for what lean keeps of all layers but the last; PyTorch gives powers of two."""
+    if recipe.fast:
+        return 0.0
+    widths = (shape.hidden, shape.query, shape.hidden)  # see `_narrow`
+    blocks = (1 << (2 * width * int(load.most_tokens) - 1).bit_length() for width in widths)
+    return float((shape.layers - 1) * sum(blocks))
+
+
 def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) -> float:
     """Seconds of one micro-batch whose tokens take `flops` each."""
     again = 0.0

@@ -29,14 +29,15 @@ def print_plan(recipe: Recipe) -> None:
         print(f"note: {error}\nso this is for full blocks, half of whose tokens are trained")
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     known = [name for name, gpu in GPUS.items() if gpu is gpu_of(here)] or list(GPUS)
-    print(f"{'GPU':<8} {'mode':<5} {'memory':>9} {'tokens/s':>10} {'minutes':>9}")
+    print(f"{'GPU':<8} {'mode':<5} {'memory':>9} {'host':>8} {'tokens/s':>10} {'minutes':>9}")
     for name in known:
         gpu = GPUS[name]
         settled = plan.settle(recipe, base.shape, load, gpu, gpu.memory)
         foreseen = plan.forecast(base.shape, settled, load, gpu)
         tokens = load.tokens * recipe.sft.gradient_accumulation_steps * steps
         minutes = f"{tokens / foreseen.tokens_per_s / 60:,.1f}" if steps else "?"
-        memory = f"{foreseen.memory_gb:.1f} GB"
-        print(f"{name:<8} {settled.pace:<5} {memory:>9} {foreseen.tokens_per_s:>10,.0f} {minutes:>9}")
+        memory, host = f"{foreseen.memory_gb:.1f} GB", f"{foreseen.host_gb:.1f} GB"
+        speed = f"{foreseen.tokens_per_s:,.0f}"
+        print(f"{name:<8} {settled.pace:<5} {memory:>9} {host:>8} {speed:>10} {minutes:>9}")
     share = foreseen.trainable / base.shape.parameters
     print(f"{foreseen.trainable:,} of {base.shape.parameters:,} parameters are trained ({share:.2%})")

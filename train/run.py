@@ -270,7 +270,8 @@ def describe(run: Run) -> None:
         f"test; {order.steps:,} steps, {order.steps_per_epoch:,} an epoch"
     )
     if foreseen := run.forecast():
+        host = f" and {foreseen.host_gb:.1f} GB of the computer's" if foreseen.host_gb else ""
         run.say(
-            f"forecast: {foreseen.memory_gb:.1f} GB ({run.recipe.pace}), {foreseen.tokens_per_s:,.0f} "
+            f"forecast: {foreseen.memory_gb:.1f} GB{host} ({run.recipe.pace}), {foreseen.tokens_per_s:,.0f} "
             f"tokens/s, {run.minutes(foreseen.tokens_per_s):.0f} minutes"
         )

@@ -146,6 +146,17 @@ def test_memory_grows_with_what_needs_it(phi: Shape) -> None:
     assert memory(**paged) < memory()
 
 
+def test_only_lean_by_hand_keeps_layers_in_the_hosts_memory(phi: Shape) -> None:
+    """Of 31 layers three tensors of 8,192 x 3,072 in 16 bit, each in the next power of two: 64 MiB."""
+    load = replace(FULL, most_tokens=8192)
+
+    def host(**sections: Any) -> float:
+        return forecast(phi, recipe_of(**sections), load, GPUS["H200"]).host_gb
+
+    assert host(memory="lean") == pytest.approx(31 * 3 * 2**26 / 1e9)
+    assert host(memory="fast") == host(memory="lean", LoraConfig={"lora_dropout": 0.1}) == 0
+
+
 def test_speed_is_in_the_order_of_the_gpus(phi: Shape) -> None:
     speeds = {name: forecast(phi, recipe_of(), FULL, gpu).tokens_per_s for name, gpu in GPUS.items()}
     assert speeds["H200"] >= speeds["H100"] > speeds["A100"] > speeds["A10"] > speeds["T4"] > 0
