@@ -31,7 +31,7 @@ import torch
 from bench.train_documents import documents
 from bench.train_models import CONFIGS, random_base
 from train.fused import attention, plain
-from train.fused.cudnn_attention import plan_for
+from train.fused.cudnn_plans import plan_for
 from train.fused.frozen import Frozen
 from train.fused.projection import Projection
 from train.fused.stack import Saved, Stack

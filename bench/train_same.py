@@ -3,7 +3,7 @@
 BASE is SmolLM2-135M as a checkpoint; if it isn't given, what the recipe smollm2-quotes trains on. All arms
 see the same documents in the same order, in NF4 with an adapter on all linear layers; a seed changes where
 the adapter begins. TRL's curves in fp32 are the truth: ours, in bf16, have to be as near to it as TRL's in
-bf16, and as near to those as TRL's seeds to each other. Needs TRL, and CUDA to say something of train/fused.
+bf16, and their means where those of TRL's seeds are. Needs TRL, and CUDA to say something of train/fused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 from datetime import date
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -130,18 +131,21 @@ def trl(base: str, rows: list[Encoded], seed: int, dtype: torch.dtype) -> list[f
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
-def compare(curves: dict[str, list[list[float]]]) -> dict[str, float]:
-    """How far TRL's seeds are from each other, a step, and the arms' means from TRL's (nats)."""
-    found: dict[str, float] = {}
+def compare(curves: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """How far two runs are apart, a step and on average, for each arm and each of TRL's (nats)."""
+    found: dict[str, Any] = {}
     for reference in (TRUTH, PLAIN):
-        of_trl = np.array(curves[reference])
-        found[f"between the seeds of {reference}"] = float(of_trl.std(0, ddof=1).mean())
+        of_trl = curves[reference]
         for name, lines in curves.items():
-            if name != reference:
-                apart = np.array(lines).mean(0) - of_trl.mean(0)
-                found[f"{name} from {reference}"] = float(np.abs(apart).mean())
-                found[f"{name} from {reference}, with its sign"] = float(apart.mean())
-    return found
+            pairs = combinations(lines, 2) if name == reference else product(lines, of_trl)
+            apart = np.array([np.subtract(one, other) for one, other in pairs])
+            found[f"{name} and {reference}"] = {
+                "a step": round(float(np.abs(apart).mean()), 4),
+                f"a step after the first {WARM}": round(float(np.abs(apart[:, WARM:]).mean()), 4),
+                "on average": round(float(apart.mean()), 4),
+            }
+    means = {name: [round(float(np.mean(line)), 4) for line in lines] for name, lines in curves.items()}
+    return found | {"mean losses": means}
 
 
 def plot(curves: dict[str, list[list[float]]], to: Path) -> None:

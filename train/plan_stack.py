@@ -1,7 +1,8 @@
 """Memory and time of a micro-batch by train/fused.
 
 The constants that arithmetic doesn't give were fitted on one H200, to three models and 256 to 16,384 tokens a
-document: the speed of all 20 points within 6 % (bench/results/train-curve.json and train.json).
+document: the speed of all 20 points within 6 % (bench/results/train-curve.json and train.json). Other GPUs
+are taken to reach the same shares of their rates, with FlashAttention 2, and their processors to be alike.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from train.fused.cudnn_attention import plan_for
+from train.fused.cudnn_plans import plan_for
 from train.fused.heads import Heads
 from train.packing import Batch
 
@@ -18,7 +18,7 @@ def attend(qkv: torch.Tensor, heads: Heads, batch: Batch) -> tuple[torch.Tensor,
     if not qkv.is_cuda:
         return _rows([q, k, v], heads, batch).flatten(1), qkv.new_empty(0)
     if plan := plan_for(qkv, heads, batch):
-        out, log_sums = plan.forward(qkv, batch)
+        out, log_sums = plan.forward(qkv, batch.cu_seq_lens)
         return out.flatten(1), log_sums
     out, log_sums, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, *_packed(batch), False, scale=heads.scale, **_window(heads, batch)
@@ -42,7 +42,7 @@ def attend_backward(
             parts = [part.detach().requires_grad_() for part in (q, k, v)]
             return torch.autograd.grad(_rows(parts, heads, batch), parts, slope)
     if plan := plan_for(qkv, heads, batch):
-        return plan.backward(slope, qkv, out, log_sums, batch)
+        return plan.backward(slope, qkv, out, log_sums, batch.cu_seq_lens)
     unused = slope.new_empty(0)  # the random state of dropout
     gradients: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
         slope,

@@ -1,74 +1,24 @@
 """Attention of packed rows by cuDNN, which on Hopper takes some 70 % of FlashAttention 2's time.
 
-PyTorch has it too, but plans anew at each call, which takes 40 ms (pytorch/pytorch#191576). Here a plan is
-made once for all batches of about the same number and length of rows, through NVIDIA's cudnn-frontend. The
-layout is the one that its documentation calls ragged: rows lie one after the other, offsets say where.
+PyTorch has it too, but plans anew at each call, which takes 40 ms (pytorch/pytorch#191576); here NVIDIA's
+cudnn-frontend plans, and `cudnn_plans.py` keeps the plans. The layout is the one that its documentation calls
+ragged: rows lie one after the other, offsets say where.
 
 A gradient has to lie as its tensor does: cuDNN 9.19 reads one list of offsets for both, whatever it is given.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from train.fused.heads import Heads
-from train.packing import Batch
-
-HOPPER = (9, 0)
-ROWS, LONGEST, TOKENS = 8, 128, 1024  # the least that a plan is made for
 
 # The tensors of a graph, and the offsets at which rows begin in tensors of such a width.
 Q, K, V, OUT, LOG_SUMS, SLOPE, OF_Q, OF_K, OF_V, LENGTHS, IN_QUERIES, IN_KEYS, IN_OUT, IN_SUMS = range(1, 15)
 ROWS_OF = {Q: IN_QUERIES, OF_Q: IN_QUERIES, OUT: IN_OUT, SLOPE: IN_OUT, LOG_SUMS: IN_SUMS}
 ROWS_OF |= dict.fromkeys((K, V, OF_K, OF_V), IN_KEYS)
-
-
-def plan_for(qkv: torch.Tensor, heads: Heads, batch: Batch) -> Plan | None:
-    """The plan for this batch, or None where FlashAttention has to do it."""
-    if qkv.dtype != torch.bfloat16 or _handle(qkv.device) is None:
-        return None
-    if heads.window is not None and heads.window < batch.max_length:
-        return None
-    rows = max(ROWS, _power_of_two(len(batch.cu_seq_lens) - 1))
-    longest = max(LONGEST, _power_of_two(batch.max_length))
-    step = max(TOKENS, _power_of_two(len(qkv)) // 8)
-    exact = torch.are_deterministic_algorithms_enabled()
-    return _plan(heads, rows, longest, -len(qkv) % step + len(qkv), exact, qkv.device)
-
-
-@cache
-def _plan(
-    heads: Heads, rows: int, longest: int, tokens: int, exact: bool, device: torch.device
-) -> Plan | None:
-    import cudnn
-
-    try:
-        return Plan(heads, rows, longest, tokens, exact, _handle(device))
-    except cudnn.cudnnGraphNotSupportedError:
-        return None
-
-
-@cache
-def _handle(device: torch.device) -> Any:
-    """None on GPUs before Hopper, and where cuDNN or its frontend isn't installed."""
-    if not find_spec("cudnn") or torch.cuda.get_device_capability(device) < HOPPER:
-        return None
-    import cudnn
-
-    try:
-        with torch.cuda.device(device):
-            return cudnn.create_handle()
-    except RuntimeError:  # there is no libcudnn
-        return None
-
-
-def _power_of_two(count: int) -> int:
-    """The next that isn't less."""
-    return 1 << (count - 1).bit_length()
 
 
 class Plan:
@@ -87,14 +37,17 @@ class Plan:
         self.widths = {IN_QUERIES: together, IN_KEYS: keys, IN_OUT: heads.query * heads.head}
         self.widths[IN_SUMS] = heads.query
         self._forward, self._backward = self._graph(backward=False), self._graph(backward=True)
-        self._batch: Batch | None = None
-        self._places: dict[int, torch.Tensor] = {}  # offsets and lengths of that batch's rows
+        self._starts = torch.empty(0)
+        self._places: dict[int, torch.Tensor] = {}  # offsets and lengths of the rows that begin there
 
-    def forward(self, qkv: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the heads' results (T, query, head), and the log sums (T, query), fp32."""
+    def forward(self, qkv: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the heads' results (T, query, head), and the log sums (T, query), fp32.
+
+        `starts` (rows + 1, int32) are a batch's `cu_seq_lens`.
+        """
         out = qkv.new_empty(len(qkv), self.heads.query, self.heads.head)
         log_sums = torch.empty(out.shape[:2], dtype=torch.float32, device=qkv.device)
-        self._run(self._forward, self._inputs(qkv, batch) | {OUT: out, LOG_SUMS: log_sums})
+        self._run(self._forward, self._inputs(qkv, starts) | {OUT: out, LOG_SUMS: log_sums})
         return out, log_sums
 
     def backward(
@@ -103,21 +56,22 @@ class Plan:
         qkv: torch.Tensor,
         out: torch.Tensor,
         log_sums: torch.Tensor,
-        batch: Batch,
+        starts: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """The gradients of queries, keys and values (T, heads, head) from that of `out`."""
-        made = self._parts(torch.empty_like(qkv))
+        made = self.heads.split(torch.empty_like(qkv))
+        if self.apart:
+            made = made[0], *(qkv.new_empty(part.shape) for part in made[1:])
         given = {OUT: out, LOG_SUMS: log_sums, SLOPE: slope}
         outputs = dict(zip((OF_Q, OF_K, OF_V), made, strict=True))
-        self._run(self._backward, self._inputs(qkv, batch) | given | outputs)
+        self._run(self._backward, self._inputs(qkv, starts) | given | outputs)
         return made
 
-    def _inputs(self, qkv: torch.Tensor, batch: Batch) -> dict[int, torch.Tensor]:
-        if self._batch is not batch:
-            starts = batch.cu_seq_lens.to(torch.int64)
-            starts = torch.cat([starts, starts[-1:].expand(self.rows + 1 - len(starts))])  # rows of nothing
-            offsets = {name: starts * width for name, width in self.widths.items()}
-            self._batch, self._places = batch, offsets | {LENGTHS: starts.diff().to(torch.int32)}
+    def _inputs(self, qkv: torch.Tensor, starts: torch.Tensor) -> dict[int, torch.Tensor]:
+        if self._starts is not starts:
+            all_rows = torch.cat([starts, starts[-1:].expand(self.rows + 1 - len(starts))])  # rows of nothing
+            offsets = {name: all_rows.to(torch.int64) * width for name, width in self.widths.items()}
+            self._starts, self._places = starts, offsets | {LENGTHS: all_rows.diff()}
         return dict(zip((Q, K, V), self._parts(qkv), strict=True)) | self._places
 
     def _parts(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
