@@ -15,7 +15,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -192,8 +191,7 @@ class Measured:
         return figures | {"step_ms": round(step, 1), "launches": launches, "milliseconds": table}
 
 
-@contextmanager
-def variant(adapted: Adapted, mode: str, lever: Lever | None) -> Iterator[None]:
+def take_out(lever: Lever | None, adapted: Adapted, mode: str) -> None:
     """Give the model a stack with this lever taken out; None trains by transformers and PEFT."""
     adapted.stack, attention.plan_for = None, plan_for
     gc.collect()
@@ -204,7 +202,6 @@ def variant(adapted: Adapted, mode: str, lever: Lever | None) -> Iterator[None]:
         lever(adapted.stack)
     elif mode == "lean":
         base.gradient_checkpointing_enable({"use_reentrant": False})
-    yield
 
 
 def main() -> None:
@@ -220,8 +217,8 @@ def main() -> None:
     batches = [order.step(number)[0] for number in range(WARM + STEPS)]
     rows = []
     for name, mode, lever in variants():
-        with variant(adapted.train(), mode, lever):
-            row = {"variant": name, "mode": mode} | Measured(adapted, recipe, batches).run()
+        take_out(lever, adapted.train(), mode)
+        row = {"variant": name, "mode": mode} | Measured(adapted, recipe, batches).run()
         print(json.dumps(row), flush=True)
         rows.append(row)
     about = {"device": torch.cuda.get_device_name(), "date": date.today().isoformat(), "model": MODEL}

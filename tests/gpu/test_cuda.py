@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -210,27 +209,21 @@ def test_attention_by_cudnn_is_that_of_fp32(lengths: list[int], heads: tuple[int
     tokens, width = sum(lengths), (shape.query + 2 * shape.key) * shape.head
     starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     ids = torch.zeros(1, tokens, dtype=torch.long)
-    batch = Batch(ids, ids, ids, starts, max(lengths), 0).to(CUDA)
+    batch = Batch(ids, ids, ids, starts, max(lengths), 0)
+    on_gpu = batch.to(CUDA)
     qkv = torch.randn(tokens, width, device=CUDA, dtype=torch.bfloat16)
     slope = torch.randn(tokens, shape.query, shape.head, device=CUDA, dtype=torch.bfloat16)
-    plan = plan_for(qkv, shape, batch)
+    plan = plan_for(qkv, shape, on_gpu)
     assert plan is not None
-    out, log_sums = plan.forward(qkv, starts)
-    made = [out, *plan.backward(slope, qkv, out, log_sums, starts)]
+    out, log_sums = plan.forward(qkv, on_gpu.cu_seq_lens)
+    made = [out, *plan.backward(slope, qkv, out, log_sums, on_gpu.cu_seq_lens)]
     exact = qkv.float().cpu().requires_grad_()
-    rows = [attend(exact[a:b], shape, row_of(b - a))[0] for a, b in pairwise(starts.tolist())]
-    wanted = torch.cat(rows)
+    wanted, _ = attend(exact, shape, batch)
     wanted.backward(slope.flatten(1).float().cpu())
     for found, reference in zip(made, [wanted, *shape.split(exact.grad)], strict=True):
         error = (found.float().cpu().flatten() - reference.flatten()).norm()
         # A row of one token has no gradient of its queries: the least is 1.
         assert error < 1e-2 * reference.norm().clamp(min=1)
-
-
-def row_of(tokens: int) -> Batch:
-    """A batch of one row."""
-    ids = torch.zeros(1, tokens, dtype=torch.long)
-    return Batch(ids, ids, ids, torch.tensor([0, tokens], dtype=torch.int32), tokens, 0)
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 321])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional
 
+from train.fused import row_attention
 from train.fused.cudnn_plans import plan_for
 from train.fused.heads import Heads
 from train.packing import Batch
@@ -14,12 +14,13 @@ from train.packing import Batch
 
 def attend(qkv: torch.Tensor, heads: Heads, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the heads' results (T, query head) and what the backward pass needs, their log sums."""
-    q, k, v = heads.split(qkv)
-    if not qkv.is_cuda:
-        return _rows([q, k, v], heads, batch).flatten(1), qkv.new_empty(0)
     if plan := plan_for(qkv, heads, batch):
         out, log_sums = plan.forward(qkv, batch.cu_seq_lens)
         return out.flatten(1), log_sums
+    q, k, v = heads.split(qkv)
+    if not qkv.is_cuda:
+        out = row_attention.attend((q, k, v), heads, batch.cu_seq_lens)
+        return out.flatten(1), qkv.new_empty(0)
     out, log_sums, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, *_packed(batch), False, scale=heads.scale, **_window(heads, batch)
     )
@@ -35,14 +36,12 @@ def attend_backward(
     batch: Batch,
 ) -> tuple[torch.Tensor, ...]:
     """The gradients of queries, keys and values (T, heads, head) from that of `out` (T, query head)."""
+    if plan := plan_for(qkv, heads, batch):
+        return plan.backward(slope, qkv, out, log_sums, batch.cu_seq_lens)
     q, k, v = heads.split(qkv)
     slope = slope.view_as(q)
     if not qkv.is_cuda:
-        with torch.enable_grad():
-            parts = [part.detach().requires_grad_() for part in (q, k, v)]
-            return torch.autograd.grad(_rows(parts, heads, batch), parts, slope)
-    if plan := plan_for(qkv, heads, batch):
-        return plan.backward(slope, qkv, out, log_sums, batch.cu_seq_lens)
+        return row_attention.attend_backward(slope, (q, k, v), heads, batch.cu_seq_lens)
     unused = slope.new_empty(0)  # the random state of dropout
     gradients: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
         slope,
@@ -70,18 +69,3 @@ def _window(heads: Heads, batch: Batch) -> dict[str, int]:
     if heads.window is None or heads.window >= batch.max_length:
         return {}
     return {"window_size_left": heads.window - 1, "window_size_right": 0}
-
-
-def _rows(qkv: list[torch.Tensor], heads: Heads, batch: Batch) -> torch.Tensor:
-    lengths: list[int] = batch.cu_seq_lens.diff().tolist()
-    made = []
-    for parts in zip(*(torch.split(x, lengths) for x in qkv), strict=True):
-        query, key, value = (x.transpose(0, 1) for x in parts)
-        at = torch.arange(query.shape[1], device=query.device)
-        distance = at[:, None] - at
-        seen = (distance >= 0) & (distance < (heads.window or len(at)))
-        row = functional.scaled_dot_product_attention(
-            query[None], key[None], value[None], seen, scale=heads.scale, enable_gqa=True
-        )
-        made.append(row[0].transpose(0, 1))
-    return torch.cat(made)

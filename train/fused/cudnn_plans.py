@@ -7,14 +7,15 @@ the first plan for a model has to agree with PyTorch's attention before it is us
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from train.fused import row_attention
 from train.fused.cudnn_attention import Plan
 from train.fused.heads import Heads
 from train.packing import Batch
@@ -41,8 +42,10 @@ def plan_for(qkv: torch.Tensor, heads: Heads, batch: Batch) -> Plan | None:
 
 @cache
 def is_there(device: torch.device) -> bool:
-    """Whether the GPU is one for it, and the frontend is installed."""
-    return find_spec("cudnn") is not None and torch.cuda.get_device_capability(device)[0] == HOPPER
+    """Whether the device is a GPU for it, and the frontend is installed."""
+    if device.type != "cuda" or not find_spec("cudnn"):
+        return False
+    return torch.cuda.get_device_capability(device)[0] == HOPPER
 
 
 @cache
@@ -79,32 +82,21 @@ def _handle(device: torch.device) -> Any:
 
 def agrees(plan: Plan, heads: Heads, device: torch.device) -> bool:
     """Whether a plan's results and gradients for two small rows are PyTorch's in fp32."""
-    lengths = [100, 3]
     starts = torch.tensor([0, 100, 103], dtype=torch.int32, device=device)
     drawn = torch.Generator(device).manual_seed(0)
 
     def some(count: int) -> torch.Tensor:
-        shape = sum(lengths), count, heads.head
-        return torch.randn(shape, generator=drawn, device=device).to(torch.bfloat16)
+        return torch.randn(103, count, heads.head, generator=drawn, device=device).to(torch.bfloat16)
 
     qkv, slope = some(heads.query + 2 * heads.key).flatten(1), some(heads.query)
     out, log_sums = plan.forward(qkv, starts)
     found = [out, *plan.backward(slope, qkv, out, log_sums, starts)]
-    with torch.enable_grad():
-        source = qkv.float().requires_grad_()
-        wanted = torch.cat([_one_row(row, heads) for row in torch.split(source, lengths)])
-        (gradient,) = torch.autograd.grad(wanted, source, slope.float())
-    pairs = zip(found, [wanted, *heads.split(gradient)], strict=True)
-    return all(bool((a - b).norm() <= NEAR * b.norm()) for a, b in pairs)  # NaN isn't
-
-
-def _one_row(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
-    query, key, value = (part.transpose(0, 1)[None] for part in heads.split(qkv))
+    exact, whole = heads.split(qkv.float()), replace(heads, window=None)
     with sdpa_kernel(SDPBackend.MATH):  # the others have no gradients that are the same each time
-        out = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=heads.scale, enable_gqa=True
-        )
-    return out[0].transpose(0, 1)
+        wanted = row_attention.attend(exact, whole, starts)
+        gradients = row_attention.attend_backward(slope.float(), exact, whole, starts)
+    pairs = zip(found, (wanted, *gradients), strict=True)
+    return all(bool((a - b).norm() <= NEAR * b.norm()) for a, b in pairs)  # NaN isn't
 
 
 def _power_of_two(count: int) -> int:
