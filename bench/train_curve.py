@@ -134,6 +134,8 @@ def main() -> None:
     given = parser.parse_args()
     if not given.plot and not torch.cuda.is_available():
         parser.error("this needs a CUDA GPU, and there is none; --plot draws what was measured")
+    if given.plot and not given.out.is_file():
+        parser.error(f"nothing was measured yet: there is no {given.out}")
     if not given.plot:
         device = torch.cuda.get_device_name()
         rows = [row for mode in ("lean", "fast") for row in measure(mode)]

@@ -36,6 +36,7 @@ class Plan:
     memory_gb: float
     host_gb: float  # of the computer's memory, which the GPU copies to and from
     tokens_per_s: float
+    waits: bool  # the GPU, for the processor to launch its kernels
     flops_per_token: float
 
 
@@ -45,6 +46,7 @@ def forecast(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu) -> Plan:
     flops = flops_per_token(shape, load, adapter)
     way = plan_stack if by_hand(shape, recipe, gpu) else plan_plain
     seconds = way.seconds(shape, recipe, load, gpu, flops)
+    waits = way is plan_stack and seconds <= plan_stack.launching(shape, recipe)
     if recipe.sft.optim.startswith("paged"):
         seconds += PAGED * adapter / recipe.sft.gradient_accumulation_steps
     return Plan(
@@ -52,6 +54,7 @@ def forecast(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu) -> Plan:
         memory_gb=memory(shape, recipe, load, gpu) / GB,
         host_gb=plan_stack.host(shape, recipe, load) / GB if way is plan_stack else 0.0,
         tokens_per_s=load.tokens / seconds,
+        waits=waits,
         flops_per_token=flops,
     )
 

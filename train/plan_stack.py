@@ -70,5 +70,10 @@ def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) ->
     passes = PASSES if recipe.fast else PASSES + PASSES_AGAIN
     bytes_moved = shape.layers * (_narrow(shape) + _wide(shape)) * passes
     decoding = 0.0 if recipe.fast else 2 * (HALF + NF4_READ) * shape.weights / gpu.bandwidth
-    launching = (FAST if recipe.fast else LEAN) * shape.layers
-    return max(load.tokens * (products + bytes_moved / gpu.bandwidth) + decoding, launching)
+    work = load.tokens * (products + bytes_moved / gpu.bandwidth) + decoding
+    return max(work, launching(shape, recipe))
+
+
+def launching(shape: Shape, recipe: Recipe) -> float:
+    """Seconds that a processor takes to launch a micro-batch's kernels, the least that one takes."""
+    return (FAST if recipe.fast else LEAN) * shape.layers

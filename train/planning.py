@@ -30,6 +30,7 @@ def print_plan(recipe: Recipe) -> None:
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     known = [name for name, gpu in GPUS.items() if gpu is gpu_of(here)] or list(GPUS)
     print(f"{'GPU':<8} {'mode':<5} {'memory':>9} {'host':>8} {'tokens/s':>10} {'minutes':>9}")
+    waits = False
     for name in known:
         gpu = GPUS[name]
         settled = plan.settle(recipe, base.shape, load, gpu, gpu.memory)
@@ -37,7 +38,10 @@ def print_plan(recipe: Recipe) -> None:
         tokens = load.tokens * recipe.sft.gradient_accumulation_steps * steps
         minutes = f"{tokens / foreseen.tokens_per_s / 60:,.1f}" if steps else "?"
         memory, host = f"{foreseen.memory_gb:.1f} GB", f"{foreseen.host_gb:.1f} GB"
-        speed = f"{foreseen.tokens_per_s:,.0f}"
-        print(f"{name:<8} {settled.pace:<5} {memory:>9} {host:>8} {speed:>10} {minutes:>9}")
+        speed, mark = f"{foreseen.tokens_per_s:,.0f}", " *" if foreseen.waits else ""
+        waits = waits or foreseen.waits
+        print(f"{name:<8} {settled.pace:<5} {memory:>9} {host:>8} {speed:>10} {minutes:>9}{mark}")
+    if waits:
+        print("* so little work that the GPU waits for the processor; more tokens a micro-batch are faster")
     share = foreseen.trainable / base.shape.parameters
     print(f"{foreseen.trainable:,} of {base.shape.parameters:,} parameters are trained ({share:.2%})")

@@ -163,7 +163,10 @@ def test_speed_is_in_the_order_of_the_gpus(phi: Shape) -> None:
     fast = recipe_of(memory="fast")
     assert forecast(phi, fast, FULL, GPUS["A100"]).tokens_per_s > speeds["A100"]
     few = Load(tokens=64, trained=32, most_tokens=64, most_trained=32, longest=64)
-    assert forecast(phi, recipe_of(), few, GPUS["A100"]).tokens_per_s < speeds["A100"]
+    waiting = forecast(phi, recipe_of(), few, GPUS["A100"])
+    assert waiting.tokens_per_s < speeds["A100"]
+    assert waiting.waits
+    assert not forecast(phi, recipe_of(), FULL, GPUS["A100"]).waits
 
 
 @pytest.mark.parametrize("name", CONFIGS)
