@@ -15,11 +15,11 @@ from typing import NoReturn
 
 from chat.command import Parser
 from chat.entry import Entry, Source, hub_source
-from chat.errors import ChatError
 from chat.gguf_file import read_gguf
 from chat.host import ENGINES, Host
 from chat.registry import Registry, load_registry
 from chat.session import Fetch
+from core.errors import ChatError
 
 FILE_CONTEXT = 8192  # tokens for a file given with --model, unless it was trained on fewer
 MIN_CONTEXT = 256  # what chat/entry.py asks for at least

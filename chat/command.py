@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from chat.errors import ChatError
+from core.errors import ChatError
 
 OURS = ("bench", "chat", "convert", "train")
 

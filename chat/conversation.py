@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from chat.engine import Sampling
-from chat.errors import ChatError
+from core.errors import ChatError
 
 THINK_START, THINK_END = "<think>", "</think>"
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chat.entry import Source
-from chat.errors import ChatError
 from chat.machine import human_size
+from core.errors import ChatError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata

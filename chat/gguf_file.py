@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from chat.errors import ModelFileError
 from chat.gguf_header import Header, Value, read_header
 from chat.gguf_vocab import Vocab, build_vocab
 from chat.machine import human_size
+from core.errors import ModelFileError
 
 __all__ = ["GgufFile", "Vocab", "read_gguf"]
 

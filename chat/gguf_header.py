@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import BinaryIO, TypeAlias
 
-from chat.errors import ModelFileError
+from core.errors import ModelFileError
 
 # A string, because array.array takes no [int] at run time before Python 3.12.
 Value: TypeAlias = "int | float | bool | str | list[bytes] | array[int] | array[float] | None"

@@ -11,13 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from chat.engine import Engine
-from chat.errors import ChatError, ModelFileError
 from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import human_size, memory_limit_bytes, thread_count, verdict
 from chat.prompt import FALLBACK_STOP, FALLBACK_TEMPLATE, PromptEncoder
 from chat.registry import Entry, Registry, menu
 from chat.replies import Replies
 from chat.templates import TemplateRenderer
+from core.errors import ChatError, ModelFileError
 
 ENGINES = ("auto", "in-process", "llama-server")
 ASK_AGAIN_S = 0.2  # how often a turn that waits for its model looks whether it was stopped

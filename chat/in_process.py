@@ -17,8 +17,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from chat.engine import CHUNK_INTERVAL_S, Chunk, Sampling, Stats
-from chat.errors import ChatError
 from chat.llama_model import MAX_BATCH, LlamaModel
+from core.errors import ChatError
 
 FIRST_BATCH, MIN_BATCH = 128, 32
 BATCH_TIME_S = 0.5  # how often a long prompt reports progress

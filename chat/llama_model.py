@@ -12,7 +12,7 @@ from typing import Any
 import llama_cpp
 
 from chat.engine import PENALTY_WINDOW, Sampling
-from chat.errors import ChatError, ModelFileError
+from core.errors import ChatError, ModelFileError
 
 MAX_BATCH = 512  # llama.cpp's physical batch: larger ones evaluate no faster
 ABORTED = 2  # llama_decode's return value after the abort callback said so

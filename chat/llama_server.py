@@ -23,7 +23,7 @@ from typing import Any
 
 from chat import child
 from chat.engine import CHUNK_INTERVAL_S, PENALTY_WINDOW, Chunk, Sampling, Stats
-from chat.errors import ChatError, EngineDied, ModelFileError
+from core.errors import ChatError, EngineDied, ModelFileError
 
 CACHE_RAM_MIB = 256  # prompts of other chats kept ready; llama-server's default of 8 GiB has filled machines
 BATCH_TIME_S = 0.45  # a batch can't be interrupted, and Stop may have to wait for two

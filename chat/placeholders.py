@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from chat.errors import TemplateError
+from core.errors import TemplateError
 
 _PRIVATE_USE = range(0x100000, 0x10FFFE)  # plane 16
 _ANY = re.compile("[\U00100000-\U0010fffd]")

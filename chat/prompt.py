@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from chat.errors import TemplateError
 from chat.placeholders import Placeholders, Surfaces, splice
 from chat.render import FALLBACK_STOP, FALLBACK_TEMPLATE, Messages, checked, render
+from core.errors import TemplateError
 
 __all__ = ["FALLBACK_STOP", "FALLBACK_TEMPLATE", "Messages", "PromptEncoder", "render"]
 

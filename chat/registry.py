@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from chat.entry import Entry, Source, hub_source, parse_entry, shown
-from chat.errors import ChatError
 from chat.machine import human_size, verdict
+from core.errors import ChatError
 
 __all__ = ["Entry", "Registry", "Source", "add", "hub_source", "load_registry", "menu"]
 

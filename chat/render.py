@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from chat.errors import TemplateError
+from core.errors import TemplateError
 
 Messages = list[dict[str, str]]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from chat.conversation import Conversation
-from chat.errors import ChatError
 from chat.screen_gradio import api, gr
 from chat.screen_parts import refusal
 from chat.session import Sessions
+from core.errors import ChatError
 
 TURNS = "turns"  # page and API share one limit in Gradio; how many reach the model is the engine's affair
 CONCURRENT_TURNS = 16

@@ -10,12 +10,12 @@ from typing import Any
 from chat import screen_parts as parts
 from chat.conversation import Conversation
 from chat.engine import Stats
-from chat.errors import ChatError, EngineDied
 from chat.markup import typed
 from chat.screen_gradio import gr
 from chat.screen_page import SAMPLING_KEYS, Page, Updates
 from chat.session import Sessions
 from chat.turn import Progress
+from core.errors import ChatError, EngineDied
 
 SAVE_INTERVAL_S = 2.0  # during a reply: what a reload of the page may lose
 

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from chat import screen_parts as parts
 from chat.conversation import Conversation
 from chat.engine import Sampling
-from chat.errors import ChatError
 from chat.host import Host
 from chat.screen_gradio import gr
+from core.errors import ChatError
 
 SAMPLING_KEYS = tuple(Sampling.model_fields)
 

@@ -10,10 +10,10 @@ from chat.conversation import Conversation, Message
 from chat.download import download
 from chat.engine import Stats
 from chat.entry import Source, hub_source
-from chat.errors import ChatError
 from chat.host import Host, Model
 from chat.prompt import Messages
 from chat.turn import Progress, Turn, plan
+from core.errors import ChatError
 
 PROGRESS_INTERVAL_S = 0.25
 

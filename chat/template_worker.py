@@ -18,8 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from chat.errors import TemplateError
 from chat.prompt import render
+from core.errors import TemplateError
 
 TIME_LIMIT_S = 3.0
 MEMORY_BYTES = 512 * 2**20  # above what the process takes when it starts

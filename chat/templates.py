@@ -8,9 +8,9 @@ import threading
 from contextlib import suppress
 
 from chat.child import worker
-from chat.errors import TemplateError
 from chat.prompt import Messages
 from chat.template_worker import TIME_LIMIT_S
+from core.errors import TemplateError
 
 START_LIMIT_S = 20.0  # on a machine that is busy loading a model
 GRACE_S = 0.5  # the worker's own clock goes first

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from chat.engine import Engine, Generation, Sampling, Stats
-from chat.errors import ChatError
 from chat.prompt import Messages
+from core.errors import ChatError
 
 # A text of more bytes than this for each token of context can't fit, nor can more messages than this allows:
 # both are left out, or refused, without being read.

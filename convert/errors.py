@@ -1,6 +1,6 @@
 """Errors whose text is shown to the user as it stands: what is wrong, where, and what cures it."""
 
-from chat.errors import ChatError
+from core.errors import ChatError
 
 
 class ConvertError(ChatError):

@@ -13,7 +13,7 @@ from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import human_size
 from chat.registry import Entry, Source, add
 from convert.verify.report import Report
-from convert.whole import whole
+from core.files import whole
 
 CONTEXT = 4096  # tokens that the chat gives a new model: a Phi's own 131,072 would want 48 GiB of memory
 

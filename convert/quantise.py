@@ -11,7 +11,7 @@ from pathlib import Path
 from chat.machine import thread_count
 from convert import llamacpp
 from convert.errors import ConvertError
-from convert.whole import whole
+from core.files import whole
 
 ALIASES = {"q4": "Q4_K_M", "q5": "Q5_K_M", "q6": "Q6_K", "q8": "Q8_0"}
 # What `llama-quantize --help` lists for the pinned version, without numbers and sparse mixtures' own type.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from chat.prompt import PromptEncoder
 from convert.errors import ConvertError
-from convert.whole import whole
+from core.files import whole
 
 PLAIN_CHATS = Path(__file__).with_name("chats.jsonl")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convert.whole import whole
+from core.files import whole
 
 SAMPLE_BYTES = 2**20
 SAMPLES = 64

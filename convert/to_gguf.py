@@ -10,10 +10,10 @@ if not __package__:  # run as a script: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from chat.command import Parser, run
-from chat.errors import ChatError
 from convert.quantise import parse_types
 from convert.settings import Settings
 from convert.source import find_source
+from core.errors import ChatError
 
 ROOT = Path(__file__).resolve().parents[1]
 

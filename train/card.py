@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
+from core.files import write_whole
 from train.markdown_table import Row, table
 from train.recipe import Recipe
-from train.whole import write_whole
 
 LOSSES = {
     "base16": "untouched base, 16 bit",

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from chat.errors import ChatError
 from chat.machine import thread_count
+from core.errors import ChatError
 from train.errors import TrainError
 from train.example import Encoded, Example
 from train.labels import encode

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from core.files import write_whole
 from train.errors import TrainError
 from train.example import Encoded
 from train.recipe import Recipe, parse, read_yaml
-from train.whole import write_whole
 
 RECIPE, METRICS, PROMPTS, MANIFEST, BEFORE = (
     "recipe.yaml",

@@ -10,7 +10,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from chat.command import Parser, run
-from chat.errors import ChatError
+from core.errors import ChatError
 from train.errors import TrainError
 from train.recipe import Recipe, load_recipe, parse
 

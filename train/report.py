@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from core.files import write_whole
 from train.card import write_card
 from train.markdown_table import table
-from train.whole import write_whole
 
 __all__ = ["plot_loss", "write_card", "write_samples"]
 

@@ -12,11 +12,11 @@ if not __package__:  # run as a script: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from chat.command import Parser, run
-from chat.errors import ChatError
+from core.errors import ChatError
+from core.files import write_whole
 from train.errors import TrainError
 from train.recipe import Recipe
 from train.sweep_grid import Cell, Sweep, cells, load_sweep
-from train.whole import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 PROG = "python train/sweep.py"

@@ -20,7 +20,7 @@ from convert.errors import ConvertError
 from convert.rows import Row
 from convert.verify.check import Check
 from convert.verify.thresholds import CHECKPOINT_KL, Limit, kl_limit, same_top_limit
-from convert.whole import whole
+from core.files import whole
 
 # 1,000 scored tokens give the mean KL of a 4-bit file to about 5 %, and take seconds on a small model. The
 # other bounds keep long prompts from taking minutes; 2,048 is also below the length at which Phi-3.5 changes

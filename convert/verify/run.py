@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chat.errors import ChatError
 from chat.gguf_file import read_gguf
 from chat.gguf_header import read_header
 from chat.host import Host, Model
@@ -37,7 +36,8 @@ from convert.verify.report import Report
 from convert.verify.size import check_size
 from convert.verify.tensors import TensorFile, check_tensors, fallback_types
 from convert.verify.tokens import Tokenized, check_tokens
-from convert.whole import whole
+from core.errors import ChatError
+from core.files import whole
 
 CONTEXT = 2048  # tokens: prompts and 48 more
 # Files in the folder of references.

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from chat.errors import ChatError
 from convert.base import find_base
 from convert.errors import ConvertError
+from core.errors import ChatError
 from tests.integration.merge_bases import save_base
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -31,7 +31,7 @@ import json, resource, sys
 from pathlib import Path
 from chat.download import download
 from chat.entry import Source, parse_entry
-from chat.errors import ChatError
+from core.errors import ChatError
 from chat.registry import Registry
 
 source, stop_at, limit = json.loads(sys.argv[1])

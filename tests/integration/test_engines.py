@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from chat.engine import Engine, Generation, Sampling
-from chat.errors import ChatError, ModelFileError
 from chat.in_process import InProcessEngine
 from chat.llama_server import LlamaServerEngine
 from chat.machine import thread_count
+from core.errors import ChatError, ModelFileError
 
 GREEDY = Sampling(temperature=0, repeat_penalty=1, max_tokens=24, seed=0)
 SLACK_S = 4.0  # for a machine that does other things too; the figures themselves are `make bench`'s

@@ -13,10 +13,10 @@ import pytest
 
 from chat.conversation import Conversation
 from chat.engine import Sampling
-from chat.errors import ChatError, ModelFileError
 from chat.host import Host
 from chat.registry import Entry, Registry, Source
 from chat.session import Sessions
+from core.errors import ChatError, ModelFileError
 
 PATIENCE_S = 120  # a busy machine with two cores
 

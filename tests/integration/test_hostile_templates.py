@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from chat.errors import TemplateError
 from chat.prompt import Messages, render
 from chat.templates import TemplateRenderer
+from core.errors import TemplateError
 
 CHAT = [{"role": "user", "content": "Hi"}]
 GOOD = "{{ bos_token }}{% for m in messages %}{{ m.role + '\\n' + m.content }}{% endfor %}{{ eos_token }}"

@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from chat.engine import Sampling
-from chat.errors import EngineDied
 from chat.llama_server import BATCH_TIME_S, LlamaServerEngine
 from chat.machine import thread_count
+from core.errors import EngineDied
 
 LONG = Sampling(temperature=0, repeat_penalty=1, max_tokens=1500)
 

@@ -12,11 +12,11 @@ import pytest
 
 from chat.conversation import Conversation
 from chat.engine import Sampling
-from chat.errors import EngineDied
 from chat.host import Host
 from chat.llama_server import LlamaServerEngine, find_binary
 from chat.registry import Entry, Registry, Source
 from chat.session import Sessions
+from core.errors import EngineDied
 
 pytestmark = pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
 PATIENCE_S = 120  # a busy machine with two cores

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from chat.errors import TemplateError
 from chat.prompt import FALLBACK_TEMPLATE, Messages
 from convert.from_gguf import main as from_gguf
+from core.errors import TemplateError
 from tests.integration.tiny_models import tiny
 from train.errors import TrainError
 from train.example import Encoded, Example

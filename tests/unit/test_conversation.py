@@ -7,7 +7,7 @@ import json
 import pytest
 
 from chat.conversation import Conversation, Message, split_thinking
-from chat.errors import ChatError
+from core.errors import ChatError
 
 
 def talk(*texts: str) -> Conversation:

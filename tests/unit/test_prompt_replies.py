@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from chat.errors import TemplateError
 from chat.prompt import FALLBACK_TEMPLATE, Messages, PromptEncoder, render
+from core.errors import TemplateError
 
 CONTROL = {"<|im_start|>": 2, "<|im_end|>": 3}
 CHATML = """\

@@ -64,7 +64,7 @@ def test_the_file_list_is_true() -> None:
     listed = tree()
     gone = [path for path in listed if not (ROOT / path).exists()]
     assert not gone, f"the README lists files that don't exist: {gone}"
-    folders = ("chat", "scripts", "bench", "train", "convert")
+    folders = ("core", "publish", "chat", "scripts", "bench", "train", "convert")
     code = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     there = {path.relative_to(ROOT).as_posix() for path in code if path.stat().st_size}
     there |= {path.name for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".")}

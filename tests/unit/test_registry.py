@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from chat.entry import parse_entry
-from chat.errors import ChatError
 from chat.registry import Registry, add, hub_source, load_registry, menu
+from core.errors import ChatError
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = {"repo_id": "someone/Tiny-GGUF", "filename": "tiny-Q4_K_M.gguf"}

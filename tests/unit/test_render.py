@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
-from chat.errors import TemplateError
 from chat.prompt import FALLBACK_TEMPLATE, Messages, render
+from core.errors import TemplateError
 
 CHATML = """\
 {% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}

@@ -7,9 +7,9 @@ from typing import NoReturn
 
 import pytest
 
-from chat.errors import ChatError
 from chat.prompt import Messages
 from chat.turn import BYTES_PER_TOKEN_LIMIT, KEEP_SHARE, MIN_REPLY, plan
+from core.errors import ChatError
 
 SYSTEM = {"role": "system", "content": "be kind"}
 N_CTX = 400

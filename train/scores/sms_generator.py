@@ -22,8 +22,8 @@ if not __package__:  # run as a script: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from chat.command import Parser, run
+from core.files import write_whole
 from train.errors import TrainError
-from train.whole import write_whole
 
 COLUMNS = ("campaign", "message", "sends", "conversions", "converted", "probability")
 MESSAGES_OF_A_CAMPAIGN = 8

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there: written beside, renamed last."""
 
 from __future__ import annotations
 
@@ -17,3 +17,9 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
         raise
     partial.replace(path)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `path` whole; text is UTF-8 with its line ends as they are."""
+    with whole(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
