@@ -11,17 +11,17 @@ import torch
 from convert.adapter import EMBEDDINGS, HEADS, Adapter
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
+from convert.loading import has_own_head, ties_head
 
-# llama.cpp has no place for a head of its own in these (src/models/gemma.cpp, gemma2.cpp).
-WITHOUT_HEAD = ("gemma", "gemma2")
 DROPPED = ("auto_map", "torch_dtype", "quantization_config")
 
 
 class MergePlan:
     """A base and an adapter that fit each other.
 
-    Tied embeddings: a head that is the embedding is never written, even if the base stored it twice. An
-    adapter that trains only one of the two, or both apart, unties them: PEFT leaves the other as it was.
+    Tied embeddings: a head that is the embedding is never written, even if the base stored it twice; one that
+    has other values is no tied one, whatever config.json says (transformers, tie_weights). An adapter that
+    trains only one of the two, or both apart, unties them: PEFT leaves the other as it was.
     """
 
     def __init__(self, base: Checkpoint, adapter: Adapter) -> None:
@@ -34,7 +34,7 @@ class MergePlan:
                 f"{base.folder} has no embedding ({', '.join(EMBEDDINGS)}): it is no language model"
             )
         self._embedding = embedding
-        self._tied = head is None or _says_tied(base.config)
+        self._tied = is_tied(base)
         self._head = head or _ending(HEADS, [*adapter.low_rank, *adapter.whole]) or HEADS[0]
         shapes = {name: base.shape(name) for name in base.names}
         if self._tied:
@@ -104,12 +104,11 @@ class MergePlan:
             both = [adapter.read(adapter.whole[name]) for name in (embedding, head)]
             if torch.equal(*both):
                 return False
-        kind = self._base.config.get("model_type")
-        if kind in WITHOUT_HEAD:
-            raise ConvertError(
-                f"{adapter.folder} trains embedding and head apart, and a GGUF of {kind} has one place for "
-                "both; train again with ensure_weight_tying, or without embed_tokens and lm_head"
-            )
+        refuse_own_head(
+            self._base.config,
+            f"{adapter.folder} trains embedding and head apart",
+            "train again with ensure_weight_tying, or without embed_tokens and lm_head",
+        )
         return True
 
     def _rows(self, name: str) -> int:
@@ -118,15 +117,7 @@ class MergePlan:
         return shape[0]
 
     def _check_rows(self) -> None:
-        """Embedding, head and config.json have to agree on the size of the vocabulary."""
-        base = self._base
-        before = base.shape(self._embedding)[0]
-        said = base.config.get("text_config", base.config).get("vocab_size", before)
-        if said != before:
-            raise ConvertError(
-                f"{base.folder / 'config.json'} says vocab_size {said}, but its embedding has {before} rows; "
-                "get the base again"
-            )
+        """Embedding and head have to agree on the size of the vocabulary."""
         if self._head in self._sources and self._rows(self._head) != self.rows:
             raise ConvertError(
                 f"{self._adapter.folder} makes an embedding of {self.rows} rows and a head of "
@@ -138,11 +129,25 @@ def _ending(endings: tuple[str, ...], names: Iterable[str]) -> str | None:
     return next((name for name in names if name.endswith(endings)), None)
 
 
-def _says_tied(config: dict[str, Any]) -> bool:
-    """tie_word_embeddings where the config has it; left out, it means yes for the Gemma family."""
-    inner = config.get("text_config") or {}
-    default = str(config.get("model_type")).startswith("gemma")
-    return bool(config.get("tie_word_embeddings", inner.get("tie_word_embeddings", default)))
+def is_tied(checkpoint: Checkpoint) -> bool:
+    """Whether embedding and head are one tensor: as transformers would load them, or because a GGUF of this
+    kind has no other place for them. Raises ConvertError where config.json, files and GGUF can't agree."""
+    says_tied = ties_head(checkpoint)
+    embedding, head = (_ending(endings, checkpoint.names) for endings in (EMBEDDINGS, HEADS))
+    if embedding is None or head is None:
+        return True
+    apart = checkpoint.shape(embedding) != checkpoint.shape(head) or not torch.equal(
+        checkpoint.read(embedding), checkpoint.read(head).to(checkpoint.dtype(embedding))
+    )
+    if apart:
+        refuse_own_head(checkpoint.config, f"{checkpoint.folder} holds a {head} that isn't its {embedding}")
+    return not apart and (says_tied or not has_own_head(str(checkpoint.config.get("model_type"))))
+
+
+def refuse_own_head(config: dict[str, Any], reason: str, cure: str = "get the base again") -> None:
+    """Raises ConvertError where a GGUF of this kind takes its embedding for the head."""
+    if not has_own_head(kind := str(config.get("model_type"))):
+        raise ConvertError(f"{reason}, and a GGUF of {kind} has one place for both; {cure}")
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

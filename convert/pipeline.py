@@ -20,12 +20,14 @@ import torch
 
 from chat.gguf_file import read_gguf
 from convert import llamacpp, quantise
+from convert.adapter import Adapter
 from convert.base import find_base
 from convert.base_choice import choose_base
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.gptq import open_checkpoint
 from convert.merge import merge
+from convert.merge_plan import MergePlan, is_tied
 from convert.progress import bar
 from convert.rows import Row, load_rows, plain_rows, save_rows
 from convert.settings import Settings
@@ -252,6 +254,14 @@ class Pipeline:
         sparse = [kind for kind in types if kind in quantise.NEED_IMATRIX]
         if sparse and (self.settings.imatrix == "none" or not (self.source.prompts or self._given_imatrix)):
             raise ConvertError(f"{sparse[0]} can't do without an importance matrix; give one: --imatrix FILE")
+
+    def check_source(self) -> None:
+        """Find out now whether base and adapter, or the checkpoint, can be taken. Raises ConvertError."""
+        if self.source.adapter:
+            MergePlan(open_checkpoint(self.base), Adapter(self.source.adapter))
+        else:
+            assert self.source.checkpoint
+            is_tied(open_checkpoint(self.source.checkpoint))
 
     @property
     def _given_imatrix(self) -> bool:

@@ -37,6 +37,7 @@ def _convert(pipeline: Pipeline, types: list[str], root: Path) -> int:
     todo = [kind for kind in types if not pipeline.is_made(kind)]
     if todo:
         pipeline.check_tools(todo)
+        pipeline.check_source()
         print(preflight.check(origin, bool(source.adapter), todo, settings.keep, pipeline.work), flush=True)
     failed = [name for kind in types if not _make(pipeline, kind, name := f"{source.name}-{kind}", root)]
     _print_costs(pipeline)

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma2Config,
     GPT2Config,
     LlamaConfig,
@@ -36,6 +37,7 @@ CONFIGS = {
     "llama-tied": LlamaConfig(**SIZES, **WIDTHS, **IDS, tie_word_embeddings=True),
     "phi3": Phi3Config(**SIZES, **WIDTHS, **IDS),
     "gemma2": Gemma2Config(**SIZES, **WIDTHS, **IDS, head_dim=16),
+    "cohere": CohereConfig(**SIZES, **WIDTHS, **IDS),
     "gpt2": GPT2Config(
         vocab_size=64, n_layer=2, n_head=2, n_embd=32, n_positions=64, bos_token_id=1, eos_token_id=2
     ),

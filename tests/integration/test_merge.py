@@ -17,6 +17,7 @@ from convert.checkpoint import INDEX, SINGLE, Checkpoint
 from convert.merge_plan import MergePlan
 from tests.integration.merge_bases import (
     LINEAR,
+    changed,
     edit_json,
     load,
     load_resized,
@@ -141,6 +142,8 @@ def test_resized_and_tied_embeddings_stay_tied(tmp_path: Path) -> None:
 def test_a_tied_head_that_the_base_stored_twice_is_not_written(tmp_path: Path) -> None:
     base = save_base("llama", tmp_path / "base")
     edit_json(base / "config.json", tie_word_embeddings=True)
+    with changed(base / SINGLE) as tensors:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     assert "lm_head.weight" in Checkpoint(base).names
     assert "lm_head.weight" not in Checkpoint(merged(base, adapter, tmp_path / "out")).names
