@@ -23,6 +23,7 @@ from convert.errors import ConvertError
 from convert.source import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_FILE = re.compile(r"[\w.-]+\.safetensors")
 SHARD_BYTES = 250_000_000  # the writer holds two of these in memory, unless one tensor alone is larger
 
 # As safetensors spells them; 8-bit floats need scales that only their own library knows.
@@ -73,20 +74,30 @@ class TensorFile:
 
 
 class Checkpoint:
-    """A folder with config.json and safetensors, in one file or in shards with an index."""
+    """A folder with config.json and safetensors, in one file or in shards with an index.
+
+    Of several saves in one folder, the files that transformers would read, and no others: `paths`.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read the config and all headers. Raises ConvertError."""
         self.folder = folder
         self.config = read_json(folder / "config.json")
+        self.paths, wanted = _paths(folder, self.config.get("transformers_weights"))
         self._files: dict[str, TensorFile] = {}
-        for path, wanted in _shards(folder).items():
+        for path in self.paths:  # a tensor that two shards hold is the later one's, as in transformers
             file = TensorFile(path)
-            if missing := sorted((wanted or set()) - file.shapes.keys()):
-                raise ConvertError(f"{folder / INDEX} looks for {missing[0]} in {path.name}, where it isn't")
-            self._files |= {name: file for name in file.shapes if wanted is None or name in wanted}
+            self._files |= dict.fromkeys(file.shapes, file)
+        for name, file_name in wanted.items():
+            if name not in self._files:
+                raise ConvertError(f"{folder / INDEX} looks for {name} in {file_name}, where it isn't")
         if not self._files:
             raise ConvertError(f"{folder} holds no tensors")
+
+    @property
+    def weight_map(self) -> dict[str, Path]:
+        """The file of each tensor."""
+        return {name: file.path for name, file in self._files.items()}
 
     @property
     def names(self) -> list[str]:
@@ -116,30 +127,47 @@ class Checkpoint:
         return sum(prod(self.shape(name)) * self.dtype(name).itemsize for name in self.names)
 
 
-def _shards(folder: Path) -> dict[Path, set[str] | None]:
-    """Return the files, each with the tensors that the index expects in it; None where there is no index."""
-    if (folder / SINGLE).is_file():
-        return {folder / SINGLE: None}
-    index = folder / INDEX
+def _paths(folder: Path, named: object) -> tuple[list[Path], dict[str, str]]:
+    """The files in transformers' order of preference, and the file of each tensor that an index names.
+
+    `named`: config.json's `transformers_weights`, which goes before all (_get_resolved_checkpoint_files).
+    """
+    if named is not None:
+        if not isinstance(named, str) or not _FILE.fullmatch(named.removesuffix(".index.json")):
+            raise ConvertError(
+                f"{folder / 'config.json'}: transformers_weights {named!r} is no file beside it"
+            )
+        if not (folder / named).is_file():
+            raise ConvertError(f"{folder} lacks {named}, which its config.json names; get that file too")
+    single, index = folder / str(named or SINGLE), folder / str(named or INDEX)
+    if single.is_file() and not single.name.endswith(".json"):
+        return [single], {}
     if not index.is_file():
-        cure = "save it again with model.save_pretrained, which writes safetensors"
-        pickled = (
-            "pickled weights (.bin), which could run code" if any(folder.glob("*.bin")) else "no weights"
-        )
-        raise ConvertError(f"{folder} holds {pickled}, instead of {SINGLE} or {INDEX}; {cure}")
-    named = read_json(index).get("weight_map")
-    if not isinstance(named, dict) or not named:
+        raise ConvertError(_no_weights(folder))
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ConvertError(f"{index} has no weight_map; get it again")
-    shards: dict[Path, set[str] | None] = {}
-    for name, file in named.items():
-        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not _FILE.fullmatch(file):
             raise ConvertError(f"{index} puts {name} into {file!r}, which is no file of that folder")
         if not (folder / file).is_file():
             raise ConvertError(f"{folder} lacks {file}, where {INDEX} puts {name}; get that file too")
-        wanted = shards.setdefault(folder / file, set())
-        assert wanted is not None
-        wanted.add(name)
-    return shards
+    return [folder / file for file in sorted(set(weight_map.values()))], weight_map
+
+
+def _no_weights(folder: Path) -> str:
+    """Say what is there instead."""
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    if found:
+        return (
+            f"{folder} holds {found[0]}, and neither {SINGLE} nor {INDEX}, from which transformers would "
+            "know what to read; get the missing file too"
+        )
+    instead = "pickled weights (.bin), which could run code" if any(folder.glob("*.bin")) else "no weights"
+    return (
+        f"{folder} holds {instead}, instead of {SINGLE} or {INDEX}; "
+        "save it again with model.save_pretrained, which writes safetensors"
+    )
 
 
 class CheckpointWriter:

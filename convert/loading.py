@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import CRITICAL
 from typing import Any
 
 import gguf
@@ -60,7 +61,8 @@ def ties_head(checkpoint: Checkpoint) -> bool:
             f"{where} describes a model without {_some(about['unexpected_keys'])}, which its files hold"
             f"{_layers(checkpoint)}; get the base again"
         )
-    _check_stops(checkpoint, model.get_input_embeddings().weight.shape[0])
+    embedding: Any = model.get_input_embeddings()
+    _check_stops(checkpoint, len(embedding.weight))
     return bool(model.all_tied_weights_keys)
 
 
@@ -88,7 +90,7 @@ def has_own_head(model_type: str) -> bool:
 
 def _load(checkpoint: Checkpoint) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model as transformers would load it, without values, and its report. Raises ConvertError."""
-    where, kind = checkpoint.folder / "config.json", checkpoint.config.get("model_type")
+    where, kind = checkpoint.folder / "config.json", str(checkpoint.config.get("model_type"))
     shapes = {name: torch.empty(checkpoint.shape(name), device="meta") for name in checkpoint.names}
     try:
         config = CONFIG_MAPPING[kind].from_dict(checkpoint.config)
@@ -123,7 +125,7 @@ def _broken(checkpoint: Checkpoint, error: Exception) -> ConvertError:
 def _quiet() -> Iterator[None]:
     """Without transformers' own report, which a sentence replaces, and its bar."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield

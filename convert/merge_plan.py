@@ -13,7 +13,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.loading import has_own_head, ties_head
 
-DROPPED = ("auto_map", "torch_dtype", "quantization_config")
+DROPPED = ("auto_map", "torch_dtype", "quantization_config", "transformers_weights")
 
 
 class MergePlan:
@@ -142,6 +142,13 @@ def is_tied(checkpoint: Checkpoint) -> bool:
     if apart:
         refuse_own_head(checkpoint.config, f"{checkpoint.folder} holds a {head} that isn't its {embedding}")
     return not apart and (says_tied or not has_own_head(str(checkpoint.config.get("model_type"))))
+
+
+def surplus_head(checkpoint: Checkpoint) -> list[str]:
+    """A stored copy of the embedding as head that llama.cpp's converter has no name for (Cohere's)."""
+    head = _ending(HEADS, checkpoint.names)
+    kind = str(checkpoint.config.get("model_type"))
+    return [head] if head and is_tied(checkpoint) and not has_own_head(kind) else []
 
 
 def refuse_own_head(config: dict[str, Any], reason: str, cure: str = "get the base again") -> None:

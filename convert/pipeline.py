@@ -27,7 +27,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.gptq import open_checkpoint
 from convert.merge import merge
-from convert.merge_plan import MergePlan, is_tied
+from convert.merge_plan import MergePlan, is_tied, surplus_head
 from convert.progress import bar
 from convert.rows import Row, load_rows, plain_rows, save_rows
 from convert.settings import Settings
@@ -108,7 +108,8 @@ class Pipeline:
     def merge(self) -> None:
         """Have the checkpoint to convert: merged, if the source is an adapter; without code anyway."""
         if self.source.checkpoint:
-            copy_without_code(self.source.checkpoint, self.checkpoint)  # links: done in no time
+            surplus = surplus_head(open_checkpoint(self.source.checkpoint))
+            copy_without_code(self.source.checkpoint, self.checkpoint, surplus)  # links: done in no time
         else:
             self._stage("merge", self._weights_key, [self.checkpoint], self._merge)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,45 @@ def find_source(given: str | None, outputs: Path) -> Source:
     path = Path(given)
     if path.suffix == ".gguf":
         raise ConvertError(f"{given!r} is a GGUF already; chat with it: python app.py --model {given}")
-    if (path / ADAPTER_CONFIG).is_file():
+    if _is_adapter(path):
         name = path.resolve().parent.name if path.resolve().name == "adapter" else path.resolve().name
         return Source(name, outputs / name, adapter=path)
     if (path / "config.json").is_file():
         name = path.resolve().name
         return Source(name, outputs / name, checkpoint=path)
     if path.is_dir():
+        inside = [
+            found.parent for name in (ADAPTER_CONFIG, "config.json") for found in path.glob(f"*/{name}")
+        ]
+        cure = f"; {inside[0].name} in it does: {command_for(str(inside[0]))}" if inside else ""
         raise ConvertError(
-            f"{given!r} holds neither {ADAPTER_CONFIG} (an adapter) nor config.json (a checkpoint)"
+            f"{given!r} holds neither {ADAPTER_CONFIG} (an adapter) nor config.json (a checkpoint){cure}"
         )
     runs = ", ".join(sorted(path.parent.parent.name for path in outputs.glob(f"*/adapter/{ADAPTER_CONFIG}")))
     raise ConvertError(f"no run or folder is called {given!r}; runs: {runs or 'none yet'}")
+
+
+def command_for(source: str) -> str:
+    """The command that converts a source, to be pasted into a shell."""
+    return f"python convert/to_gguf.py {'-- ' * source.startswith('-')}{shlex.quote(source)}"
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter, for transformers even where a whole model is beside it.
+
+    A config without the adapter's weights, beside a whole model, is what an earlier save left.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return False
+    whole = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    weights = any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin"))
+    if whole and weights:
+        print(
+            f"{folder} holds an adapter and a whole model; the adapter is taken, as transformers does it "
+            f"(for the model, move {ADAPTER_CONFIG} away).",
+            flush=True,
+        )
+    return weights or not whole
 
 
 def _newest(outputs: Path) -> Path:

@@ -3,30 +3,59 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
+from convert.checkpoint import INDEX, SINGLE, Checkpoint, CheckpointWriter
 from convert.source import read_json
 from convert.tokenizer_files import TokenizerFiles, write_json
 
 CONFIGS = ("config.json", "generation_config.json")
 
 
-def copy_without_code(checkpoint: Path, out: Path) -> None:
+def copy_without_code(checkpoint: Path, out: Path, leave_out: Collection[str] = ()) -> None:
     """Make `out`: the weights as links, tokenizer and configs as copies that ask for no code (`auto_map`).
 
+    Only the files that transformers would read are linked, under the names that llama.cpp's converter looks
+    for. Tensors to `leave_out` can't be left out of a link: then the weights are copied.
     llama.cpp's converter loads some tokenizers with trust_remote_code; so there must be nothing to trust.
     Phi-3.5 is one of many that transformers knows itself and that bring code all the same.
     """
+    read = Checkpoint(checkpoint)
+    shutil.rmtree(out, ignore_errors=True)
+    if leave_out:
+        with CheckpointWriter(out) as writer:
+            for name in read.names:
+                if name not in leave_out:
+                    writer.add(name, read.read(name))
+            _copy_small(checkpoint, writer.partial)
+        return
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(out, ignore_errors=True)
     partial.mkdir(parents=True)
-    for path in [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.safetensors.index.json")]:
-        (partial / path.name).symlink_to(path.resolve())
+    _link(read, partial)
+    _copy_small(checkpoint, partial)
+    partial.rename(out)
+
+
+def _link(read: Checkpoint, target: Path) -> None:
+    count = len(read.paths)
+    names = {
+        path: SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+        for number, path in enumerate(read.paths, 1)
+    }
+    for path, name in names.items():
+        (target / name).symlink_to(path.resolve())
+    if count > 1:
+        weight_map = {name: names[path] for name, path in read.weight_map.items()}
+        write_json(target / INDEX, {"metadata": {"total_size": read.size_bytes}, "weight_map": weight_map})
+
+
+def _copy_small(checkpoint: Path, target: Path) -> None:
     for name in CONFIGS:
         if (checkpoint / name).is_file():
             content = read_json(checkpoint / name)
-            content.pop("auto_map", None)
-            write_json(partial / name, content)
-    TokenizerFiles(checkpoint, checkpoint).copy(partial)
-    partial.rename(out)
+            for key in ("auto_map", "transformers_weights"):
+                content.pop(key, None)
+            write_json(target / name, content)
+    TokenizerFiles(checkpoint, checkpoint).copy(target)
