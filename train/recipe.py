@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
 from train.errors import TrainError
 
@@ -258,7 +258,7 @@ def parse(content: dict[str, Any], where: Path | str) -> Recipe:
         raise TrainError(f"{where}:\n  {mistakes}") from None
 
 
-def sentence(error: ErrorDetails) -> str:
+def sentence(error: Mapping[str, Any]) -> str:
     """One mistake in words, with the value and the nearest known key."""
     place = ".".join(str(part) for part in error["loc"]) or "recipe"
     if error["type"] == "extra_forbidden":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("te
 SHARED = ("prompt", "command", "machine", "child")
 
 # What PyTorch for CUDA brings along: train/fused asks whether it is there before it imports it.
-BROUGHT = ("triton",)
+# On a ZeroGPU Space its builder brings `spaces`, and nothing else imports it.
+BROUGHT = ("triton", "spaces")
 # Which of our own modules a folder may import; bench and tests may import anything.
 ALLOWED = {
     "app.py": ("core.*", "chat", "chat.*"),
@@ -122,7 +124,8 @@ def test_what_the_product_imports_is_in_requirements() -> None:
 
 def pins(requirements: str) -> set[str]:
     lines = (ROOT / requirements).read_text().splitlines()
-    return {line.split("==")[0].lower().replace("_", "-") for line in lines if not line.startswith("#")}
+    names = (re.match(r"[\w.-]+", line) for line in lines if not line.startswith(("#", "-")))
+    return {name[0].lower().replace("_", "-") for name in names if name}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

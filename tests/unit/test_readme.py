@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from chat.registry import hub_source, load_registry
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
@@ -76,10 +78,22 @@ def test_the_file_list_is_true() -> None:
 def test_the_space_installs_the_pinned_gradio_and_starts_the_app() -> None:
     matter = front_matter()
     assert f"gradio=={matter['sdk_version']}\n" in (ROOT / "requirements.txt").read_text()
-    assert (matter["sdk"], matter["app_file"], matter["python_version"]) == ("gradio", "app.py", "3.11")
+    assert (matter["sdk"], matter["app_file"], matter["python_version"]) == ("gradio", "app.py", "3.12")
     assert matter["license"] == "apache-2.0"
     assert {"title", "emoji", "colorFrom", "colorTo"} <= set(matter)
     assert len(matter["short_description"]) <= 60  # the hub refuses more
+
+
+def test_the_space_has_the_default_model_before_it_starts() -> None:
+    """`repo file revision`, as the hub's builder reads it: the file that the app then finds in the cache."""
+    preloaded = re.search(
+        r"^preload_from_hub:\n- (\S+) (\S+) (\w{40})$", README.split("---\n")[1], re.MULTILINE
+    )
+    registry = load_registry(ROOT / "models.json")
+    source = hub_source(next(iter(registry.entries.values())))
+    assert preloaded
+    assert source
+    assert preloaded.groups() == (source.repo_id, source.filename, source.revision)
 
 
 def test_links_and_pictures_exist() -> None:

