@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,13 @@ UNSUPPORTED = {
     "monteclora_config": "MonteCLoRA samples its weights",
 }
 
-_PART = re.compile(r"(.+)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
+# What torch.compile, DDP, FSDP and activation checkpointing put into names while a model is wrapped.
+_WRAPPERS = re.compile(r"^(module\.)+|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# PEFT saves names without the adapter's own ("default"), which stands before the field while it is live.
+_PART = re.compile(
+    r"(.+)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector)(?:\.(?!(?:weight|bias)$)([^.]+))?(?:\.(weight|bias))?"
+)
+_SAVED = re.compile(r"\.modules_to_save\.(?:([^.]+)\.)?(?=(?:weight|bias)$)")
 
 
 @dataclass
@@ -74,6 +81,7 @@ class Adapter:
         self.low_rank: dict[str, LowRank] = {}  # all three by the name of the base's tensor
         self.bias: dict[str, tuple[str, float]] = {}  # name in the adapter's file, scaling
         self.whole: dict[str, str] = {}
+        self._names_of_adapters: set[str] = set()
         for key in self._file.shapes:
             self._sort(key)
         for name, update in self.low_rank.items():
@@ -81,20 +89,36 @@ class Adapter:
 
     def _sort(self, key: str) -> None:
         """Find what a tensor of the file is for."""
-        name = key.removeprefix("base_model.model.")
+        name = _WRAPPERS.sub("", _WRAPPERS.sub("", key).removeprefix("base_model.model."))
         if ".original_module." in name:
             return  # PEFT's copy of what a resized module was before training; its own loader skips it, too
         found = _PART.fullmatch(name)
         if not found:
-            self.whole[name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = key
+            saved = _SAVED.search(name)
+            self._names_of_adapters.add((saved and saved[1]) or "")
+            name = _SAVED.sub(".", name).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+            self._once(self.whole.setdefault(name, key), key)
             return
-        module, part, field = found.groups()
+        module, part, adapter, field = found.groups()
+        self._names_of_adapters.add(adapter or "")
         if part == "lora_B" and field == "bias":
-            self.bias[f"{module}.bias"] = (key, 0.0)
+            self._once(self.bias.setdefault(f"{module}.bias", (key, 0.0))[0], key)
             return
         update = self.low_rank.setdefault(f"{module}.weight", LowRank())
         update.transposed |= part.startswith("lora_embedding")
-        setattr(update, {"A": "a", "B": "b"}.get(part[-1], "magnitude"), key)
+        place = {"A": "a", "B": "b"}.get(part[-1], "magnitude")
+        self._once(getattr(update, place) or key, key)
+        setattr(update, place, key)
+
+    def _once(self, known: str, key: str) -> None:
+        """Refuse a file with two tensors for one thing."""
+        if len(names := sorted(self._names_of_adapters - {""})) > 1:
+            raise ConvertError(
+                f"{self._file.path} holds several adapters ({', '.join(names)}); save one of them alone: "
+                f"model.save_pretrained(folder, selected_adapters=[{names[0]!r}])"
+            )
+        if known != key:
+            raise ConvertError(f"{self._file.path} has two tensors for one: {known} and {key}")
 
     def _complete(self, name: str, update: LowRank) -> None:
         """Check that an update has its parts, and find its scaling."""
@@ -131,8 +155,10 @@ class Adapter:
 
     def check(self, base: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
         """Refuse an adapter of another base. `shapes`: of the base's tensors, a tied head included."""
-        for name in {**self.low_rank, **self.bias, **self.whole}:
+        names = [*self.low_rank, *self.bias, *self.whole]
+        for name in names:
             if name not in shapes:
+                self._refuse_prefix(names, shapes)
                 raise self._another_base(base, f"it changes {name}, which the base doesn't have")
         for name, key in self.whole.items():
             given, wanted = self._file.shapes[key], shapes[name]
@@ -146,6 +172,24 @@ class Adapter:
                 update.transposed = True
             if (given[::-1] if update.transposed else given) != wanted:
                 raise self._another_base(base, f"its {name} is {_by(given)}, the base's {_by(wanted)}")
+
+    def _refuse_prefix(self, names: list[str], shapes: Iterable[str]) -> None:
+        """Say so where all names are the base's but for what stands before them."""
+        known = set(shapes)
+        steps = names[0].split(".")
+        for count in range(1, len(steps)):
+            prefix = ".".join(steps[:count]) + "."
+            if all(name.startswith(prefix) and name[len(prefix) :] in known for name in names):
+                raise ConvertError(
+                    f"all names in {self._file.path} have {prefix!r} before the base's own, which PEFT "
+                    "doesn't write; save the adapter without what it was wrapped in"
+                )
+        for prefix in {name.partition(".")[0] + "." for name in known}:
+            if all(prefix + name in known for name in names):
+                raise ConvertError(
+                    f"all names in {self._file.path} lack {prefix!r} before them: it was trained on a model "
+                    "without a head, not on a language model; train it with AutoModelForCausalLM"
+                )
 
     def _another_base(self, base: Checkpoint, reason: str) -> ConvertError:
         trained_on = self.config.get("base_model_name_or_path")
