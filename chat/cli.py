@@ -16,6 +16,7 @@ from typing import NoReturn
 from chat.command import Parser
 from chat.entry import Entry, Source, hub_source
 from chat.gguf_file import read_gguf
+from chat.gguf_parts import model_name
 from chat.host import ENGINES, Host
 from chat.registry import Registry, load_registry
 from chat.session import Fetch
@@ -100,8 +101,8 @@ def _first(registry: Registry, wanted: str) -> Registry:
     elif path.suffix == ".gguf" or path.exists():
         file = read_gguf(path)
         entries = {
-            path.stem: Entry(
-                sources=[Source(path=str(path.resolve()))],
+            model_name(path.name): Entry(
+                sources=[Source(path=str(file.path.absolute()))],  # not resolved: a part goes by its name
                 n_ctx=max(MIN_CONTEXT, min(file.n_ctx_train or FILE_CONTEXT, FILE_CONTEXT)),
                 kv_bytes_per_token=file.kv_bytes_per_token,
             )

@@ -12,15 +12,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from chat.entry import Source
 from chat.machine import human_size
 from core.errors import ChatError
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfFileMetadata
+from core.files import write_whole
 
 CHUNK_BYTES = 2**20  # how often progress is told and `cancelled` asked
 TIMEOUT_S = 10.0  # of silence
@@ -37,7 +35,8 @@ class _Cancelled(Exception):
 def download(source: Source, on_progress: Progress, cancelled: Callable[[], bool]) -> Path:
     """Fetch the hub file of `source` unless it is in the cache, and return its path.
 
-    `on_progress(done, total)` gets bytes. Raises ChatError; what was fetched so far stays for the next try.
+    Of a split model, it fetches all parts and returns the path of the first. `on_progress(done, total)` gets
+    bytes, of all parts. Raises ChatError; what was fetched so far stays for the next try.
     """
     from huggingface_hub import constants, errors
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
@@ -64,8 +63,6 @@ def download(source: Source, on_progress: Progress, cancelled: Callable[[], bool
         raise ChatError(f"{what}; check the name in models.json, or sign in with 'hf auth login'") from None
     except errors.RevisionNotFoundError:
         raise ChatError(f"{source.repo_id} has no revision {source.revision!r}; check models.json") from None
-    except errors.RemoteEntryNotFoundError:
-        raise ChatError(f"{source.repo_id} has no file {source.filename!r}; check models.json") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         cure = "sign in with 'hf auth login'" if status in (401, 403) else "try again later"
@@ -76,45 +73,91 @@ def download(source: Source, on_progress: Progress, cancelled: Callable[[], bool
         raise ChatError(f"can't store {where}: {error.strerror or error}; start it again to go on") from None
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One file of the model as the hub has it now."""
+
+    name: str
+    sha256: str | None  # what models.json wants
+    etag: str
+    commit: str
+    size: int | None
+    blob: Path
+
+
 def _download(source: Source, step: Progress) -> Path:
-    from filelock import FileLock, Timeout
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.file_download import repo_folder_name
 
     assert source.repo_id
-    assert source.filename
-    url = hf_hub_url(source.repo_id, source.filename, revision=source.revision)
-    meta = get_hf_file_metadata(url, timeout=TIMEOUT_S)
-    etag = _checked_etag(source, meta)
-    folder = repo_folder_name(repo_id=source.repo_id, repo_type="model")
-    blob = Path(constants.HF_HUB_CACHE, folder, "blobs", etag)
-    lock = Path(constants.HF_HUB_CACHE, ".locks", folder, f"{etag}.lock")  # the one that the library takes
-    for parent in (blob.parent, lock.parent):
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=source.repo_id, repo_type="model"))
+    parts: list[_Part] = []
+    for name, sha256 in source.files():
+        # The others are those of the first one's commit: `main` may move while a long download is under way.
+        revision = parts[0].commit if parts else source.revision
+        parts.append(_asked(source, name, sha256, revision, folder / "blobs"))
+    _check_space(parts)
+    sizes = [part.size for part in parts]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    before = 0
+    for part in parts:
+        _bring(source, part, _shifted(step, before, total), before)
+        before += part.size or 0
+    if len(parts) == 1:
+        return Path(hf_hub_download(source.repo_id, parts[0].name, revision=source.revision))
+    paths = [Path(hf_hub_download(source.repo_id, part.name, revision=part.commit)) for part in parts]
+    if source.revision != parts[0].commit:
+        # What the library writes where it is asked for a branch: the cache's name for this commit.
+        reference = folder / "refs" / source.revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(reference, parts[0].commit)
+    return paths[0]
+
+
+def _shifted(step: Progress, before: int, total: int | None) -> Progress:
+    return lambda done, _: step(before + done, total)
+
+
+def _bring(source: Source, part: _Part, step: Progress, before: int) -> None:
+    """Fetch one file into the cache unless it is there; `before` bytes of others are."""
+    from filelock import FileLock, Timeout
+    from huggingface_hub import hf_hub_url
+
+    assert source.repo_id
+    folder = part.blob.parents[1]
+    lock = folder.parent / ".locks" / folder.name / f"{part.etag}.lock"  # the one that the library takes
+    for parent in (part.blob.parent, lock.parent):
         parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock, timeout=0):
-            if not blob.exists():
-                # Of this very commit: `main` may move while a long download is under way
-                pinned = hf_hub_url(source.repo_id, source.filename, revision=meta.commit_hash)
-                _fetch(pinned, meta.size, blob, step)
-                _verify(source, etag, blob)
+            if not part.blob.exists():
+                pinned = hf_hub_url(source.repo_id, part.name, revision=part.commit)
+                _fetch(pinned, part.size, part.blob, step)
+                _verify(source, part)
     except Timeout:
-        raise ChatError(f"{source.filename} is being downloaded already; wait until that is done") from None
+        raise ChatError(f"{part.name} is being downloaded already; wait until that is done") from None
     except _Cancelled:
-        done = human_size(_incomplete(blob).stat().st_size)
+        done = human_size(before + _incomplete(part.blob).stat().st_size)
         raise ChatError(
             f"the download of {source.filename} was stopped at {done}; starting it again goes on"
         ) from None
-    return Path(hf_hub_download(source.repo_id, source.filename, revision=source.revision))
 
 
-def _checked_etag(source: Source, meta: HfFileMetadata) -> str:
-    """Return the name of the file in the cache: its sha256 where the hub stores it as a large file."""
+def _asked(source: Source, name: str, sha256: str | None, revision: str, blobs: Path) -> _Part:
+    """Ask the hub about one file; its etag is its name in the cache, and its sha256 if it is a large one."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+    assert source.repo_id
+    try:
+        meta = get_hf_file_metadata(hf_hub_url(source.repo_id, name, revision=revision), timeout=TIMEOUT_S)
+    except errors.RemoteEntryNotFoundError:
+        raise ChatError(f"{source.repo_id} has no file {name!r}; check models.json") from None
     if not meta.etag or not meta.commit_hash or not re.fullmatch(r"[\w-]+", meta.etag):
         raise ChatError("that server doesn't answer like the hub; check HF_ENDPOINT")
-    if source.sha256 and _is_sha256(meta.etag) and meta.etag != source.sha256:
-        raise _wrong_hash(source, meta.etag)
-    return meta.etag
+    part = _Part(name, sha256, meta.etag, meta.commit_hash, meta.size, blobs / meta.etag)
+    if sha256 and _is_sha256(meta.etag) and meta.etag != sha256:
+        raise _wrong_hash(source, part, meta.etag)
+    return part
 
 
 def _fetch(url: str, size: int | None, blob: Path, step: Progress) -> None:
@@ -125,7 +168,6 @@ def _fetch(url: str, size: int | None, blob: Path, step: Progress) -> None:
     partial.touch()
     if size is not None and partial.stat().st_size > size:
         partial.write_bytes(b"")
-    _check_space(partial, size)
     attempts = 0
     while size is None or partial.stat().st_size < size:
         before = partial.stat().st_size
@@ -162,33 +204,39 @@ def _stream(url: str, size: int | None, partial: Path, step: Progress) -> None:
                 step(done, size)
 
 
-def _check_space(partial: Path, size: int | None) -> None:
-    needed = (size or 0) - partial.stat().st_size + SPARE_BYTES
-    free = shutil.disk_usage(partial.parent).free
-    if size is not None and needed > free:
+def _check_space(parts: list[_Part]) -> None:
+    """Refuse before anything is downloaded what the disk has no room for."""
+    missing = 0
+    for part in parts:
+        if not part.blob.exists():
+            partial = _incomplete(part.blob)
+            missing += (part.size or 0) - (partial.stat().st_size if partial.exists() else 0)
+    folder = next(parent for parent in parts[0].blob.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if missing > 0 and missing + SPARE_BYTES > free:
         raise ChatError(
-            f"the download needs {human_size(needed)} of disk and {human_size(free)} are free in "
-            f"{str(partial.parents[2])!r}; make room, or set HF_HOME to a folder on a larger disk"
+            f"the download needs {human_size(missing + SPARE_BYTES)} of disk and {human_size(free)} are free "
+            f"in {str(parts[0].blob.parents[2])!r}; make room, or set HF_HOME to a folder on a larger disk"
         )
 
 
-def _verify(source: Source, etag: str, blob: Path) -> None:
+def _verify(source: Source, part: _Part) -> None:
     """Check the finished file against the hash in models.json, else the hub's; then give it its name."""
-    partial = _incomplete(blob)
-    expected = source.sha256 or (etag if _is_sha256(etag) else None)
+    partial = _incomplete(part.blob)
+    expected = part.sha256 or (part.etag if _is_sha256(part.etag) else None)
     if expected:
         with partial.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             partial.unlink()
-            raise _wrong_hash(source, found)
-    partial.replace(blob)
+            raise _wrong_hash(source, part, found)
+    partial.replace(part.blob)
 
 
-def _wrong_hash(source: Source, found: str) -> ChatError:
+def _wrong_hash(source: Source, part: _Part, found: str) -> ChatError:
     return ChatError(
-        f"{source.repo_id}/{source.filename} is not the expected file (sha256 {found[:12]}..., expected "
-        f"{(source.sha256 or 'the hub')[:12]}...); it was not kept, try again or check models.json"
+        f"{source.repo_id}/{part.name} is not the expected file (sha256 {found[:12]}..., expected "
+        f"{(part.sha256 or 'the hub')[:12]}...); it was not kept, try again or check models.json"
     )
 
 

@@ -10,11 +10,12 @@ import difflib
 import json
 import re
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from chat.engine import Sampling
+from chat.gguf_parts import part_names
 
 _KINDS = '"path"; "package" and "filename"; "repo_id" and "filename"'
 # huggingface_hub.utils.validate_repo_id has the same rule; importing it takes half a second.
@@ -22,12 +23,22 @@ _WORD = r"(?!\S*(--|\.\.))[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _HUB_NAMES = {"repo_id": re.compile(f"{_WORD}/{_WORD}"), "revision": re.compile(f"{_WORD}(/{_WORD})*")}
 
 
+def _hashes(value: Any) -> Any:
+    for text in value if isinstance(value, list) else [value]:
+        if value is not None and not (isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text)):
+            raise ValueError("should be 64 hexadecimal digits, or a list, one for each part")
+    return value
+
+
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Source(_Closed):
-    """Where a GGUF may be: `path`, or `package` + `filename`, or `repo_id` + `filename` (+ `revision`)."""
+    """Where a GGUF may be: `path`, or `package` + `filename`, or `repo_id` + `filename` (+ `revision`).
+
+    A split model is named by any of its parts; the others are in the same folder.
+    """
 
     path: str | None = Field(None, min_length=1, description="absolute, or from the folder of models.json")
     package: str | None = Field(
@@ -36,7 +47,9 @@ class Source(_Closed):
     repo_id: str | None = Field(None, max_length=96)
     filename: str | None = Field(None, pattern=r"\.gguf$")  # so nothing else, a pickle say, is ever fetched
     revision: str = "main"
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="checked after a download")
+    sha256: Annotated[str | list[str] | None, PlainValidator(_hashes)] = Field(
+        None, description="checked after a download: of the file named, or a list, one for each part"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Source:
@@ -50,7 +63,18 @@ class Source(_Closed):
         name = PurePosixPath(self.filename or "")
         if name.is_absolute() or ".." in name.parts or "\\" in str(name) or ":" in str(name):
             raise ValueError(f'"filename" {self.filename!r} leads out of its folder')
+        names = part_names(self.path or self.filename or "")
+        if isinstance(self.sha256, list) and len(self.sha256) != len(names):
+            raise ValueError(f'"sha256" has {len(self.sha256)} hashes, and files of the model: {len(names)}')
         return self
+
+    def files(self) -> list[tuple[str, str | None]]:
+        """Return the name of each file in its package or repository, with its sha256 where that is known."""
+        named = self.filename or ""
+        names = part_names(named)
+        if isinstance(self.sha256, list):
+            return list(zip(names, self.sha256, strict=True))
+        return [(name, self.sha256 if name == named else None) for name in names]
 
     def __str__(self) -> str:
         if self.path:
@@ -101,6 +125,8 @@ def _sentence(error: Any) -> str:
         return f"unknown key {where!r}; {hint}"
     if error["type"] == "missing":
         return f"{where!r} is missing"
+    if error["type"] == "value_error" and parents and parents[-1] != "sources":
+        return f"{where!r} is {shown(error['input'])}: {error['ctx']['error']}"
     if error["type"] == "value_error":
         return f"{where!r}: {error['ctx']['error']}"
     return f"{where!r} is {shown(error['input'])}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chat.gguf_header import Header, Value, read_header
+from chat.gguf_parts import check_parts
 from chat.gguf_vocab import Vocab, build_vocab
 from chat.machine import human_size
 from core.errors import ModelFileError
@@ -50,10 +51,11 @@ _SIGNS = (
 
 @dataclass(frozen=True)
 class GgufFile:
-    """One model file. Sizes in bytes."""
+    """One model. Sizes in bytes."""
 
-    path: Path
-    file_size: int
+    path: Path  # the file that llama.cpp is given: the first part of a split model
+    parts: tuple[Path, ...]  # all of its files; one where it isn't split
+    file_size: int  # of all parts
     architecture: str
     name: str  # general.name; empty where the file has none
     n_ctx_train: int  # tokens; 0 where the file doesn't say
@@ -66,7 +68,29 @@ class GgufFile:
 
 
 def read_gguf(path: Path) -> GgufFile:
-    """Read and check `path`. Raises ModelFileError with a sentence for the user."""
+    """Read and check the model at `path`, which may be any part of a split one.
+
+    Raises ModelFileError with a sentence for the user.
+    """
+    header, size = _read_header(path)
+    if _split(header, "count") <= 1:
+        return _describe((path,), size, header, header.n_params)
+    paths = check_parts(path)
+    if len(paths) != _split(header, "count"):
+        raise ModelFileError(
+            f"{path.name} is one of {_split(header, 'count')} parts of a model, and its name doesn't say "
+            "which; give all parts the names that they were published with"
+        )
+    read = [(header, size) if part == path else _read_header(part) for part in paths]
+    headers = [header for header, _ in read]
+    _check_split(paths, headers)
+    return _describe(
+        tuple(paths), sum(size for _, size in read), headers[0], sum(header.n_params for header in headers)
+    )
+
+
+def _read_header(path: Path) -> tuple[Header, int]:
+    """Return the header of one file and the file's size. Raises ModelFileError."""
     try:
         if path.is_dir():
             raise ModelFileError(f"{str(path)!r} is a folder; give the .gguf file inside it")
@@ -84,11 +108,30 @@ def read_gguf(path: Path) -> GgufFile:
     if header.needed_size > size:
         sizes = f"{human_size(size)} of {human_size(header.needed_size)}"
         raise ModelFileError(f"{path.name} is cut short: {sizes}; download it again")
-    return _describe(path, size, header)
+    return header, size
 
 
-def _describe(path: Path, size: int, header: Header) -> GgufFile:
-    metadata = header.metadata
+def _split(header: Header, key: str) -> int:
+    found = header.metadata.get(f"split.{key}", 0)
+    return found if isinstance(found, int) else 0
+
+
+def _check_split(paths: list[Path], headers: list[Header]) -> None:
+    """Check that the parts are those of one model, as llama_model_loader does. Raises ModelFileError."""
+    for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
+        if (_split(header, "no"), _split(header, "count")) != (number, len(paths)):
+            says = f"part {_split(header, 'no') + 1} of {_split(header, 'count') or 1}"
+            raise ModelFileError(f"{path.name} says that it is {says} of its model; download it again")
+    announced, found = _split(headers[0], "tensors.count"), sum(header.n_tensors for header in headers)
+    if announced != found:
+        raise ModelFileError(
+            f"the parts of {paths[0].name} are of different models: they hold {found} tensors, and the first "
+            f"announces {announced}; download all of them again"
+        )
+
+
+def _describe(parts: tuple[Path, ...], size: int, header: Header, n_params: int) -> GgufFile:
+    metadata, path = header.metadata, parts[0]
     architecture = _text(metadata, "general.architecture")
     companion = _COMPANIONS.get(_text(metadata, "general.type"))
     if companion or architecture == "clip":
@@ -104,12 +147,13 @@ def _describe(path: Path, size: int, header: Header) -> GgufFile:
         file_type = metadata.get("general.file_type")
         return GgufFile(
             path=path,
+            parts=parts,
             file_size=size,
             architecture=architecture,
             name=_text(metadata, "general.name"),
             n_ctx_train=_number(metadata, f"{architecture}.context_length"),
             n_vocab=len(tokens),
-            n_params=header.n_params,
+            n_params=n_params,
             file_type=_FILE_TYPES.get(file_type) if isinstance(file_type, int) else None,
             chat_template=_text(metadata, "tokenizer.chat_template") or None,
             kv_bytes_per_token=_kv_bytes_per_token(metadata, architecture),

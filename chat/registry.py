@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chat.entry import Entry, Source, hub_source, parse_entry, shown
+from chat.gguf_parts import first_part, missing_part, model_size, part_names
 from chat.machine import human_size, verdict
 from core.errors import ChatError
 
@@ -33,8 +34,12 @@ class Registry:
         return self.path.parent
 
     def locate(self, entry: Entry) -> Path | None:
-        """Return the first source's file that is on this disk. Never asks the network."""
-        return next((found for source in entry.sources if (found := self._find(source))), None)
+        """Return the first source's file that is on this disk; of a split model, the first part if all are.
+
+        Never asks the network.
+        """
+        places = map(self._place, entry.sources)
+        return next((first for place in places if place and (first := first_part(place))), None)
 
     def missing(self, entry: Entry) -> str:
         """Return why an entry can be neither loaded nor downloaded; empty if it can."""
@@ -43,12 +48,14 @@ class Registry:
                 return f"its adapter {adapter!r} is not on this disk"
         if hub_source(entry) or self.locate(entry):
             return ""
-        return f"not on this disk: {', '.join(map(str, entry.sources))}"
+        incomplete = (missing_part(place) for source in entry.sources if (place := self._place(source)))
+        reason = next(filter(None, incomplete), "")
+        return reason or f"not on this disk: {', '.join(map(str, entry.sources))}"
 
-    def _find(self, source: Source) -> Path | None:
+    def _place(self, source: Source) -> Path | None:
+        """Where the file of `source` is or would be, some of its parts perhaps; None where none can be."""
         if source.path:
-            path = self.folder / os.path.expanduser(source.path)
-            return path if path.is_file() else None
+            return self.folder / os.path.expanduser(source.path)
         assert source.filename
         if source.package:
             # Found, not imported: a package may need others that aren't here, and importing runs its code.
@@ -57,13 +64,16 @@ class Registry:
             except ValueError:  # "__main__" and the like
                 return None
             folders = spec.submodule_search_locations if spec else None
-            paths = (Path(folder) / source.filename for folder in folders or ())
-            return next((path for path in paths if path.is_file()), None)
+            paths = [Path(folder) / source.filename for folder in folders or ()]
+            return next(filter(first_part, paths), paths[0] if paths else None)
         from huggingface_hub import try_to_load_from_cache  # slow to import
 
         assert source.repo_id
-        found = try_to_load_from_cache(source.repo_id, source.filename, revision=source.revision)
-        return Path(found) if isinstance(found, str) else None
+        for name in part_names(source.filename):
+            found = try_to_load_from_cache(source.repo_id, name, revision=source.revision)
+            if isinstance(found, str):
+                return Path(found)
+        return None
 
 
 def load_registry(path: Path) -> Registry:
@@ -107,7 +117,7 @@ def menu(registry: Registry) -> list[tuple[str, str]]:
 
 def _label(registry: Registry, name: str, entry: Entry) -> str:
     path = registry.locate(entry)
-    size = path.stat().st_size if path else entry.size_bytes
+    size = model_size(path) if path else entry.size_bytes
     parts = [name]
     if size:
         parts += [human_size(size), verdict(size, entry.kv_bytes_per_token or 0, entry.n_ctx)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from chat.entry import parse_entry
+from chat.gguf_parts import part_names
 from chat.registry import Registry, add, hub_source, load_registry, menu
 from core.errors import ChatError
 
@@ -163,3 +164,54 @@ def test_the_menu_says_size_and_verdict_before_a_download(tmp_path: Path) -> Non
         ("Far · 2390.0 GB · too big · download", "Far"),
         ("Here · 1.5 MB · fits · on this disk · perplexity 12.5", "Here"),
     ]
+
+
+@pytest.fixture(params=["path", "package", "hub"])
+def split_source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A source that names the second of three parts, and the folder where they belong."""
+    name = "Q4_K_M/big-00002-of-00003.gguf"
+    if request.param == "path":
+        return {"path": f"models/{name}"}, tmp_path / "models" / "Q4_K_M"
+    if request.param == "package":
+        package = tmp_path / "site" / "big_model_package"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        monkeypatch.syspath_prepend(package.parent)
+        return {"package": package.name, "filename": name}, package / "Q4_K_M"
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    cached = tmp_path / "hub" / "models--someone--Big-GGUF"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("c0ffee")
+    return {"repo_id": "someone/Big-GGUF", "filename": name}, cached / "snapshots" / "c0ffee" / "Q4_K_M"
+
+
+def test_a_split_model_is_one_entry_wherever_it_lies(tmp_path: Path, split_source: Any) -> None:
+    source, folder = split_source
+    entry = parse_entry({"sources": [source], "n_ctx": 512})
+    path = write(tmp_path, {"Big": {"sources": [source], "n_ctx": 512}})
+    folder.mkdir(parents=True)
+    for number, name in enumerate(part_names("big-00002-of-00003.gguf"), 1):
+        registry = load_registry(path)
+        assert registry.locate(entry) is None
+        if "repo_id" not in source:  # that one can be downloaded
+            assert ("part 3 of 3, 'big-00003-of-00003.gguf'" in registry.broken["Big"]) == (number == 3)
+        (folder / name).write_bytes(bytes(500_000 * number))
+    registry = load_registry(path)
+    assert registry.locate(entry) == folder / "big-00001-of-00003.gguf"
+    assert menu(registry) == [("Big · 3.0 MB · fits · on this disk", "Big")]
+
+
+def test_a_split_model_has_a_hash_for_each_part_or_none(tmp_path: Path) -> None:
+    source = HUB | {"filename": "big-00001-of-00002.gguf"}
+    hashes = ["a" * 64, "b" * 64]
+    entry = parse_entry({"sources": [source | {"sha256": hashes}], "n_ctx": 512})
+    assert entry.sources[0].files() == list(zip(part_names(source["filename"]), hashes, strict=True))
+    entry = parse_entry({"sources": [source | {"sha256": hashes[0]}], "n_ctx": 512})
+    assert [sha256 for _, sha256 in entry.sources[0].files()] == [hashes[0], None]
+    wrong = {"sources": [HUB | {"sha256": hashes}], "n_ctx": 512}
+    assert "has 2 hashes, and files of the model: 1" in reason(tmp_path, wrong)
+    assert "'sources.0.sha256' is [\"a\"]" in reason(
+        tmp_path, {"sources": [HUB | {"sha256": ["a"]}], "n_ctx": 512}
+    )
