@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from convert import nf4
-from convert.adapter import EMBEDDINGS, Adapter
 from convert.errors import ConvertError
 from convert.gptq import GptqCheckpoint, open_checkpoint
 from convert.merge import merge
 from convert.rows import Row
+from convert.verify.adapted import simulate_nf4, with_adapter
 
 Progress = Callable[[int, int], None]
 
@@ -77,19 +74,8 @@ def _load(folder: Path) -> PreTrainedModel:
 def _with_adapter(base: Path, adapter: Path) -> torch.nn.Module:
     """The model as training saw it: the adapter live on the values that NF4 left."""
     model = _load(base)
-    stored = open_checkpoint(base)
-    dtype = next(stored.dtype(name) for name in stored.names if name.endswith(EMBEDDINGS))
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and nf4.is_quantised(name, module.weight):
-            original = module.weight.data.to(dtype)
-            module.weight.data = nf4.simulate(original).to(module.weight.dtype)
-    update = Adapter(adapter)
-    resized = next((name for name in update.whole if name.endswith(EMBEDDINGS)), None)
-    if resized:
-        model.resize_token_embeddings(update.whole_shape(resized)[0], mean_resizing=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's advice on tied weights, and names that transformers changed
-        return PeftModel.from_pretrained(model, adapter).train(False)
+    simulate_nf4(model, open_checkpoint(base))
+    return with_adapter(model, adapter)
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ from convert.settings import Settings
 from convert.sixteen_bit import SMALL_PARAMS, model_name, outtype
 from convert.source import ADAPTER_CONFIG, Source, read_json
 from convert.stages import Stages, key
+from convert.verify.adapted import MergeInputs
 from convert.verify.report import Report
 from convert.verify.run import chat_model, reference, verify
 from convert.without_code import copy_without_code
@@ -187,11 +188,19 @@ class Pipeline:
         def work() -> None:
             self.merge()
             with bar("Asking the checkpoint") as progress:
-                reference(self.checkpoint, self.sixteen_bit, self.rows, self.references, progress)
+                files = (self.checkpoint, self.sixteen_bit)
+                reference(*files, self.rows, self.references, progress, self._merge_inputs)
 
         self._stage("reference", self._data_key, [self.references], work)
         if not self.settings.keep:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+    @property
+    def _merge_inputs(self) -> MergeInputs | None:
+        """What the checkpoint was merged of; None where it came as it is."""
+        if not self.source.adapter:
+            return None
+        return MergeInputs(self.base, self.source.adapter, self.stages.note("merge")["base"] == "nf4")
 
     def imatrix(self) -> Path | None:
         """Have the importance matrix; None where none is wanted, or the run has too little text for one."""

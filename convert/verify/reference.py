@@ -1,8 +1,6 @@
 """What verification needs of the checkpoint, computed by torch and transformers before it is deleted.
 
-Arithmetic is fp32 on the stored 16-bit weights. llama.cpp keeps activations in fp32 between its f16 products,
-so this is the smallest difference that conversion can honestly be given: bf16 arithmetic differs from itself
-in another order by more than a wrong norm would.
+Arithmetic is fp32 on the stored 16-bit weights (arithmetic.py).
 """
 
 from __future__ import annotations
@@ -13,25 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from chat.machine import available_bytes
 from chat.prompt import FALLBACK_TEMPLATE
 from chat.templates import TemplateRenderer
 from convert.errors import ConvertError
 from convert.nasty import NASTY
 from convert.rows import Row
 from convert.verify.answers import GREEDY, PROMPTS, Answer, prompts
-from convert.verify.loss import LogProbs, predicting
+from convert.verify.arithmetic import float32_arithmetic, loading_dtype, log_probs
+from convert.verify.loss import LogProbs
 from convert.verify.metadata import Facts
 from convert.verify.tokens import Tokenized
 
 MAX_PROMPT = 512  # tokens; a longer one says nothing more, and takes minutes
 TOGETHER = 4  # answers: a Phi keeps 0.8 MB for each token of them, in fp32
-BATCH_TOKENS = 512  # padding included; the scores of a large vocabulary take half a gigabyte
-_FITS = 0.7  # of the free memory that weights in fp32 may take
 
 
 class Checkpoint:
@@ -40,11 +35,12 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         self.folder = folder
+        stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         disable_progress_bar()  # type: ignore[no-untyped-call]  # there is one of ours
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
             self.model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=self._dtype(), attn_implementation="eager", use_safetensors=True, **options
+                folder, dtype=loading_dtype(stored), attn_implementation="eager", use_safetensors=True, **options
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -52,11 +48,6 @@ class Checkpoint:
         self.model.eval()  # type: ignore[no-untyped-call]
         float32_arithmetic(self.model)
         self._renderer = TemplateRenderer()
-
-    def _dtype(self) -> torch.dtype | str:
-        """Fp32 where it fits; else as stored, and `float32_arithmetic` converts layer by layer."""
-        stored = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
-        return torch.float32 if 2 * stored < _FITS * available_bytes() else "auto"
 
     def close(self) -> None:
         self._renderer.close()
@@ -158,56 +149,9 @@ class Checkpoint:
             answers.append(Answer(chat, ids, reply[:end], margins, end is not None, not text.strip()))
         return answers
 
-    @torch.inference_mode()
     def log_probs(self, rows: Sequence[Row], on_row: Callable[[], None]) -> Iterator[LogProbs]:
-        """Yield the distribution before each trained token, in the rows' order.
-
-        Rows are padded on the right, where a causal model's earlier tokens never look, and the head computes
-        only the positions that are asked for.
-        """
-        head = self.model.get_output_embeddings()
-        for batch in batches(rows):
-            width = max(len(row.ids) for row in batch)
-            ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in batch])
-            wanted = torch.zeros_like(ids, dtype=torch.bool)
-            for i, row in enumerate(batch):
-                wanted[i, predicting(row)] = True
-            hook = head.register_forward_pre_hook(lambda _, given, wanted=wanted: (given[0][wanted],))
-            try:
-                logits = self.model(input_ids=ids, use_cache=False).logits
-            finally:
-                hook.remove()
-            yield from torch.log_softmax(logits.float(), dim=-1).numpy()
-            for _ in batch:
-                on_row()
-
-
-def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Group neighbouring rows into batches of at most BATCH_TOKENS with padding; a longer row is alone."""
-    batch: list[Row] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * max(len(r.ids) for r in [*batch, row]) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def float32_arithmetic(model: nn.Module) -> None:
-    """Let a model with 16-bit weights compute in fp32, one linear layer's weights converted at a time.
-
-    Widening and narrowing back loses nothing. All that is not a linear layer is small and stays wide.
-    """
-    for module in model.modules():
-        if not isinstance(module, nn.Linear):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.float()
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight.dtype != torch.float32:
-            stored = module.weight.dtype
-            module.register_forward_pre_hook(lambda layer, _: layer.float() and None)
-            module.register_forward_hook(lambda layer, *_, stored=stored: layer.to(stored) and None)
+        """Yield the distribution before each trained token, in the rows' order."""
+        return log_probs(self.model, rows, on_row)
 
 
 def _json(path: Path) -> dict[str, Any]:

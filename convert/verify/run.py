@@ -1,4 +1,4 @@
-"""The six checks in one place: first what the checkpoint says, while it is there, then each GGUF."""
+"""The checks in one place: first what the checkpoint says, while it is there, then each GGUF."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chat.gguf_file import read_gguf
 from chat.gguf_header import read_header
@@ -39,11 +39,15 @@ from convert.verify.tokens import Tokenized, check_tokens
 from core.errors import ChatError
 from core.files import whole
 
+if TYPE_CHECKING:
+    from convert.verify.adapted import MergeInputs
+
 CONTEXT = 2048  # tokens: prompts and 48 more
 # Files in the folder of references.
-FACTS, TOKENS, ANSWERS, SCORES, DISTRIBUTIONS = (
-    *("facts.json", "tokens.json", "answers.json", "scores.json", "16bit.npy"),
+FACTS, TOKENS, ANSWERS, SCORES, MERGE, DISTRIBUTIONS = (
+    *("facts.json", "tokens.json", "answers.json", "scores.json", "merge.json", "16bit.npy"),
 )
+ADAPTED, CHECKPOINT = "base+adapter", "checkpoint"  # stages, in the table
 
 
 @contextmanager
@@ -67,32 +71,55 @@ def _context(gguf: Path) -> int:
 
 
 def reference(
-    checkpoint: Path, sixteen_bit: Path, rows: Sequence[Row], folder: Path, on_progress: Progress
+    checkpoint: Path,
+    sixteen_bit: Path,
+    rows: Sequence[Row],
+    folder: Path,
+    on_progress: Progress,
+    made_of: MergeInputs | None = None,
 ) -> None:
     """Write into `folder` all that `verify` needs of `checkpoint`, which may be deleted afterwards.
 
-    Also scores `sixteen_bit` against it. The folder belongs to one checkpoint and one set of rows; what was
-    in it goes. Raises ConvertError.
+    Also scores `sixteen_bit` against it, and the checkpoint against base and adapter (`made_of`; None where
+    nothing was merged), which are in memory before it and not beside it. The folder belongs to one checkpoint
+    and one set of rows; what was in it goes. Raises ConvertError.
     """
-    from convert.verify.reference import Checkpoint  # torch and transformers take seconds to import
+    # torch and transformers take seconds to import
+    from convert.verify.adapted import Adapted
+    from convert.verify.merged import arrived, check_merge, not_merged
+    from convert.verify.reference import Checkpoint
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     scored = rows_to_score(rows)
-    step = _Steps(on_progress, 2 * len(scored) + PROMPTS + 2)
-    own = folder / "checkpoint.npy"
+    wanted = targets(scored)
+    step = _Steps(on_progress, (3 if made_of else 2) * len(scored) + PROMPTS + 2)
+    own, before = folder / "checkpoint.npy", folder / "adapter.npy"
+    layers = []
+    if made_of:
+        with closing(Adapted(made_of)) as adapted:
+            save_reference(before, adapted.log_probs(scored, step), len(wanted))
+            layers = list(adapted.layers())
     with closing(Checkpoint(checkpoint)) as loaded:
         _write(folder / FACTS, asdict(loaded.facts()))
         _write(folder / TOKENS, [asdict(text) for text in loaded.tokenized(rows)])
         step()
         _write(folder / ANSWERS, [asdict(answer) for answer in loaded.answers(rows)])
         step(PROMPTS)
-        save_reference(own, loaded.log_probs(scored, step), len(targets(scored)))
-    save_reference(folder / DISTRIBUTIONS, gguf_log_probs(sixteen_bit, scored, step), len(targets(scored)))
-    stages = {"checkpoint": own, str(read_gguf(sixteen_bit).file_type): folder / DISTRIBUTIONS}
-    scores = {name: compare(own, read_reference(path), targets(scored)) for name, path in stages.items()}
+        save_reference(own, loaded.log_probs(scored, step), len(wanted))
+        found = arrived(loaded.model, layers)
+    save_reference(folder / DISTRIBUTIONS, gguf_log_probs(sixteen_bit, scored, step), len(wanted))
+    stages = [*([(ADAPTED, before)] if made_of else []), (CHECKPOINT, own)]
+    stages.append((str(read_gguf(sixteen_bit).file_type), folder / DISTRIBUTIONS))
+    scores = {}
+    for (name, path), (_, above) in zip(stages, [stages[0], *stages], strict=False):
+        scores[name] = compare(above, read_reference(path), wanted)
     _write(folder / SCORES, {name: asdict(score) for name, score in scores.items()})
-    own.unlink()
+    reason = "the checkpoint came as it is"
+    merged = check_merge(scores[CHECKPOINT], found) if made_of else not_merged(reason)
+    _write(folder / MERGE, [asdict(check) for check in merged])
+    for path in (own, before):
+        path.unlink(missing_ok=True)
     step()
 
 
@@ -120,7 +147,8 @@ def verify(
     kind = str(file.file_type)
     quantised = gguf != sixteen_bit
     step = _Steps(on_progress, n_tensors + PROMPTS + 3 + (len(scored) if quantised else 0))
-    checks = check_size(gguf, predicted_bytes)
+    checks = [Check(**raw) for raw in _read(folder / MERGE)]
+    checks += check_size(gguf, predicted_bytes)
     checks += check_metadata(gguf, Facts(**_read(folder / FACTS)))
     checks += _tried("tensors", lambda: check_tensors(gguf, sixteen_bit, step))
     answers = [Answer(**raw) for raw in _read(folder / ANSWERS)]
@@ -133,7 +161,7 @@ def verify(
             return found + check_answers(model, answers, quantised, step)
 
     checks += _tried("chat", chat)
-    sixteen_scores = next(score for name, score in scores.items() if name != "checkpoint")
+    sixteen_scores = next(score for name, score in scores.items() if name not in (ADAPTED, CHECKPOINT))
     checks += check_sixteen_bit(sixteen_scores, file.n_vocab)
     guessing = guesses(sixteen_scores, file.n_vocab)
 

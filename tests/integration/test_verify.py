@@ -21,11 +21,12 @@ from convert.from_gguf import checkpoint_from_gguf
 from convert.llamacpp import run, tool
 from convert.rows import Row, plain_rows
 from convert.verify.answers import Answer, check_answers, prompts, sure_tokens
+from convert.verify.arithmetic import batches, float32_arithmetic
 from convert.verify.check import Check
 from convert.verify.cross_check import agreement, our_perplexity, plain_text, tool_perplexity
 from convert.verify.loss import check_quantised, compare, gguf_log_probs, rows_to_score, targets
 from convert.verify.metadata import Facts, check_metadata
-from convert.verify.reference import Checkpoint, batches, float32_arithmetic
+from convert.verify.reference import Checkpoint
 from convert.verify.report import Report
 from convert.verify.run import (
     ANSWERS,

@@ -1,0 +1,116 @@
+"""Check 0: the merged checkpoint does what base and adapter do together, as PEFT runs them.
+
+Every later check compares with the merged checkpoint, so an error of the merge would pass them all. Two
+things are measured: the divergence of the predictions on the run's rows, and, for each adapted layer alone,
+how much of its adapter's update has arrived. The second sees one layer that was left out among hundreds, or
+an update that is small beside the rounding of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from convert.verify.adapted import Layer, probe
+from convert.verify.check import Check
+from convert.verify.loss import Scores
+from convert.verify.thresholds import LAYER_ERROR, MERGE_KL, UPDATE_SHARE, same_top_limit
+
+# What rounding to bf16 makes of a layer's output, relative: 8 bits, so at most 1/512 of each weight, spread evenly.
+ROUNDING = 1 / 512 / math.sqrt(3)
+SURE = 5  # standard deviations
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What of one layer's update is in the merged checkpoint.
+
+    With b, a and m what base, adapted and merged layer make of the same numbers: `share` is the projection
+    (m-b)(a-b) / |a-b|^2, 1 when all has arrived; `noise` is how far the rounding of the weights moves it, one
+    standard deviation; `error` is |m-a| / |a|, which sees what isn't in the direction of the update.
+    """
+
+    name: str
+    share: float
+    noise: float
+    error: float
+
+
+@torch.inference_mode()
+def arrived(model: Any, layers: Iterable[Layer]) -> list[Arrived]:
+    """Compare each adapted layer with the merged model's. A layer that isn't there has no share at all."""
+    modules = {_plain(name): module for name, module in model.named_modules()}
+    return [_arrived(layer, modules.get(_plain(layer.name))) for layer in layers]
+
+
+def _plain(name: str) -> str:
+    """A module's name, the same for a text model alone and inside a model that reads pictures too."""
+    return name.replace("language_model.", "").removeprefix("model.")
+
+
+def _arrived(layer: Layer, module: Any) -> Arrived:
+    if module is None:
+        return Arrived(layer.name, math.nan, 0.0, math.nan)
+    merged = module(probe(module)).float().numpy().astype(np.float64)
+    if merged.shape != layer.adapted.shape:
+        return Arrived(layer.name, math.nan, 0.0, math.nan)
+    adapted, base = layer.adapted.astype(np.float64), layer.base.astype(np.float64)
+    update, off = adapted - base, merged - adapted
+    size, of_update = np.linalg.norm(adapted), np.linalg.norm(update)
+    error = float(np.linalg.norm(off) / size) if size else float(np.linalg.norm(off) > 0)
+    if of_update == 0:  # an adapter that was never trained, or a module saved whole and left as it was
+        return Arrived(layer.name, 1.0, 0.0 if error == 0 else math.inf, error)
+    share = float(np.vdot(merged - base, update) / of_update**2)
+    # Rounding goes in all directions; along the update lies one of so many parts of it.
+    noise = ROUNDING * size / of_update / math.sqrt(update.size)
+    return Arrived(layer.name, share, float(noise), error)
+
+
+def check_merge(scores: Scores, layers: Sequence[Arrived]) -> list[Check]:
+    """Judge the merged checkpoint against base and adapter."""
+    top = same_top_limit(MERGE_KL)
+    return [
+        Check("merge: KL", (v := MERGE_KL.judge(scores.kl_mean)), f"{scores.kl_mean:.3g}", MERGE_KL.reason(v)),
+        Check(
+            "merge: same top",
+            (v := top.judge(1 - scores.same_top)),
+            f"{scores.same_top:.1%}",
+            "" if v == "ok" else f"{v} below {1 - getattr(top, v):.1%} ({top.source})",
+        ),
+        *_layers(layers),
+    ]
+
+
+def not_merged(reason: str) -> list[Check]:
+    """The row of the table for a way in on which there is nothing to merge."""
+    return [Check("merge", "n/a", "nothing was merged", reason)]
+
+
+def _layers(layers: Sequence[Arrived]) -> list[Check]:
+    if not layers:
+        return [Check("merge: layers", "fail", "0 layers", "PEFT finds no layer that the adapter changes")]
+    clear = [layer for layer in layers if SURE * layer.noise <= UPDATE_SHARE.warn]
+    away = max(clear, key=lambda layer: _wrong(layer.share), default=None)
+    wrong = max(layers, key=lambda layer: math.inf if math.isnan(layer.error) else layer.error)
+    figure = f"{len(clear)} of {len(layers)} layers"
+    if away is None:
+        shares = Check("merge: updates", "n/a", figure, "each update is smaller than the weights' rounding")
+    else:
+        verdict = UPDATE_SHARE.judge(_wrong(away.share))
+        said = f"{away.name} has {away.share:.3f} of its update; {UPDATE_SHARE.reason(verdict)}"
+        least = min(layer.share for layer in clear)
+        shares = Check(
+            "merge: updates", verdict, f"{figure} have at least {least:.3f} of theirs", said if verdict != "ok" else ""
+        )
+    verdict = LAYER_ERROR.judge(wrong.error)
+    reason = "" if verdict == "ok" else f"{wrong.name}; {LAYER_ERROR.reason(verdict)}"
+    return [shares, Check("merge: layers", verdict, f"worst relative error {wrong.error:.2g}", reason)]
+
+
+def _wrong(share: float) -> float:
+    return abs(1 - share) if math.isfinite(share) else math.inf
