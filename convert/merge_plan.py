@@ -30,9 +30,7 @@ class MergePlan:
         self._sources = {name: name for name in base.names}  # of each tensor that is written
         embedding, head = _ending(EMBEDDINGS, base.names), _ending(HEADS, base.names)
         if embedding is None:
-            raise ConvertError(
-                f"{base.folder} has no embedding ({', '.join(EMBEDDINGS)}): it is no language model"
-            )
+            raise no_embedding(base)
         self._embedding = embedding
         self._tied = is_tied(base)
         self._head = head or _ending(HEADS, [*adapter.low_rank, *adapter.whole]) or HEADS[0]
@@ -123,6 +121,21 @@ class MergePlan:
                 f"{self._adapter.folder} makes an embedding of {self.rows} rows and a head of "
                 f"{self._rows(self._head)}; train again with both embed_tokens and lm_head in modules_to_save"
             )
+
+
+def rows_of(checkpoint: Checkpoint) -> int:
+    """The rows of a checkpoint's embedding. Raises ConvertError where it has none."""
+    embedding = _ending(EMBEDDINGS, checkpoint.names)
+    if embedding is None:
+        raise no_embedding(checkpoint)
+    return checkpoint.shape(embedding)[0]
+
+
+def no_embedding(checkpoint: Checkpoint) -> ConvertError:
+    """What to say of a checkpoint that is no language model."""
+    return ConvertError(
+        f"{checkpoint.folder} has no embedding ({', '.join(EMBEDDINGS)}): it is no language model"
+    )
 
 
 def _ending(endings: tuple[str, ...], names: Iterable[str]) -> str | None:

@@ -28,6 +28,7 @@ from convert.errors import ConvertError
 from convert.gptq import open_checkpoint
 from convert.merge import merge
 from convert.merge_plan import MergePlan, is_tied, surplus_head
+from convert.preflight import check_tokenizer
 from convert.progress import bar
 from convert.rows import Row, load_rows, plain_rows, save_rows
 from convert.settings import Settings
@@ -39,6 +40,7 @@ from convert.verify.report import Report
 from convert.verify.run import chat_model, reference, verify
 from convert.without_code import copy_without_code
 
+REFERENCE = 2  # of the files in its folder: another number when they hold something else
 IMATRIX_TOKENS = 2 * quantise.IMATRIX_CONTEXT  # fewer tell nothing
 
 
@@ -191,7 +193,7 @@ class Pipeline:
                 files = (self.checkpoint, self.sixteen_bit)
                 reference(*files, self.rows, self.references, progress, self._merge_inputs)
 
-        self._stage("reference", self._data_key, [self.references], work)
+        self._stage("reference", key(self._data_key, REFERENCE), [self.references], work)
         if not self.settings.keep:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
 
@@ -259,6 +261,9 @@ class Pipeline:
 
     def check_tools(self, types: list[str]) -> None:
         """Find out now what would fail after the merge. Raises ConvertError."""
+        base = self.source.checkpoint or self.base
+        for line in check_tokenizer(base, self.source.adapter, self.origin, self._run_rows):
+            print(line, flush=True)
         llamacpp.tool("llama-quantize")
         llamacpp.converter()
         sparse = [kind for kind in types if kind in quantise.NEED_IMATRIX]

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from chat.machine import available_bytes, human_size
+from convert.adapter import Adapter
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
+from convert.gptq import open_checkpoint
+from convert.merge_plan import MergePlan, rows_of
+from convert.rows import Row
+from convert.tokenizer_files import TokenizerFiles
 
 # Bits a weight of a file of each kind: llama.cpp's figures for Llama-3.1-8B (tools/quantize/README.md), and a
 # little above them.
@@ -47,6 +53,21 @@ def check(checkpoint: Checkpoint, merges: bool, types: list[str], keep: bool, fo
     if memory > free_memory:
         raise ConvertError(f"the memory is too small. {needs} Close other programs, or use a larger machine")
     return needs
+
+
+def check_tokenizer(base: Path, adapter: Path | None, origin: str, rows: Iterable[Row]) -> list[str]:
+    """Find out now what the converter would refuse after the merge; return lines on what will be mended.
+
+    `base`: also a whole checkpoint, without an adapter. `rows`: what training saw. Raises ConvertError.
+    """
+    checkpoint = open_checkpoint(base)
+    config, embedded = checkpoint.config, rows_of(checkpoint)
+    if adapter:
+        plan = MergePlan(checkpoint, Adapter(adapter))
+        config, embedded = plan.config, plan.rows
+    files = TokenizerFiles(base, adapter or base)
+    lines = files.check(config, embedded, origin, {i for row in rows for i in row.ids})
+    return lines if files.template() else [*lines, "No chat template is left; the chat will use a plain one."]
 
 
 def _elements(shape: tuple[int, ...]) -> int:

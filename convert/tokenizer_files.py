@@ -1,7 +1,8 @@
 """The small files of a checkpoint: tokenizer, chat template, stop tokens; carried over and checked.
 
-transformers 5 doesn't save `tokenizer.model` (sentencepiece_file.py rebuilds it), and reads no code here: `auto_map` entries, with which
-a checkpoint asks for Python code of its own, are left out of everything that is written.
+transformers 5 doesn't save `tokenizer.model` (sentencepiece_file.py rebuilds it), and reads no code here:
+`auto_map` entries, with which a checkpoint asks for Python code of its own, are left out of everything that
+is written.
 """
 
 from __future__ import annotations
@@ -77,9 +78,7 @@ class TokenizerFiles:
         """The chat template; empty if there is none."""
         return self.chat_template.text
 
-    def check(
-        self, model: dict[str, Any], rows: int, origin: str, seen: Collection[int] = ()
-    ) -> list[str]:
+    def check(self, model: dict[str, Any], rows: int, origin: str, seen: Collection[int] = ()) -> list[str]:
         """Check the tokenizer against a model's config and its embedding's rows; return what was mended.
 
         `seen`: ids that training saw. More rows than tokens are fine: many models pad their embedding.
@@ -96,7 +95,9 @@ class TokenizerFiles:
             if use or token not in self._added:
                 raise ConvertError(self._no_row(token, i, rows, use))
             self.dropped.add(token)
-            notes.append(f"Left out the token {token!r} ({i}): the model has {rows} rows, and nothing uses it.")
+            notes.append(
+                f"Left out the token {token!r} ({i}), which nothing uses: the model has {rows} rows."
+            )
         if self._rebuilds:
             notes.append(f"Writing {SENTENCEPIECE} out of {self.paths[TOKENIZER]}: the checkpoint lacks it.")
         return notes
@@ -107,22 +108,21 @@ class TokenizerFiles:
             return f"{said}: {self.paths.get(TOKENIZER, self._base)} is of another model; get the right one"
         if self._adapter != self._base:
             return (
-                f"{said}, though {use}: {self._adapter} was saved without the rows that were added for it; save "
-                "it again with model.save_pretrained(folder, save_embedding_layers=True), or train with "
+                f"{said}, though {use}: {self._adapter} was saved without the rows that were added for it; "
+                "save it again with model.save_pretrained(folder, save_embedding_layers=True), or train with "
                 "embed_tokens and lm_head in modules_to_save"
             )
         return (
-            f"{said}, though {use}: {self._base} was saved before its embedding was resized; save it again after "
-            "model.resize_token_embeddings(len(tokenizer)), or give it the tokenizer that it came with"
+            f"{said}, though {use}: {self._base} was saved before its embedding was resized; save it again "
+            "after model.resize_token_embeddings(len(tokenizer)), or give it the tokenizer that it came with"
         )
 
     def _check_vocabulary(self, model: dict[str, Any], origin: str) -> None:
-        """See to it that the converter finds the vocabulary in the form that it wants. Raises ConvertError."""
+        """See to it that the converter finds the vocabulary as it wants it. Raises ConvertError."""
         kind = str(model.get("model_type"))
         content = read_json(self.paths[TOKENIZER]) if TOKENIZER in self.paths else {}
-        self._byte_level = is_byte_level(content)
-        missing = not {TOKENIZER, SENTENCEPIECE, "vocab.json"} & self.paths.keys()
-        if SENTENCEPIECE in self.paths or not (missing or is_sentencepiece(content) or kind in READ_MODEL_FILE):
+        needed = kind in READ_MODEL_FILE or not {TOKENIZER, "vocab.json"} & self.paths.keys()
+        if SENTENCEPIECE in self.paths or not (needed or is_sentencepiece(content)):
             return
         cure = (
             "get it from where the base came from: "
@@ -130,7 +130,7 @@ class TokenizerFiles:
         )
         where = " nor in ".join(dict.fromkeys([str(self._adapter), str(self._base)]))
         if not is_sentencepiece(content):
-            if kind == "phi3" and self._byte_level:
+            if kind == "phi3" and is_byte_level(content):
                 return  # a Phi-4
             raise ConvertError(f"a GGUF of a {kind} needs {SENTENCEPIECE}, which is not in {where}; {cure}")
         if kind.startswith("gemma4"):
@@ -167,8 +167,11 @@ class TokenizerFiles:
         token = self.config.get(name)
         return str(token["content"] if isinstance(token, dict) else token or "")
 
-    def copy(self, target: Path, model_type: str | None = None) -> None:
-        """Write all files into `target`, in the form that transformers and llama.cpp's converter read."""
+    def copy(self, target: Path, model: dict[str, Any]) -> None:
+        """Write all files into `target`, in the form that transformers and llama.cpp's converter read.
+
+        `model` is the model's config.json.
+        """
         for name, path in self.paths.items():
             if name == CONFIG:
                 continue
@@ -179,10 +182,10 @@ class TokenizerFiles:
         if self._rebuilds:
             (target / SENTENCEPIECE).write_bytes(self._sentencepiece)
         if self.config or self.chat_template.text:
-            write_json(target / CONFIG, self._without(self._written_config(model_type)))
+            write_json(target / CONFIG, self._without(self._written_config(model)))
         write_template(self.chat_template, target)
 
-    def _written_config(self, model_type: str | None) -> dict[str, Any]:
+    def _written_config(self, model: dict[str, Any]) -> dict[str, Any]:
         left_out = ("auto_map", "chat_template")  # code, and what has its own file
         config = {key: value for key, value in self.config.items() if key not in left_out}
         original = self._base / CONFIG
@@ -190,12 +193,9 @@ class TokenizerFiles:
             # llama.cpp and older transformers know this name, not transformers 5's "TokenizersBackend"
             config["tokenizer_class"] = before["tokenizer_class"]
         content = read_json(self.paths[TOKENIZER]) if TOKENIZER in self.paths else {}
-        if model_type == "phi3":  # the converter asks for this key, and for this name of a Phi-4's
-            config["tokenizer_class"] = (
-                "GPT2Tokenizer"
-                if is_byte_level(content)
-                else config.get("tokenizer_class", "PreTrainedTokenizerFast")
-            )
+        if model.get("model_type") == "phi3":  # the converter asks for this key, and knows a Phi-4 by it
+            own = config.get("tokenizer_class", "PreTrainedTokenizerFast")
+            config["tokenizer_class"] = "GPT2Tokenizer" if is_byte_level(content) else own
         if self._rebuilds and not adds_space(content):
             config.setdefault("add_prefix_space", False)  # or llama.cpp puts one before a Llama's texts
         if TOKENIZER in self.paths and (SENTENCEPIECE in self.paths or self._rebuilds):
@@ -213,6 +213,9 @@ class TokenizerFiles:
             return key not in self.dropped and not (isinstance(text, str) and text in self.dropped)
 
         kept = {key: value for key, value in content.items() if keeps(key, value)}
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            if isinstance(listed := kept.get(key), list):
+                kept[key] = [token for token in listed if keeps("", token)]
         if isinstance(added := kept.get("added_tokens"), list):
             kept["added_tokens"] = [token for token in added if token["content"] not in self.dropped]
         if isinstance(decoder := kept.get("added_tokens_decoder"), dict):

@@ -7,8 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from convert.checkpoint import INDEX, SINGLE, Checkpoint, CheckpointWriter
+from convert.merge_plan import rows_of
 from convert.source import read_json
-from convert.tokenizer_files import TokenizerFiles, write_json
+from convert.tokenizer_files import TokenizerFiles, within_rows, write_json
 
 CONFIGS = ("config.json", "generation_config.json")
 
@@ -21,20 +22,21 @@ def copy_without_code(checkpoint: Path, out: Path, leave_out: Collection[str] = 
     llama.cpp's converter loads some tokenizers with trust_remote_code; so there must be nothing to trust.
     Phi-3.5 is one of many that transformers knows itself and that bring code all the same.
     """
-    read = Checkpoint(checkpoint)
+    read, files = Checkpoint(checkpoint), TokenizerFiles(checkpoint, checkpoint)
+    files.check(read.config, rows_of(read), checkpoint.name)
     shutil.rmtree(out, ignore_errors=True)
     if leave_out:
         with CheckpointWriter(out) as writer:
             for name in read.names:
                 if name not in leave_out:
                     writer.add(name, read.read(name))
-            _copy_small(checkpoint, writer.partial)
+            _copy_small(read, files, writer.partial)
         return
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _link(read, partial)
-    _copy_small(checkpoint, partial)
+    _copy_small(read, files, partial)
     partial.rename(out)
 
 
@@ -51,11 +53,11 @@ def _link(read: Checkpoint, target: Path) -> None:
         write_json(target / INDEX, {"metadata": {"total_size": read.size_bytes}, "weight_map": weight_map})
 
 
-def _copy_small(checkpoint: Path, target: Path) -> None:
+def _copy_small(read: Checkpoint, files: TokenizerFiles, target: Path) -> None:
     for name in CONFIGS:
-        if (checkpoint / name).is_file():
-            content = read_json(checkpoint / name)
+        if (read.folder / name).is_file():
+            content = read_json(read.folder / name)
             for key in ("auto_map", "transformers_weights"):
                 content.pop(key, None)
-            write_json(target / name, content)
-    TokenizerFiles(checkpoint, checkpoint).copy(target)
+            write_json(target / name, within_rows(content, rows_of(read)))
+    files.copy(target, read.config)

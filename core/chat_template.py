@@ -22,7 +22,7 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """`text` is empty where there is none; `others` are those that have a name of their own, for tools say."""
+    """`text` is empty where there is none; `others` are those with a name of their own, for tools say."""
 
     text: str = ""
     found_in: Path | None = None
@@ -44,7 +44,7 @@ def find_template(folders: Iterable[Path]) -> ChatTemplate:
 
 
 def write_template(template: ChatTemplate, folder: Path) -> None:
-    """Write it where transformers and llama.cpp's converter both read it, if tokenizer_config.json has none."""
+    """Write it where transformers and llama.cpp's converter read it, if tokenizer_config.json has none."""
     if not template.text:
         return
     (folder / FILE).write_text(template.text, encoding="utf-8", newline="")

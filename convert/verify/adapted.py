@@ -30,7 +30,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.gptq import GptqCheckpoint, open_checkpoint
 from convert.rows import Row
-from convert.verify.arithmetic import float32_arithmetic, log_probs, loading_dtype
+from convert.verify.arithmetic import float32_arithmetic, loading_dtype, log_probs
 from convert.verify.loss import LogProbs
 
 PROBES = 16  # vectors that a layer is asked with; an 8B model's answers take 0.2 GB
@@ -102,9 +102,8 @@ def load_base(folder: Path, stored: Checkpoint, dtype: torch.dtype | str) -> nn.
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             del config.quantization_config
             weights = {name: stored.read(name) for name in stored.names}
-            model: nn.Module = AutoModelForCausalLM.from_pretrained(
-                None, config=config, state_dict=weights, **options
-            )
+            factory: Any = AutoModelForCausalLM
+            model: nn.Module = factory.from_pretrained(None, config=config, state_dict=weights, **options)
         else:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, **options
@@ -152,9 +151,12 @@ def with_adapter(model: nn.Module, adapter: Path) -> nn.Module:
 
 def _load(model: Any, tensors: dict[str, torch.Tensor]) -> list[str]:
     """Give the model an adapter's tensors; return what is left over on either side."""
-    found = set_peft_model_state_dict(model, tensors)
+    found: Any = set_peft_model_state_dict(model, tensors)
     missing = [key for key in found.missing_keys if ".lora_" in key or ".modules_to_save." in key]
-    return [*(f"the file lacks {key}" for key in missing), *(f"no place for {k}" for k in found.unexpected_keys)]
+    return [
+        *(f"the file lacks {key}" for key in missing),
+        *(f"no place for {k}" for k in found.unexpected_keys),
+    ]
 
 
 def _unwrapped(key: str) -> str:

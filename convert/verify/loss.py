@@ -152,7 +152,7 @@ def compare(reference: Path, other: Iterable[LogProbs], wanted: Sequence[int]) -
 
 def check_sixteen_bit(scores: Scores, n_vocab: int) -> list[Check]:
     """Judge the 16-bit GGUF against the checkpoint that it was converted from."""
-    checks = _judged("16 bit", scores, CHECKPOINT_KL, same_top_limit(CHECKPOINT_KL))
+    checks = judged("16 bit", scores, CHECKPOINT_KL, same_top_limit(CHECKPOINT_KL))
     if guesses(scores, n_vocab):
         checks[0] = replace(checks[0], verdict="warn", reason=_GUESSES)
     return checks
@@ -166,7 +166,7 @@ def check_quantised(
     A model that only guesses has no preferences to keep: then only what is no number fails.
     """
     limit = kl_limit(file_type, fallbacks, n_params)
-    checks = _judged(file_type, scores, limit, same_top_limit(limit))
+    checks = judged(file_type, scores, limit, same_top_limit(limit))
     if guessing and checks[0].verdict == "ok":
         checks[1:] = [replace(check, verdict="n/a", reason=_GUESSES) for check in checks[1:]]
     return checks
@@ -180,7 +180,8 @@ def guesses(scores: Scores, n_vocab: int) -> bool:
 _GUESSES = "the checkpoint itself predicts no better than chance"
 
 
-def _judged(stage: str, scores: Scores, kl: Limit, same_top: Limit) -> list[Check]:
+def judged(stage: str, scores: Scores, kl: Limit, same_top: Limit) -> list[Check]:
+    """Judge a stage's loss (a number?), divergence and likeliest tokens against the stage before it."""
     finite = math.isfinite(scores.loss) and math.isfinite(scores.kl_mean)
     return [
         Check(

@@ -18,10 +18,10 @@ import torch
 
 from convert.verify.adapted import Layer, probe
 from convert.verify.check import Check
-from convert.verify.loss import Scores
+from convert.verify.loss import Scores, judged
 from convert.verify.thresholds import LAYER_ERROR, MERGE_KL, UPDATE_SHARE, same_top_limit
 
-# What rounding to bf16 makes of a layer's output, relative: 8 bits, so at most 1/512 of each weight, spread evenly.
+# What rounding to bf16 makes of a layer's output, relative: up to 1/512 of each weight, spread evenly.
 ROUNDING = 1 / 512 / math.sqrt(3)
 SURE = 5  # standard deviations
 
@@ -73,15 +73,8 @@ def _arrived(layer: Layer, module: Any) -> Arrived:
 
 def check_merge(scores: Scores, layers: Sequence[Arrived]) -> list[Check]:
     """Judge the merged checkpoint against base and adapter."""
-    top = same_top_limit(MERGE_KL)
     return [
-        Check("merge: KL", (v := MERGE_KL.judge(scores.kl_mean)), f"{scores.kl_mean:.3g}", MERGE_KL.reason(v)),
-        Check(
-            "merge: same top",
-            (v := top.judge(1 - scores.same_top)),
-            f"{scores.same_top:.1%}",
-            "" if v == "ok" else f"{v} below {1 - getattr(top, v):.1%} ({top.source})",
-        ),
+        *judged("merge", scores, MERGE_KL, same_top_limit(MERGE_KL))[1:],
         *_layers(layers),
     ]
 
@@ -104,9 +97,8 @@ def _layers(layers: Sequence[Arrived]) -> list[Check]:
         verdict = UPDATE_SHARE.judge(_wrong(away.share))
         said = f"{away.name} has {away.share:.3f} of its update; {UPDATE_SHARE.reason(verdict)}"
         least = min(layer.share for layer in clear)
-        shares = Check(
-            "merge: updates", verdict, f"{figure} have at least {least:.3f} of theirs", said if verdict != "ok" else ""
-        )
+        figure += f" have at least {least:.3f} of theirs"
+        shares = Check("merge: updates", verdict, figure, said if verdict != "ok" else "")
     verdict = LAYER_ERROR.judge(wrong.error)
     reason = "" if verdict == "ok" else f"{wrong.name}; {LAYER_ERROR.reason(verdict)}"
     return [shares, Check("merge: layers", verdict, f"worst relative error {wrong.error:.2g}", reason)]

@@ -90,8 +90,11 @@ def _file_type(file: GgufFile) -> Check:
 
 
 def _template(ours: str | None, theirs: str | None) -> Check:
+    if not ours and not theirs:
+        reason = "neither checkpoint nor file has one; the chat uses a plain one"
+        return Check("chat template", "warn", "none", reason)
     if ours == theirs:
-        return Check("chat template", "ok" if ours else "n/a", f"{len(ours or '')} characters")
+        return Check("chat template", "ok", f"{len(ours or '')} characters")
     if not ours or not theirs:
         missing = "the GGUF" if theirs else "the checkpoint"
         return Check("chat template", "fail", f"{len(ours or '')} characters", f"{missing} has none")

@@ -40,7 +40,11 @@ class Checkpoint:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
             self.model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=loading_dtype(stored), attn_implementation="eager", use_safetensors=True, **options
+                folder,
+                dtype=loading_dtype(stored),
+                attn_implementation="eager",
+                use_safetensors=True,
+                **options,
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""The merged checkpoint beside base and adapter as PEFT runs them: a right merge passes, a broken one doesn't."""
+"""The merged checkpoint beside base and adapter as PEFT runs them: a broken merge doesn't pass."""
 
 from __future__ import annotations
 
