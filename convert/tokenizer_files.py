@@ -92,6 +92,8 @@ class TokenizerFiles:
             use = "training used it" if i in seen else None
             use = "the chat template writes it" if token in self.template() else use
             use = "it begins or ends a text" if token in ends else use
+            if use is None and token not in {self._named("pad_token"), *self._of_the_base}:
+                use = "it was added for the adapter"
             if use or token not in self._added:
                 raise ConvertError(self._no_row(token, i, rows, use))
             self.dropped.add(token)
@@ -103,9 +105,13 @@ class TokenizerFiles:
         return notes
 
     def _no_row(self, token: str, i: int, rows: int, use: str | None) -> str:
-        said = f"the tokenizer has {token!r} as {i}, and the embedding has {rows} rows"
+        last = max(self.tokens, key=self.tokens.__getitem__)
+        said = (
+            f"the tokenizer has {self.tokens[last] + 1} tokens (the last is {last!r}), and the embedding has "
+            f"{rows} rows: {token!r} ({i}) has none"
+        )
         if use is None:
-            return f"{said}: {self.paths.get(TOKENIZER, self._base)} is of another model; get the right one"
+            return f"{said}; {self.paths.get(TOKENIZER, self._base)} is of another model; get the right one"
         if self._adapter != self._base:
             return (
                 f"{said}, though {use}: {self._adapter} was saved without the rows that were added for it; "
@@ -162,6 +168,13 @@ class TokenizerFiles:
         found |= set(read_json(self.paths[ADDED])) if ADDED in self.paths else set()
         return found | {token["content"] for token in self.config.get("added_tokens_decoder", {}).values()}
 
+    @cached_property
+    def _of_the_base(self) -> set[str]:
+        """The base's own tokens: those without a row there were never seen in training."""
+        return set(
+            self.tokens if self._adapter == self._base else TokenizerFiles(self._base, self._base).tokens
+        )
+
     def _named(self, name: str) -> str:
         """A special token of the config, say its eos_token."""
         token = self.config.get(name)
@@ -181,8 +194,8 @@ class TokenizerFiles:
                 shutil.copyfile(path, target / name)
         if self._rebuilds:
             (target / SENTENCEPIECE).write_bytes(self._sentencepiece)
-        if self.config or self.chat_template.text:
-            write_json(target / CONFIG, self._without(self._written_config(model)))
+        if (config := self._written_config(model)) or self.chat_template.text:
+            write_json(target / CONFIG, self._without(config))
         write_template(self.chat_template, target)
 
     def _written_config(self, model: dict[str, Any]) -> dict[str, Any]:

@@ -153,10 +153,9 @@ def _load(model: Any, tensors: dict[str, torch.Tensor]) -> list[str]:
     """Give the model an adapter's tensors; return what is left over on either side."""
     found: Any = set_peft_model_state_dict(model, tensors)
     missing = [key for key in found.missing_keys if ".lora_" in key or ".modules_to_save." in key]
-    return [
-        *(f"the file lacks {key}" for key in missing),
-        *(f"no place for {k}" for k in found.unexpected_keys),
-    ]
+    # Resized embeddings that are also saved whole come twice; PEFT passes over the second.
+    surplus = [f"no place for {key}" for key in found.unexpected_keys if ".lora_" in key]
+    return [f"the file lacks {key}" for key in missing] + surplus
 
 
 def _unwrapped(key: str) -> str:

@@ -20,7 +20,6 @@ from convert.verify.check import Check, worst
 from convert.verify.loss import Scores, compare, read_reference, save_reference, targets
 from convert.verify.merged import arrived, check_merge, not_merged
 from tests.integration.merge_bases import (
-    CONFIGS,
     LINEAR,
     changed,
     edit_json,
@@ -54,7 +53,7 @@ def judged(checkpoint: Path, said: Path, layers: list[Layer], folder: Path) -> l
 @pytest.mark.parametrize(
     ("kind", "rows", "options"),
     [
-        *((kind, None, {"fan_in_fan_out": kind == "gpt2"}) for kind in CONFIGS),
+        *((kind, None, {"fan_in_fan_out": kind == "gpt2"}) for kind in LINEAR),
         ("phi3", None, {"use_dora": True}),
         ("llama", None, {"lora_bias": True, "target_modules": ["q_proj", "k_proj"]}),
         ("llama", 70, {}),
