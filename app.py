@@ -17,6 +17,8 @@ host = cli.make_host(settings, Path(__file__).resolve().with_name("models.json")
 if __name__ == "__main__":
     cli.prepare(settings, host)
 
+cli.on_a_space()
+
 from chat.screen import build_demo, launch  # noqa: E402  Gradio takes seconds: not before all else is right
 
 demo = build_demo(Sessions(host))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from chat import space
 from chat.command import Parser
 from chat.entry import Entry, Source, hub_source
 from chat.gguf_file import read_gguf
@@ -52,7 +53,7 @@ def parse(argv: list[str]) -> Settings:
     )
     add(
         "--host",
-        default=env("TUNE2CHAT_HOST") or env("GRADIO_SERVER_NAME"),
+        default=env("TUNE2CHAT_HOST") or env("GRADIO_SERVER_NAME") or space.default_address(),
         help="address to serve on; 127.0.0.1 (TUNE2CHAT_HOST)",
     )
     add(
@@ -144,6 +145,14 @@ def prepare(settings: Settings, host: Host) -> None:
         _bring_default(host)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def on_a_space() -> None:
+    """Do what a Hugging Face Space asks of an app before its page is built; nothing elsewhere."""
+    try:
+        space.register_gpu_function()
+    except ChatError as error:
+        stop(str(error))
 
 
 def page_is_up(address: str, host: Host) -> None:

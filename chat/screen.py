@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chat import screen_parts as parts
+from chat import space
 from chat.host import Host
 from chat.screen_api import CONCURRENT_TURNS, TURNS, add_api
 from chat.screen_events import Handlers
@@ -60,7 +61,7 @@ def _settings(page: Page, host: Host) -> None:
         ]
         assert len(page.sliders) == len(SAMPLING_KEYS)
         gr.Button("Dark / light", size="sm", elem_id="theme").click(None, js=parts.THEME_JS)
-        gr.Markdown(f"Engine: {host.engine}", elem_id="engine")
+        gr.Markdown(f"Engine: {host.engine}\n\n{space.note()}", elem_id="engine")
 
 
 def _talk(page: Page, host: Host) -> None:
@@ -76,7 +77,7 @@ def _talk(page: Page, host: Host) -> None:
         buttons=["copy", "copy_all"],
         latex_delimiters=parts.LATEX,
         examples=[{"text": text} for text in parts.EXAMPLES],
-        placeholder="Ask something, or pick an example.",
+        placeholder=f"Ask something, or pick an example. {space.note()}",
         layout="bubble",
         scale=1,
         feedback_options=None,

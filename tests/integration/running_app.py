@@ -22,7 +22,8 @@ PATIENCE_S = 200  # a busy machine with two cores
 def copy_app(tmp_path: Path) -> Path:
     """Copy the app, for app.py reads the models.json beside itself."""
     shutil.copy(ROOT / "app.py", tmp_path)
-    shutil.copytree(ROOT / "chat", tmp_path / "chat", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("chat", "core"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "models.json", tmp_path)
     return tmp_path
 
