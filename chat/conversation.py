@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from chat.engine import Sampling
+from chat.reasoning import Reasoning, Reply
 from core.errors import ChatError
-
-THINK_START, THINK_END = "<think>", "</think>"
 
 
 def _whole_characters(text: str) -> str:
@@ -22,13 +21,32 @@ Text = Annotated[str, AfterValidator(_whole_characters)]
 
 
 class Message(BaseModel):
-    """One message. `finish_reason` says how a reply ended: 'length' and 'cancelled' ones can be continued."""
+    """One message. `finish_reason` says how a reply ended: 'length' and 'cancelled' ones can be continued.
+
+    A reply's thought is kept apart from its answer, under the name by which templates and APIs know it.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["user", "assistant"]
     content: Text
+    reasoning_content: Text = ""
+    thinking: bool = False  # the reply was cut inside its thought
     finish_reason: Literal["stop", "length", "cancelled", ""] = ""
+
+    @model_validator(mode="after")
+    def _fold(self) -> Message:
+        """Take a thought out of the content of a reply that came with its marks, as `<think>` has them."""
+        if self.role == "assistant" and not self.reasoning_content:
+            self.write(Reasoning().split(self.content))
+        return self
+
+    def write(self, reply: Reply) -> None:
+        """Hold `reply`, thought and answer."""
+        self.reasoning_content, self.content, self.thinking = reply
+
+    def reply(self) -> Reply:
+        return Reply(self.reasoning_content, self.content, self.thinking)
 
 
 class Conversation(BaseModel):
@@ -98,7 +116,7 @@ class Conversation(BaseModel):
     def can_continue(self) -> bool:
         """Whether the last reply was cut: by its length, or by Stop."""
         last = self.messages[-1] if self.messages else None
-        return last is not None and last.finish_reason in ("length", "cancelled") and bool(last.content)
+        return last is not None and last.finish_reason in ("length", "cancelled") and any(last.reply()[:2])
 
     def has_more_than(self, before: Conversation) -> bool:
         """Whether a reply, or a part of one, has been added since `before`."""
@@ -107,13 +125,19 @@ class Conversation(BaseModel):
     def prompt(self) -> list[dict[str, str]]:
         """The messages for the model, the system message first if there is one."""
         system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt.strip() else []
-        return system + [{"role": m.role, "content": m.content} for m in self.messages]
+        return system + [_for_template(message) for message in self.messages]
 
     def to_markdown(self) -> str:
         """The chat as a document."""
         parts = [f"# Chat with {self.model}"]
         parts += [f"## System\n\n{self.system_prompt}"] if self.system_prompt.strip() else []
-        parts += [f"## {'You' if m.role == 'user' else self.model}\n\n{m.content}" for m in self.messages]
+        for message in self.messages:
+            parts.append(f"## {'You' if message.role == 'user' else self.model}")
+            if message.reasoning_content:
+                fold = "<details>\n<summary>Thought</summary>\n\n{}\n\n</details>"
+                thought = message.reasoning_content.replace("</details", "&lt;/details")
+                parts.append(fold.format(thought))
+            parts += [message.content] if message.content else []
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> str:
@@ -126,9 +150,7 @@ class Conversation(BaseModel):
             raise ChatError(f"There is nothing to {action} yet.")
 
 
-def split_thinking(text: str) -> tuple[str, str, bool]:
-    """Split a reply into its thinking, its answer, and whether the thinking has ended."""
-    if not text.startswith(THINK_START):
-        return "", text, True
-    thinking, end, answer = text[len(THINK_START) :].partition(THINK_END)
-    return thinking.strip(), answer.lstrip(), bool(end)
+def _for_template(message: Message) -> dict[str, str]:
+    """Return a message as templates and chat APIs have it."""
+    thought = {"reasoning_content": message.reasoning_content} if message.reasoning_content else {}
+    return {"role": message.role, "content": message.content} | thought

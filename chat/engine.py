@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -77,6 +77,7 @@ class Engine(Protocol):
 
     label: str  # "llama-server" or "in-process"
     n_ctx: int  # tokens of one chat: prompt and reply together
+    shown: Mapping[str, int]  # control tokens that stay in a reply's text; the others leave none in it
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Ids of `text`, no BOS added; `special` lets the surface of a control token become that token."""

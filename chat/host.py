@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from chat.engine import Engine
 from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import human_size, memory_limit_bytes, thread_count, verdict
 from chat.prompt import FALLBACK_STOP, FALLBACK_TEMPLATE, PromptEncoder
+from chat.reasoning import Reasoning
 from chat.registry import Entry, Registry, menu
 from chat.replies import Replies
 from chat.templates import TemplateRenderer
@@ -35,6 +36,11 @@ class Model:
     engine: Engine
     encoder: PromptEncoder
     replies: Replies
+
+    @cached_property
+    def reasoning(self) -> Reasoning:
+        """How the model marks its thoughts."""
+        return Reasoning.of(self.encoder.render, self.file.chat_template or "")
 
     @property
     def warning(self) -> str:
@@ -135,6 +141,9 @@ class Host:
         self._unload()  # two models at once may not fit
         engine = self._start(path, entry, file)
         self._model = Model(name, entry, file, engine, self._encoder(file, engine, replies), replies)
+        marks = self._model.reasoning.shown(file.vocab.control)
+        kept = {mark: i for mark, i in file.vocab.control.items() if mark in marks}
+        engine.shown = {mark: i for mark, i in kept.items() if i not in file.vocab.eog_ids}
         return self._model
 
     def _start(self, path: Path, entry: Entry, file: GgufFile) -> Engine:

@@ -11,7 +11,7 @@ import codecs
 import ctypes
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -68,6 +68,7 @@ class InProcessEngine:
         self.entered = 0  # replies inside the model now, and the most there ever were: for the tests
         self.most_entered = 0
         self._model = LlamaModel(path, n_ctx, n_threads, adapters or [])
+        self.shown: Mapping[str, int] = {}
         self._jobs: SimpleQueue[InProcessGeneration | None] = SimpleQueue()
         self._unfinished: set[InProcessGeneration] = set()
         self._owner = threading.Thread(target=self._own, name="llama.cpp", daemon=True)
@@ -164,7 +165,7 @@ class InProcessEngine:
                 stats.finish_reason = "stop"
                 break
             stats.ids.append(token)
-            text += decoder.decode(model.bytes_of(token))
+            text += decoder.decode(model.bytes_of(token, token in self.shown.values()))
             fresh += 1
             now = time.perf_counter()
             stats.first_token_s = stats.first_token_s or now - started

@@ -75,9 +75,9 @@ class LlamaModel:
             raise ChatError(f"This text of {len(data)} bytes could not be tokenised.")
         return list(buffer[:count])
 
-    def bytes_of(self, token: int) -> bytes:
-        """The token's part of the text, perhaps half a character; nothing for a control token."""
-        size = llama_cpp.llama_token_to_piece(self._vocab, token, self._piece, len(self._piece), 0, False)
+    def bytes_of(self, token: int, special: bool = False) -> bytes:
+        """The token's part of the text, perhaps half a character; a control token's only if `special`."""
+        size = llama_cpp.llama_token_to_piece(self._vocab, token, self._piece, len(self._piece), 0, special)
         return self._piece.raw[: max(0, size)]
 
     def ends_reply(self, token: int) -> bool:

@@ -16,7 +16,7 @@ import sysconfig
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ class LlamaServerGeneration:
     def __init__(self, engine: LlamaServerEngine, ids: list[int], sampling: Sampling) -> None:
         self.stats = Stats(prompt_tokens=len(ids), seed=sampling.seed or 0)
         self._engine = engine
-        self._request = _completion(ids, sampling, min(sampling.max_tokens, engine.n_ctx - len(ids)))
+        n_predict = min(sampling.max_tokens, engine.n_ctx - len(ids))
+        self._request = _completion(ids, sampling, n_predict, preserved_tokens=list(engine.shown))
         self._connection = http.client.HTTPConnection("127.0.0.1", engine.port)
         self._socket: socket.socket | None = None
         self._cancelled = False
@@ -145,6 +146,7 @@ class LlamaServerEngine:
         self, path: Path, n_ctx: int, n_threads: int, adapters: list[str] | None = None, slots: int = 1
     ) -> None:
         self.n_ctx = n_ctx
+        self.shown: Mapping[str, int] = {}
         self._path, self._n_threads, self.slots, self._adapters = path, n_threads, slots, adapters or []
         self.batch = FIRST_BATCH
         self._start()
@@ -261,11 +263,14 @@ class LlamaServerEngine:
         return f"llama-server ended with code {self._process.poll()} and gave no reason"
 
 
-def _completion(ids: list[int], sampling: Sampling, n_predict: int, stream: bool = True) -> str:
+def _completion(
+    ids: list[int], sampling: Sampling, n_predict: int, stream: bool = True, **more: list[str]
+) -> str:
     """The body of a request: our fields only, never what a client sent."""
     fields = sampling.model_dump(exclude={"max_tokens"})
     fields |= {"prompt": ids, "n_predict": n_predict, "repeat_last_n": PENALTY_WINDOW, "cache_prompt": stream}
     fields |= {"stream": stream, "return_tokens": True, "return_progress": stream, "response_fields": None}
+    fields |= more
     if sampling.temperature == 0:
         fields |= {"samplers": ["penalties", "top_k"], "top_k": 1}  # greedy: nothing else to compute
     return json.dumps({name: value for name, value in fields.items() if value is not None})

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from chat.placeholders import Placeholders, Surfaces, splice
-from chat.render import FALLBACK_STOP, FALLBACK_TEMPLATE, Messages, checked, render
+from chat.render import FALLBACK_STOP, FALLBACK_TEMPLATE, REASONING_KEYS, Messages, checked, render
 from core.errors import TemplateError
 
 __all__ = ["FALLBACK_STOP", "FALLBACK_TEMPLATE", "Messages", "PromptEncoder", "render"]
@@ -62,31 +62,43 @@ class PromptEncoder:
             )
         return ids
 
-    def encode_continue(self, messages: Messages) -> list[int]:
+    def encode_continue(
+        self, messages: Messages, pieces: Sequence[tuple[str, bool]] | None = None
+    ) -> list[int]:
         """Return the ids of a chat whose last message, a partial reply, is to be continued.
 
         The reply is put after the generation prompt, where it came from, and no end of turn follows.
-        Raises TemplateError.
+        `pieces` are the reply as the model wrote it where that is more than its content: texts, and whether
+        each is a mark (around a thought) that is to become tokens of its own. Raises TemplateError.
         """
         if len(messages) < 2 or messages[-1].get("role") != "assistant":
             raise TemplateError("Only a reply can be continued, and the chat doesn't end with one.")
         reply = checked(messages)[-1]
         ids = self.encode(messages[:-1])
-        return [*ids, *(self._known(reply) or self._literal(ids, reply["content"]))]
+        if pieces is None:
+            return [*ids, *(self._known(reply) or self._literal(ids, reply["content"]))]
+        written = self.replies.get("".join(text for text, _ in pieces))
+        if written is None:
+            written = []
+            for text, is_mark in pieces:
+                before = [*ids, *written]
+                written += self._following(before, text, True) if is_mark else self._literal(before, text)
+        return [*ids, *written]
 
     def _guarded(self, chat: Messages, generate: bool) -> list[int]:
         """Tokenise with control surfaces in texts hidden from the template and known replies as ids."""
-        placeholders = Placeholders(message["content"] for message in chat)
+        placeholders = Placeholders(text for message in chat for text in message.values())
         hidden, marked, cores = [], [], {}
         for message in chat:
-            text = self._surfaces.hide(message["content"], placeholders)
-            hidden.append(message | {"content": text})
+            safe = {key: self._surfaces.hide(message[key], placeholders) for key in _texts(message)}
+            text = safe["content"]
+            hidden.append(message | safe)
             core, known = text.strip(), self._known(message)
             if core and known is not None:
                 mark = placeholders.for_ids(known)
                 cores[mark] = core
                 text = f"{mark}{core}{mark}"
-            marked.append(message | {"content": text})
+            marked.append(message | safe | {"content": text})
         rendered = self.render(hidden, generate)
         if cores:
             rendered = splice(rendered, self.render(marked, generate), cores)
@@ -96,20 +108,23 @@ class PromptEncoder:
 
     def _opaque(self, chat: Messages, generate: bool) -> list[int]:
         """Tokenise with the whole text of each message hidden from the template, outer whitespace apart."""
-        placeholders = Placeholders(message["content"] for message in chat)
+        placeholders = Placeholders(text for message in chat for text in message.values())
         opaque = []
         for message in chat:
-            text, known = message["content"], self._known(message)
-            if core := text.strip():
-                in_place = text.replace(core, placeholders.for_text(core), 1)
-                text = in_place if known is None else placeholders.for_ids(known)
-            opaque.append(message | {"content": text})
+            texts, known = {}, self._known(message)
+            for key in _texts(message):
+                core = message[key].strip()
+                in_place = message[key].replace(core, placeholders.for_text(core), 1) if core else ""
+                texts[key] = in_place or message[key]
+            if known is not None and message["content"].strip():
+                texts["content"] = placeholders.for_ids(known)
+            opaque.append(message | texts)
         return self._ids(self.render(opaque, generate), placeholders)
 
     def _probe(self, chat: Messages, generate: bool) -> list[int]:
         """Return the ids of the same roles with texts that hold nothing."""
         harmless = [
-            message | {"content": f"x{number}" if message["content"].strip() else message["content"]}
+            message | {k: f"x{number}" if message[k].strip() else message[k] for k in _texts(message)}
             for number, message in enumerate(chat)
         ]
         return self._ids(self.render(harmless, generate), Placeholders([]))
@@ -185,3 +200,8 @@ class PromptEncoder:
     @cached_property
     def _surfaces(self) -> Surfaces:
         return Surfaces(self.control)
+
+
+def _texts(message: dict[str, str]) -> list[str]:
+    """Return the keys of a message under which a template finds text of the chat."""
+    return [key for key in ("content", *REASONING_KEYS) if key in message]

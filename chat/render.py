@@ -25,6 +25,8 @@ from core.errors import TemplateError
 Messages = list[dict[str, str]]
 
 ROLES = ("system", "user", "assistant")
+# The keys under which templates look for a reply's thought. A template takes one of them, or none.
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 # For a GGUF without a template: plain headings, which models that never saw a chat still follow, and no
 # control token but the end of text after a reply, so that a model trained with it learns to stop ("" works
@@ -183,7 +185,9 @@ def checked(messages: Messages) -> Messages:
             kind = type(content).__name__
             raise TemplateError(f"Message {number} ({role}) holds {kind} instead of text; send text only.")
         if role != "system" or content.strip():
-            chat.append({"role": role, "content": content.encode("utf-8", "replace").decode()})
+            thoughts = {key: message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)}
+            texts = {"content": content} | thoughts
+            chat.append({"role": role} | {k: t.encode("utf-8", "replace").decode() for k, t in texts.items()})
     if not chat:
         raise TemplateError("The chat holds no message; write one first.")
     return chat

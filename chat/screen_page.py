@@ -48,15 +48,15 @@ class Page:
 
     def show(self, conversation: Conversation) -> Updates:
         """The chat as it is now, which the browser keeps too."""
-        return self.progress(conversation) | {
+        return self.progress(conversation, writing=False) | {
             self.store: conversation.store(),
             self.extend: gr.Button(visible=conversation.can_continue()),
         }
 
-    def progress(self, conversation: Conversation) -> Updates:
+    def progress(self, conversation: Conversation, writing: bool = True) -> Updates:
         """The chat while a reply is being written."""
         return {
-            self.chatbot: parts.display(conversation)[0],
+            self.chatbot: parts.display(conversation, writing)[0],
             self.gauge: self._gauge(conversation),
         }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from chat.conversation import Conversation, split_thinking
+from chat.conversation import Conversation
 from chat.engine import PENALTY_SCOPE, Stats
 from chat.machine import human_size
 from chat.markup import literal
@@ -47,10 +47,11 @@ def text_part(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
 
 
-def display(conversation: Conversation) -> tuple[list[dict[str, Any]], list[int]]:
+def display(conversation: Conversation, writing: bool = False) -> tuple[list[dict[str, Any]], list[int]]:
     """The messages as the chatbot shows them, and for each of them its index in the conversation.
 
-    Thinking folds away; a note stands where the model's view of the chat begins.
+    Thoughts fold away; a note stands where the model's view of the chat begins. `writing`: the last reply
+    is being written.
     """
     shown: list[dict[str, Any]] = []
     origin: list[int] = []
@@ -63,18 +64,13 @@ def display(conversation: Conversation) -> tuple[list[dict[str, Any]], list[int]
         if index and index == conversation.left_out:
             note = "The messages above are out of the context: the model no longer sees them."
             show(index - 1, "assistant", note, {"title": f"✂ {index} messages left out", "status": "done"})
-        thinking, answer, ended = ("", message.content, True)
-        if message.role == "assistant":
-            thinking, answer, ended = split_thinking(message.content)
-        if thinking or not ended:
-            title = "Thought" if ended else "Thinking…"
-            show(
-                index,
-                "assistant",
-                thinking or "…",
-                {"title": title, "status": "done" if ended else "pending"},
-            )
-        if answer or ended:
+        thought, answer, thinking = message.reply()
+        if thought or thinking:
+            goes_on = thinking and writing and index == len(conversation.messages) - 1
+            title = "Thinking…" if goes_on else "Thought, cut short" if thinking else "Thought"
+            status = {"title": title, "status": "pending" if goes_on else "done"}
+            show(index, "assistant", thought or "…", status)
+        if answer or not (thought or thinking):
             show(index, message.role, answer)
     return shown, origin
 

@@ -107,13 +107,15 @@ class _Stopped(Exception):
 
 
 def _reply(turn: Turn, model: Model, conversation: Conversation, extend: bool) -> Iterator[Progress]:
-    messages, sampling = conversation.prompt(), conversation.sampling
-    prefix = messages[-1]["content"] if extend else ""
+    messages, sampling, reasoning = conversation.prompt(), conversation.sampling, model.reasoning
+    opened = reasoning.opened(conversation.system_prompt)
+    written = reasoning.pieces(conversation.messages[-1].reply(), opened) if extend else []
+    prefix = "".join(piece.text for piece in written)
 
     def encode(part: Messages) -> list[int]:
         if turn.cancelled:
             raise _Stopped
-        return model.encoder.encode_continue(part) if extend else model.encoder.encode(part)
+        return model.encoder.encode_continue(part, written) if extend else model.encoder.encode(part)
 
     try:
         planned = plan(messages, encode, model.engine.n_ctx, sampling.max_tokens, conversation.left_out)
@@ -126,11 +128,12 @@ def _reply(turn: Turn, model: Model, conversation: Conversation, extend: bool) -
     answer = conversation.messages[-1] if extend else Message(role="assistant", content="")
     answer.finish_reason = "cancelled"
     for progress in turn.run(model.engine, planned, sampling, prefix, model.stop):
-        answer.content = progress.text
-        if answer.content and answer is not conversation.messages[-1]:
+        answer.write(reasoning.split(progress.text, opened=opened, done=progress.done))
+        if any(answer.reply()) and answer is not conversation.messages[-1]:
             conversation.messages.append(answer)
         conversation.tokens = progress.prompt_tokens + progress.generated_tokens
         if progress.done:
             answer.finish_reason = progress.stats.finish_reason
-            model.replies.remember(progress.text, before + progress.stats.ids)
+            whole = "".join(piece.text for piece in reasoning.pieces(answer.reply(), opened))
+            model.replies.remember(whole, before + progress.stats.ids)
         yield progress

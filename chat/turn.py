@@ -92,7 +92,7 @@ def _first_worth_reading(system: Messages, chat: Messages, n_ctx: int) -> int:
 
 
 def _bytes(message: dict[str, str]) -> int:
-    return len(message["content"].encode())
+    return sum(len(text.encode()) for key, text in message.items() if key != "role")
 
 
 def _drop_a_block(

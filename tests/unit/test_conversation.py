@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from chat.conversation import Conversation, Message, split_thinking
+from chat.conversation import Conversation, Message
 from core.errors import ChatError
 
 
@@ -125,14 +125,25 @@ def test_the_prompt_begins_with_the_system_message_if_there_is_one() -> None:
     assert chat.prompt()[0] == {"role": "system", "content": "Be kind."}
 
 
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("plain", ("", "plain", True)),
-        ("<think>so", ("so", "", False)),
-        ("<think>so</think>\n\nyes", ("so", "yes", True)),
-        ("I <think> not", ("", "I <think> not", True)),
-    ],
-)
-def test_thinking_is_told_from_the_answer(text: str, parts: tuple[str, str, bool]) -> None:
-    assert split_thinking(text) == parts
+def test_a_thought_is_kept_apart_from_the_answer_and_goes_with_it() -> None:
+    chat = talk("a", "<think>\nso</think>\n\nyes", "b", "I <think> not</think>")
+    assert chat.messages[1].reply() == ("so", "yes", False)
+    assert chat.prompt()[1] == {"role": "assistant", "content": "yes", "reasoning_content": "so"}
+    assert chat.prompt()[3] == {"role": "assistant", "content": "I <think> not</think>"}
+    assert Conversation.read(json.loads(json.dumps(chat.store()))) == chat
+
+
+def test_a_reply_that_was_cut_inside_its_thought_can_be_continued() -> None:
+    chat = talk("a", "<think>so")
+    chat.messages[-1].finish_reason = "length"
+    assert chat.messages[-1].reply() == ("so", "", True)
+    assert chat.can_continue()
+
+
+def test_thoughts_fold_in_exports() -> None:
+    chat = talk("a", "<think>so</details>!</think>yes")
+    chat.model = "m"
+    folded = "<details>\n<summary>Thought</summary>\n\nso&lt;/details>!\n\n</details>"
+    assert chat.to_markdown() == f"# Chat with m\n\n## You\n\na\n\n## m\n\n{folded}\n\nyes\n"
+    saved = json.loads(chat.to_json())["messages"][1]
+    assert saved == {"role": "assistant", "content": "yes", "reasoning_content": "so</details>!"}

@@ -15,11 +15,13 @@ from chat.turn import Progress
 J = JOINER
 
 
-def shown(*messages: tuple[str, str], left_out: int = 0) -> tuple[list[tuple[Any, ...]], list[int]]:
+def shown(
+    *messages: tuple[str, str], left_out: int = 0, writing: bool = False
+) -> tuple[list[tuple[Any, ...]], list[int]]:
     chat = Conversation.model_validate(
         {"left_out": left_out, "messages": [{"role": r, "content": c} for r, c in messages]}
     )
-    displayed, origin = parts.display(chat)
+    displayed, origin = parts.display(chat, writing)
     return [(m["role"], m["content"][0]["text"], m["metadata"].get("title")) for m in displayed], origin
 
 
@@ -30,7 +32,9 @@ def test_messages_are_shown_in_order_with_where_they_come_from() -> None:
 
 
 def test_thinking_folds_while_it_goes_on_and_afterwards() -> None:
-    assert shown(("user", "a"), ("assistant", "<think>hm"))[0][1:] == [("assistant", "hm", "Thinking…")]
+    cut = [("user", "a"), ("assistant", "<think>hm")]
+    assert shown(*cut, writing=True)[0][1:] == [("assistant", "hm", "Thinking…")]
+    assert shown(*cut)[0][1:] == [("assistant", "hm", "Thought, cut short")]
     messages, origin = shown(("user", "a"), ("assistant", "<think>hm</think>b"), ("user", "c"))
     assert messages[1:3] == [("assistant", "hm", "Thought"), ("assistant", "b", None)]
     assert origin == [0, 1, 1, 2]  # so that an edit of "c" finds message 2
