@@ -12,6 +12,7 @@ from chat.host import Host
 from chat.screen_api import CONCURRENT_TURNS, TURNS, add_api
 from chat.screen_events import Handlers
 from chat.screen_gradio import gr
+from chat.screen_loops import loops_closed
 from chat.screen_page import SAMPLING_KEYS, Page
 from chat.session import Sessions
 
@@ -21,6 +22,7 @@ QUEUE_SIZE = 64  # turns that may wait; who comes later is told so
 GREY = "*neutral_500"  # Gradio's own is too pale to read
 
 
+@loops_closed()
 def build_demo(sessions: Sessions) -> gr.Blocks:
     """Build the page. Loads no model."""
     page = Page(sessions.host)
@@ -147,7 +149,8 @@ def launch(
 ) -> None:
     """Serve the page until Ctrl-C; `ready` is told its address. Raises OSError when the port is taken."""
     theme = gr.themes.Default(primary_hue="indigo", radius_size="lg", font=["system-ui", "sans-serif"])
-    _, address, _ = demo.launch(
+    start = loops_closed()(demo.launch)
+    _, address, _ = start(
         server_name=host,
         server_port=port,
         auth=auth,
