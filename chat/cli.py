@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import os
-import socket
 import sys
 import threading
 from collections.abc import Iterable
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from chat import space
+from chat.address import bare, why_not
 from chat.command import Parser
 from chat.entry import Entry, Source, hub_source
 from chat.gguf_file import read_gguf
@@ -124,18 +123,12 @@ def _near(wanted: str, known: Iterable[str]) -> str:
 
 def check_address(settings: Settings) -> None:
     """End the program if the page can't be served where it is wanted, before minutes go into a model."""
-    host = settings.host or "127.0.0.1"
-    try:
-        socket.create_server((host, settings.port), family=_family(host)).close()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            other = settings.port - 1 if settings.port == MAX_PORT else settings.port + 1
-            stop(f"port {settings.port} is taken; choose another: python app.py --port {other}")
-        stop(f"can't serve on {host}, port {settings.port}: {error.strerror}")
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+    reason = why_not(bare(settings.host), settings.port)
+    if reason == "taken":
+        other = settings.port - 1 if settings.port == MAX_PORT else settings.port + 1
+        stop(f"port {settings.port} is taken; choose another: python app.py --port {other}")
+    if reason:
+        stop(f"can't serve on {bare(settings.host)}, port {settings.port}: {reason}")
 
 
 def prepare(settings: Settings, host: Host) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from chat import screen_parts as parts
 from chat import space
+from chat.address import bare, bracketed, opens_at, without_proxies
 from chat.host import Host
 from chat.screen_api import CONCURRENT_TURNS, TURNS, add_api
 from chat.screen_events import Handlers
@@ -149,23 +150,23 @@ def launch(
 ) -> None:
     """Serve the page until Ctrl-C; `ready` is told its address. Raises OSError when the port is taken."""
     theme = gr.themes.Default(primary_hue="indigo", radius_size="lg", font=["system-ui", "sans-serif"])
-    start = loops_closed()(demo.launch)
-    _, address, _ = start(
-        server_name=host,
-        server_port=port,
-        auth=auth,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        show_error=True,
-        ssr_mode=False,
-        enable_monitoring=False,
-        max_file_size="1mb",
-        footer_links=["api"],
-        theme=theme.set(
-            body_text_color_subdued=GREY, block_info_text_color=GREY, input_placeholder_color=GREY
-        ),
-        css_paths=Path(__file__).with_name("screen.css"),
-    )
-    ready(address)
+    with loops_closed(), without_proxies():
+        demo.launch(
+            server_name=bracketed(bare(host)),
+            server_port=port,
+            auth=auth,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            show_error=True,
+            ssr_mode=False,
+            enable_monitoring=False,
+            max_file_size="1mb",
+            footer_links=["api"],
+            theme=theme.set(
+                body_text_color_subdued=GREY, block_info_text_color=GREY, input_placeholder_color=GREY
+            ),
+            css_paths=Path(__file__).with_name("screen.css"),
+        )
+    ready(opens_at(bare(host), port))
     demo.block_thread()

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+from chat.address import without_proxies
+
 __all__ = ["api", "gr"]
 
 
@@ -32,6 +34,6 @@ def _no_editor_stubs() -> Iterator[None]:
         inspect.getfile = getfile
 
 
-with _no_editor_stubs():
+with _no_editor_stubs(), without_proxies():  # it makes an HTTP client, which fails at a proxy of SOCKS
     import gradio as gr
     from gradio.events import api

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -106,3 +108,34 @@ print([t.name for t in threading.enumerate()], psutil.Process().children(), "lla
         check=True,
     )
     assert done.stdout.strip() == "['MainThread'] [] False"
+
+
+PROXIES = {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+
+
+@pytest.mark.parametrize(
+    ("host", "opens"), [("[::1]", "[::1]"), ("0.0.0.0", "127.0.0.1")], ids=["one address", "all of them"]
+)
+def test_the_address_that_is_printed_opens_whatever_proxies_there_are(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, start: Callable[..., App], host: str, opens: str
+) -> None:
+    if ":" in host and not _has_ipv6():
+        pytest.skip("this machine has no IPv6; try it where `ping ::1` answers")
+    for name, proxy in (PROXIES | {"ALL_PROXY": "socks5://127.0.0.1:9"}).items():
+        monkeypatch.setenv(name, proxy)
+    app = start("--engine", "in-process", "--host", host)
+    app.url = app.url.replace("127.0.0.1", opens)
+    wait_for(lambda: f"The chat is at {app.url}/ " in app.log.read_text() or app.process.poll() is not None)
+    assert f"The chat is at {app.url}/ " in app.log.read_text()
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(app.url, timeout=PATIENCE_S) as response:
+        assert response.status == 200
+    assert "Traceback" not in app.log.read_text()
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
