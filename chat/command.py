@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from core.errors import ChatError
 
-OURS = ("bench", "chat", "convert", "train")
+OURS = ("bench", "chat", "convert", "core", "publish", "train")
 
 
 class Parser(argparse.ArgumentParser):
