@@ -20,6 +20,12 @@ LOSSES = {
     "last": "at the end",
 }
 FORECAST = {"memory_gb": "peak memory, GB", "tokens_per_s": "tokens/s", "minutes": "minutes"}
+COUNTED = {
+    "left_out": "rows left out",
+    "changed": "rows changed",
+    "noticed": "rows to know of",
+    "not_used": "rows with what isn't used",
+}
 TRAINED = {
     "device": "device",
     "trainable_parameters": "trainable parameters",
@@ -112,10 +118,15 @@ def _trained(recipe: Recipe, manifest: Mapping[str, Any]) -> list[Row]:
     parts = facts.get("rows", {})  # of each split
     counts = "".join(f", {count:,} {split}" for split, count in parts.items())
     rows.append(("data", _shown(data.path) + counts + (" rows" if counts else "")))
-    left_out = {reason: count for reason, count in facts.get("left_out", {}).items() if count}
-    if left_out:
-        reasons = "; ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-        rows.append(("rows left out", reasons))
+    for part, label in COUNTED.items():
+        first = facts.get("first", {})
+        numbers = {reason: count for reason, count in facts.get(part, {}).items() if count}
+        shown = (
+            f"{count:,} {reason}" + (f" ({first[reason]})" if reason in first else "")
+            for reason, count in numbers.items()
+        )
+        if numbers:
+            rows.append((label, "; ".join(shown)))
     if "sha256" in facts:
         rows.append(("SHA-256 of the data", str(facts["sha256"])))
     rows += [

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+from train.data import Prepared
 from train.errors import TrainError
 from train.example import Encoded
 from train.model import Linears, targets
@@ -12,6 +15,7 @@ from train.optimizer import warmup_steps
 from train.recipe import Recipe, Sft
 from train.tokenizer import ChatTokenizer
 
+MAX_LEFT_OUT = 0.5  # of the rows that were to be examples
 MAX_FIRST_LOSS = 0.6  # of ln(vocabulary), which a model that knows nothing has
 
 
@@ -84,9 +88,54 @@ def check_rows(
     checks.add("bos", _bos(rows, tokenizer))
 
 
+def check_left_out(checks: Checks, data: Prepared, max_length: int) -> None:
+    """Refuse data of which most isn't trained, for reasons that nobody asked for."""
+    loaded = data.loaded
+    reasons = Counter({r: n for r, n in loaded.left_out.items() if r not in loaded.on_purpose})
+    meant = loaded.rows_in - (loaded.left_out.total() - reasons.total())
+    told = {reason: f"{reason} ({loaded.first[reason]})" for reason in reasons if reason in loaded.first}
+    if data.too_long:
+        long = f"longer than SFTConfig.max_length {max_length:,}"
+        reasons[long], told[long] = data.too_long, f"{long} ({data.longest})"
+    if meant and reasons.total() / meant > MAX_LEFT_OUT:
+        named = "; ".join(f"{count:,} {told.get(reason, reason)}" for reason, count in reasons.most_common())
+        checks.add("rows_left_out", f"{reasons.total():,} of {meant:,} rows are left out: {named}")
+
+
+def check_context(checks: Checks, rows: Sequence[Encoded], config: Any) -> None:
+    """Rows must fit into what the base was made for: beyond it, positions mean nothing to it."""
+    limit = context_of(config)
+    lengths = [len(row.ids) for row in rows]
+    beyond = sum(length > limit for length in lengths) if limit else 0
+    if limit and beyond:
+        checks.add(
+            "context",
+            f"{beyond:,} of {len(lengths):,} rows are longer than the base's context of {limit:,} tokens, "
+            f"the longest {max(lengths):,}; say SFTConfig.max_length: {limit}",
+        )
+
+
+def context_of(config: Any) -> int | None:
+    """The most tokens that a base is made for; None if its config doesn't say.
+
+    Where RoPE is scaled, by the rule of vLLM's `_get_and_verify_max_len` (vllm/config/model.py): the factor
+    counts, but for kinds whose max_position_embeddings is that of the scaled model.
+    """
+    config = config.get_text_config()
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if limit is None or kind in ("default", "su", "longrope", "llama3") or "gemma3" in config.model_type:
+        return limit
+    if kind == "yarn":
+        limit = rope.get("original_max_position_embeddings") or limit
+    return int(limit * (rope.get("factor") or 1))
+
+
 def _stops(rows: Sequence[Encoded], tokenizer: ChatTokenizer) -> str | None:
     for number, row in enumerate(rows, 1):
-        turns = sum(message["role"] == "assistant" for message in row.messages) or 1
+        replies = sum(message["role"] == "assistant" for message in row.messages)
+        turns = replies - row.untrained if replies else 1
         trained = sum(i in tokenizer.stop_ids and m for i, m in zip(row.ids, row.mask, strict=True))
         if trained < turns:
             text = tokenizer.decode(row.ids[-20:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
 
 from chat.command import Parser, run
 from train.errors import TrainError
-from train.example import Encoded
+from train.example import Encoded, Example
 from train.formats import read_any
 from train.loaded import Loaded, lost
 from train.recipe import Data, Recipe, load_recipe
@@ -32,9 +33,9 @@ READERS = {"quotes": quotes, "oasst1": oasst1, "code": code_instructions, "sms":
 
 @dataclass
 class Prepared:
-    """The splits as token ids, and in `examples` as text, row by row the same.
+    """The splits as token ids, and in `examples` as text; a row can be several sequences of ids.
 
-    `too_long` rows are in neither: they have more than sft.max_length tokens.
+    `too_long` rows are in neither: they have more than sft.max_length tokens; `longest` is an example of one.
     """
 
     train: list[Encoded]
@@ -43,13 +44,16 @@ class Prepared:
     examples: Splits
     loaded: Loaded
     too_long: int
+    longest: str = ""
 
 
 def load_examples(data: Data, seed: int) -> Loaded:
     """Read `data.path` and make examples of its rows. Raises TrainError."""
     table = read_table(data)
     if data.group_by:
-        table.require(data.group_by)
+        near = next((c for c in table.columns if c == data.group_by.strip().lower()), data.group_by)
+        data = data.model_copy(update={"group_by": near})  # columns are in small letters now
+        table.require(near)
     if data.lang and _task(data, table.columns) != "oasst1":
         raise TrainError(f"data.lang is for the task oasst1; leave it out for {data.path}")
     loaded = Loaded(rows_in=len(table.rows))
@@ -59,10 +63,13 @@ def load_examples(data: Data, seed: int) -> Loaded:
     else:
         READERS[task].read(table, data, loaded)
     if not loaded.examples:
-        reasons = "; ".join(f"{reason}: {rows:,}" for reason, rows in loaded.left_out.most_common())
+        reasons = "; ".join(
+            f"{reason}: {rows:,} ({loaded.first[reason]})" for reason, rows in loaded.left_out.most_common()
+        )
         raise TrainError(f"no row of {data.path} can be trained on; {reasons}")
     if data.limit and data.limit < len(loaded.examples):
         loaded.left_out["beyond data.limit"] += len(loaded.examples) - data.limit
+        loaded.on_purpose.add("beyond data.limit")
         random.Random(seed).shuffle(loaded.examples)
         del loaded.examples[data.limit :]
     return loaded
@@ -85,35 +92,50 @@ def prepare(recipe: Recipe, tokenizer: ChatTokenizer) -> Prepared:
 
 def encode_splits(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded, splits: Splits) -> Prepared:
     """Encode, and leave out what is longer than a block. Raises TrainError if a split ends empty by that."""
-    from train.encoding import encode_all  # transformers takes seconds to import
+    from train.control_tokens import settle  # transformers takes seconds to import
+    from train.encoding import encode_all
 
-    examples = [getattr(splits, name) for name in NAMES]
+    examples = [settle(getattr(splits, name), tokenizer, loaded) for name in NAMES]
     everything = [example for split in examples for example in split]
     assistant_only, revision = recipe.sft.assistant_only_loss, recipe.model.revision
     encoded = iter(encode_all(tokenizer, everything, assistant_only, revision))
     prepared = Prepared([], [], [], Splits(repeated=splits.repeated), loaded, 0)
     for name, split in zip(NAMES, examples, strict=True):
-        rows = [(example, _cut(next(encoded), recipe, loaded)) for example in split]
-        short = [row for row in rows if len(row[1].ids) <= recipe.sft.max_length]
-        if rows and not short:
-            shortest = min(len(row.ids) for _, row in rows)
+        whole = [next(encoded) for _ in split]
+        rows = [(e, _short(row, e, recipe, prepared)) for e, row in zip(split, whole, strict=True)]
+        kept = [row for row in rows if row[1]]
+        if rows and not kept:
+            shortest = min(len(sequence.ids) for row in whole for sequence in row)
             raise TrainError(
                 f"all {len(rows)} rows of the {name} split are longer than max_length, "
                 f"{recipe.sft.max_length} tokens; the shortest has {shortest}: raise SFTConfig.max_length"
             )
-        prepared.too_long += len(rows) - len(short)
-        setattr(prepared, name, [row for _, row in short])
-        setattr(prepared.examples, name, [example for example, _ in short])
+        setattr(prepared, name, [sequence for _, row in kept for sequence in row])
+        setattr(prepared.examples, name, [example for example, _ in kept])
     return prepared
 
 
-def _cut(row: Encoded, recipe: Recipe, loaded: Loaded) -> Encoded:
+def _short(row: Sequence[Encoded], example: Example, recipe: Recipe, prepared: Prepared) -> list[Encoded]:
+    """The sequences of a row that fit a block; none of a row that is too long."""
     from train.labels import cut
 
-    short = cut(row, recipe.sft.max_length)
-    if short is not row:
-        loaded.changed["cut at max_length"] += 1
-    return short
+    longest, loaded = recipe.sft.max_length, prepared.loaded
+    short = [cut(sequence, example, longest) for sequence in row]
+    kept = [sequence for sequence in short if len(sequence.ids) <= longest]
+    seen = f"{max(len(sequence.ids) for sequence in row):,} tokens"
+    if not kept:
+        prepared.too_long += 1
+        prepared.longest = prepared.longest or f"row {example.row:,} has {seen}"
+        return []
+    if len(row) > 1:
+        loaded.change(
+            "a sequence for each reply: the template edits earlier ones", example.row, f"{len(row)}"
+        )
+    if len(kept) < len(row):
+        loaded.change("later turns left out, longer than max_length", example.row, seen)
+    if sum(map(len, (s.ids for s in short))) < sum(map(len, (s.ids for s in row))):
+        loaded.change("cut at max_length", example.row, seen)
+    return kept
 
 
 def main(argv: list[str]) -> int:

@@ -26,15 +26,42 @@ TRAINED, PLAIN = "\x1b[30;42m", "\x1b[0m"  # black on green
 
 
 def rows(data: Data, loaded: Loaded) -> str:
-    """Rows in and out, each reason with its count."""
+    """Rows in and out, each reason with its count and an example."""
     lines = [
         f"{data.path}: {loaded.rows_in:,} rows, read as {loaded.layout}; {len(loaded.examples):,} examples"
     ]
-    for title, counts in (("left out", loaded.left_out), ("kept, but changed", loaded.changed)):
-        lines += [f"  {title}: {number:,}, {reason}" for reason, number in counts.most_common() if number]
+    lines += _counted("left out", loaded.left_out, loaded)
     if lost(loaded):
         lines.append(f"  LOST: {lost(loaded):,} rows without a reason; this is a defect of the reader")
+    if loaded.not_used:
+        lines.append(f"  not used: {'; '.join(_counted('', loaded.not_used, loaded))}")
     return "\n".join(lines)
+
+
+def notes(recipe: Recipe, prepared: Prepared) -> list[str]:
+    """What happened to rows when they became token ids, and on the way there."""
+    loaded = prepared.loaded
+    lines = []
+    if prepared.too_long:
+        lines.append(
+            f"  left out: {prepared.too_long:,}, longer than max_length {recipe.sft.max_length:,} "
+            f"({prepared.longest})"
+        )
+    lines += _counted("kept, but changed", loaded.changed, loaded)
+    return lines + _counted("note", loaded.noticed, loaded)
+
+
+def _counted(title: str, counts: Counter[str], loaded: Loaded) -> list[str]:
+    """A line a reason: how many rows, and the first of them."""
+    lines = []
+    for reason, number in counts.most_common():
+        example = f" ({harmless(loaded.first[reason], line=True)})" if reason in loaded.first else ""
+        named = harmless(reason, line=True)
+        if number:
+            lines.append(
+                f"  {title}: {number:,}, {named}{example}" if title else f"{named} in {number:,}{example}"
+            )
+    return lines
 
 
 def splits(found: Splits) -> str:
@@ -53,17 +80,17 @@ def tokens(recipe: Recipe, tokenizer: ChatTokenizer, prepared: Prepared) -> str:
     encoded = prepared.train + prepared.validation + prepared.test
     lengths = [len(row.ids) for row in encoded]
     trained = sum(sum(row.mask) for row in encoded)
-    lines = []
-    if prepared.too_long:
-        lines.append(f"  left out: {prepared.too_long:,}, longer than max_length {recipe.sft.max_length:,}")
-    lines += [
+    lines = [
+        *notes(recipe, prepared),
         f"tokens: {sum(lengths):,}, {trained / sum(lengths):.1%} of them trained",
         f"tokens of a row (the longest has {max(lengths):,}):",
         histogram(lengths),
         filling([len(row.ids) for row in prepared.train], recipe.sft),
         "\nOne example; trained is what is " + ("green:" if colours() else "in [[ ]]:"),
-        marked(tokenizer, encoded[0], colours()),
+        example := marked(tokenizer, encoded[0], colours()),
     ]
+    if "\\<" in example or "\\[" in example:
+        lines.append("A backslash is before what looks like a control token, and is plain text.")
     return "\n".join(lines)
 
 
@@ -96,18 +123,28 @@ def filling(lengths: Sequence[int], sft: Sft) -> str:
 
 
 def marked(tokenizer: ChatTokenizer, row: Encoded, colour: bool) -> str:
-    """The row's text with its trained stretches in colour or brackets."""
+    """The row's text with its trained stretches in colour or brackets.
+
+    A control token is shown as it is, and text that only looks like one with a backslash before it.
+    """
+    from train.control_tokens import escaped  # it imports the tokenizer, and so transformers
+
     begin, end = (TRAINED, PLAIN) if colour else ("[[", "]]")
+    control = set(tokenizer.encoder.control.values())
     text = ""
-    for trained, run in groupby(zip(row.ids, row.mask, strict=True), key=lambda pair: pair[1]):
-        piece = harmless(tokenizer.decode([i for i, _ in run]))
+    for trained, stretch in groupby(zip(row.ids, row.mask, strict=True), key=lambda pair: pair[1]):
+        piece = ""
+        for is_control, run in groupby((i for i, _ in stretch), key=control.__contains__):
+            decoded = tokenizer.decode(list(run))
+            piece += harmless(decoded if is_control else escaped(decoded, tokenizer))
         text += f"{begin}{piece}{end}" if trained else piece
     return text
 
 
-def harmless(text: str) -> str:
-    """`text` without control characters, with which data could take over a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+def harmless(text: str, line: bool = False) -> str:
+    """`text` without control characters, with which data could take over a terminal; if asked, on a line."""
+    kept = "" if line else "\n"
+    return "".join(c if c.isprintable() or c == kept else repr(c)[1:-1] for c in text)
 
 
 def colours() -> bool:

@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
+from itertools import islice
 from multiprocessing.pool import Pool
 from pathlib import Path
 
@@ -29,7 +31,10 @@ MANY = 20_000  # rows; from here on all cores work, each with a process that tak
 KEPT = 4  # files; a set of 122,000 rows takes about 150 MB
 
 # What decides which ids a row becomes: when one of these changes, what was kept is no longer found.
-CODE = ("chat/prompt.py", "chat/render.py", "chat/placeholders.py", "train/labels.py", "train/tokenizer.py")
+CODE = (
+    *("chat/prompt.py", "chat/render.py", "chat/placeholders.py", "chat/marks.py", "chat/reasoning.py"),
+    *("train/labels.py", "train/tokenizer.py", "train/thoughts.py"),
+)
 
 Numbers = dict[int, int]  # each id as the one object that stands for it
 
@@ -40,18 +45,21 @@ def encode_all(
     assistant_only: bool,
     revision: str | None = None,
     cache: Path = CACHE,
-) -> list[Encoded]:
-    """Encode each example, in order; `revision` is the tokenizer's. Raises TrainError with the row."""
+) -> list[list[Encoded]]:
+    """Encode each example, in order; `revision` is the tokenizer's. Raises TrainError with the row.
+
+    An example is one sequence, or several: see `train.labels.encode`.
+    """
     numbers: Numbers = {}
     path = cache / f"{_key(tokenizer, examples, assistant_only)}.npz"
     if path.is_file():
         return _load(path, examples, numbers)
     began = time.monotonic()
     pause = 0.1 if sys.stderr.isatty() else 30  # a log needs few lines
-    encoded = []
+    encoded: list[list[Encoded]] = []
     with closing(_encode_each(tokenizer, examples, assistant_only, revision)) as rows:
         for row in tqdm(rows, "Encoding", len(examples), leave=False, mininterval=pause, delay=SLOW_S):
-            encoded.append(Encoded(_shared(row.ids, numbers), row.mask, row.messages))
+            encoded.append([replace(part, ids=_shared(part.ids, numbers)) for part in row])
     if time.monotonic() - began > SLOW_S:
         with suppress(OSError):  # a read-only folder or a full disk costs the next run its time, no more
             _save(path, encoded)
@@ -65,7 +73,7 @@ def _shared(ids: list[int], numbers: Numbers) -> list[int]:
 
 def _encode_each(
     tokenizer: ChatTokenizer, examples: Sequence[Example], assistant_only: bool, revision: str | None
-) -> Generator[Encoded, None, None]:
+) -> Generator[list[Encoded], None, None]:
     if len(examples) < MANY:
         for example in examples:
             yield _encode(tokenizer, assistant_only, example)
@@ -75,12 +83,13 @@ def _encode_each(
         yield from pool.imap(_encode_in_worker, examples, chunksize=64)
 
 
-def _encode(tokenizer: ChatTokenizer, assistant_only: bool, example: Example) -> Encoded:
+def _encode(tokenizer: ChatTokenizer, assistant_only: bool, example: Example) -> list[Encoded]:
     try:
         return encode(tokenizer, example, assistant_only)
     except ChatError as error:
         begin = example.text or example.messages[0]["content"]
-        raise TrainError(f"the row that begins {begin[:60]!r}: {error}") from None
+        number = f"row {example.row:,}, " if example.row else ""
+        raise TrainError(f"{number}the row that begins {begin[:60]!r}: {error}") from None
 
 
 def _pool(source: tuple[str, str | None, bool]) -> Pool:
@@ -100,7 +109,7 @@ def _start_worker(folder: str, revision: str | None, assistant_only: bool) -> No
     _in_worker = ChatTokenizer(folder, revision), assistant_only
 
 
-def _encode_in_worker(example: Example) -> Encoded:
+def _encode_in_worker(example: Example) -> list[Encoded]:
     return _encode(*_in_worker, example)
 
 
@@ -112,30 +121,39 @@ def _key(tokenizer: ChatTokenizer, examples: Sequence[Example], assistant_only: 
     for file in CODE:
         digest.update((ROOT / file).read_bytes())
     for example in examples:
-        digest.update(repr((example.messages, example.text)).encode())
+        told = (example.messages, example.text, example.prompt, example.rendered, sorted(example.untrained))
+        digest.update(repr(told).encode())
     return digest.hexdigest()[:32]
 
 
-def _save(path: Path, encoded: Sequence[Encoded]) -> None:
+def _save(path: Path, encoded: Sequence[Sequence[Encoded]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
+    parts = [part for row in encoded for part in row]
     with partial.open("wb") as file:
         np.savez(
             file,
-            lengths=np.array([len(row.ids) for row in encoded], np.int64),
-            ids=np.fromiter((i for row in encoded for i in row.ids), np.int32),
-            mask=np.fromiter((m for row in encoded for m in row.mask), np.uint8),
+            sequences=np.array([len(row) for row in encoded], np.int64),
+            lengths=np.array([len(part.ids) for part in parts], np.int64),
+            turns=np.array([(len(part.messages), part.untrained) for part in parts], np.int64),
+            ids=np.fromiter((i for part in parts for i in part.ids), np.int32),
+            mask=np.fromiter((m for part in parts for m in part.mask), np.uint8),
         )
     partial.replace(path)
     for old in sorted(path.parent.glob("*.npz"), key=lambda file: -file.stat().st_mtime)[KEPT:]:
         old.unlink()
 
 
-def _load(path: Path, examples: Sequence[Example], numbers: Numbers) -> list[Encoded]:
+def _load(path: Path, examples: Sequence[Example], numbers: Numbers) -> list[list[Encoded]]:
     with np.load(path, allow_pickle=False) as kept:
         ends = np.cumsum(kept["lengths"])[:-1]
         ids, masks = np.split(kept["ids"], ends), np.split(kept["mask"], ends)
+        parts = zip(ids, masks, kept["turns"].tolist(), strict=True)
+        sequences = kept["sequences"].tolist()
     return [
-        Encoded(_shared(row.tolist(), numbers), mask.tolist(), example.messages)
-        for example, row, mask in zip(examples, ids, masks, strict=True)
+        [
+            Encoded(_shared(row.tolist(), numbers), mask.tolist(), example.messages[:turns], untrained)
+            for row, mask, (turns, untrained) in islice(parts, count)
+        ]
+        for example, count in zip(examples, sequences, strict=True)
     ]

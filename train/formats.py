@@ -4,11 +4,13 @@
 |---|---|
 | messages | `messages`: turns with `role` (system, user, assistant) and `content` |
 | sharegpt | `conversations`: turns with `from` (system, human, gpt) and `value` |
-| alpaca | `instruction`, `output`, and `input` if there is more to say |
+| alpaca | `instruction`, `output`, and `input` or `context` if there is more to say |
 | prompt-completion | `prompt`, `completion`: two texts, or two lists of messages |
 | text | `text`, where none of the others fits: they often bring their own rendering under this name |
 
-Chats are an optional system turn, then user and assistant in turn, and end with the assistant.
+Where none of these is there, other names are looked for (SPELLINGS): `response` as in Dolly, `question` and
+`answer`, and more. `data.columns` of a recipe says it where nothing can be guessed. What other columns mean
+is in `train.row_columns`, what turns can hold in `train.turns`, what is a missing value in `train.cells`.
 """
 
 from __future__ import annotations
@@ -16,150 +18,193 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from train.cells import cell_text, missing
 from train.errors import TrainError
 from train.example import Example
 from train.loaded import Loaded
 from train.recipe import Data
-from train.table import Row, Table, group_of, text_of, writable
+from train.row_columns import Beside, further, in_front, refuse_labels, thought
+from train.table import Row, Table, group_of, text_of
+from train.turns import Chat, LeftOut, Messages, listed, parsed, read_chat, trimmed
 
-Messages = list[dict[str, str]]
-
-# How the roles are called in the wild.
-ROLES = {
-    "system": "system",
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant"),
-}
 COLUMNS = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
     "prompt-completion": ("prompt", "completion"),
 }
-
-
-class LeftOut(Exception):
-    """Why a row is no example."""
+# Other names of these columns, by formats that are looked for in this order.
+SPELLINGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "messages": {"messages": ("conversation", "dialogue", "dialog", "chat", "turns")},
+    "alpaca": {"instruction": ("instruction",), "output": ("response", "answer", "completion")},
+    "prompt-completion": {
+        "prompt": ("prompt", "question", "query", "problem", "input"),
+        "completion": ("completion", "response", "answer", "output", "solution"),
+    },
+}
 
 
 def read_any(table: Table, data: Data, loaded: Loaded) -> None:
     """Read rows by the format that their columns give away. Raises TrainError if that is none or several."""
-    layout = loaded.layout = find_format(table)
-    to_text = {"text": _text, "prompt-completion": _prompt_and_completion}
-    if layout != "text" and data.format == "text" and layout not in to_text:
+    layout, names = find_format(table)
+    loaded.layout = layout
+    as_text = layout == "text" or data.format == "text"
+    if as_text and layout not in TEXTS:
         raise TrainError(
             f"format: text has no meaning for {table.where}, whose rows are {layout}; leave format out, or "
             "bring a column 'text'"
         )
+    if layout == "text":
+        refuse_labels(table, data)
+    own = ("text",) if layout == "text" else COLUMNS[layout]
+    beside = Beside(table, "text" if as_text else layout, (*own, *names.values(), data.group_by))
     seen = set[str]()
-    for row in table.rows:
+    for number, cells in enumerate(table.rows, 1):
+        row = dict(cells) | {ours: cells.get(theirs) for ours, theirs in names.items()}
+        chat = Chat()
         try:
-            if layout == "text" or data.format == "text":
-                text = to_text[layout](row)
-                example = Example([], text, group_of(row, data, text))
+            beside.check(row)
+            split = beside.split(row)
+            if as_text:
+                text = TEXTS[layout](row)
+                example = Example([], text, group_of(row, data, text), rendered=True, split=split, row=number)
             else:
-                messages = chat(CHATS[layout](row), loaded)
-                first = next(turn["content"] for turn in messages if turn["role"] == "user")
-                example = Example(messages, "", group_of(row, data, first))
+                chat, pair = _chat(row, layout)
+                group = group_of(row, data, _first(chat))
+                example = Example(
+                    chat.messages, "", group, chat.untrained, pair=pair, split=split, row=number
+                )
         except LeftOut as reason:
-            loaded.left_out[str(reason)] += 1
+            loaded.leave_out(str(reason), number, reason.seen, reason.on_purpose)
             continue
+        except UnicodeDecodeError:
+            loaded.leave_out("bytes that are no text", number)
+            continue
+        for change, what in chat.changed.items():
+            loaded.change(change, number, what)
+        for name in (*chat.not_used, *beside.not_used(cells)):
+            loaded.ignore(name, number)
         add_once(example, seen, loaded)
 
 
-def find_format(table: Table) -> str:
-    """Name the format. Raises TrainError, with the columns."""
-    found = [name for name, columns in COLUMNS.items() if {*columns} <= {*table.columns}]
-    if not found and "text" in table.columns:
-        return "text"
+def find_format(table: Table) -> tuple[str, dict[str, str]]:
+    """Name the format, and its columns where they have other names. Raises TrainError, with the columns."""
+    there = {*table.columns}
+    found = [name for name, columns in COLUMNS.items() if {*columns} <= there]
     if len(found) == 1:
-        return found[0]
+        return found[0], {}
+    if found:
+        raise _unclear(table, f"could be {' or '.join(found)}")
+    for name, columns in SPELLINGS.items():
+        choices = {ours: [theirs for theirs in known if theirs in there] for ours, known in columns.items()}
+        if not all(choices.values()) or (name == "messages" and not _hold_turns(table, choices["messages"])):
+            continue
+        several = next((found for found in choices.values() if len(found) > 1), None)
+        if several:
+            raise _unclear(table, f"could be {name} by {' or '.join(map(repr, several))}")
+        return name, {ours: theirs for ours, (theirs,) in choices.items()}
+    if "text" in there:
+        return "text", {}
+    if {"chosen", "rejected"} <= there:
+        kind = "messages" if _hold_turns(table, ["chosen"]) else "completion"
+        raise TrainError(
+            f"{table.where} has pairs of a chosen and a rejected answer: preferences, which aren't trained "
+            f"here. To train on the chosen answers alone, say in the recipe, data.columns: {{{kind}: chosen}}"
+        )
     known = "; ".join(", ".join(columns) for columns in COLUMNS.values())
-    problem = f"could be {' or '.join(found)}" if found else f"are of no known format. Known: {known}; text"
-    cure = "remove one's columns" if found else "rename them, or name the data's task in the recipe"
-    raise TrainError(f"the columns of {table.where} ({', '.join(table.columns)}) {problem}; {cure}")
+    raise _unclear(table, f"are of no known format. Known: {known}; text")
+
+
+def _unclear(table: Table, problem: str) -> TrainError:
+    return TrainError(
+        f"the columns of {table.where} ({', '.join(table.columns)}) {problem}; say which is which in the "
+        "recipe, such as data.columns: {prompt: question, completion: reply}, or name the data's task"
+    )
+
+
+def _hold_turns(table: Table, columns: list[str]) -> bool:
+    """Whether the first cell that isn't empty is a list of turns, or the text of one."""
+    cells = (row.get(column) for column in columns for row in table.rows)
+    cell = next((cell for cell in cells if not missing(cell)), None)
+    cell = parsed(cell) if isinstance(cell, str) else cell
+    if isinstance(cell, dict):
+        return all(isinstance(column, list) for column in cell.values())
+    return isinstance(cell, list) and bool(cell) and all(isinstance(turn, dict) for turn in cell)
 
 
 def add_once(example: Example, seen: set[str], loaded: Loaded) -> None:
     """Add the example, unless one with the same content came before."""
-    content = example.text or repr(example.messages)
+    content = example.text or repr((example.messages, sorted(example.untrained)))
     if content in seen:
-        loaded.left_out["the same as an earlier row"] += 1
+        loaded.leave_out("the same as an earlier row", example.row, on_purpose=True)
         return
     seen.add(content)
     loaded.examples.append(example)
 
 
-def chat(turns: Any, loaded: Loaded) -> Messages:
-    """Turns of either naming as a chat that ends with the assistant. Raises LeftOut."""
-    if not isinstance(turns, list) or not turns:
-        raise LeftOut("no turns")
-    messages = [_turn(turn) for turn in turns]
-    end = next((at for at in range(len(messages), 0, -1) if messages[at - 1]["role"] == "assistant"), 0)
-    if not end:
-        raise LeftOut("no reply of the assistant")
-    if end < len(messages):
-        loaded.changed["turns after the last reply cut off"] += 1
-    messages = messages[:end]
-    if messages[0]["role"] == "system" and not messages[0]["content"].strip():
-        del messages[0]
-    if not all(turn["content"].strip() for turn in messages):
-        raise LeftOut("an empty turn")
-    talk = messages[1:] if messages[0]["role"] == "system" else messages
-    if [turn["role"] for turn in talk] != ["user", "assistant"] * (len(talk) // 2):
-        raise LeftOut("user and assistant don't take turns")
-    return messages
-
-
-def _turn(turn: Any) -> dict[str, str]:
-    if not isinstance(turn, dict):
-        raise LeftOut("a turn that is no object")
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if not isinstance(role, str) or role.lower() not in ROLES:
-        raise LeftOut("a role other than system, user and assistant")
-    if not isinstance(content, str):
-        raise LeftOut("a turn that is no text")
-    return {"role": ROLES[role.lower()], "content": trimmed(content)}
-
-
-def trimmed(text: str) -> str:
-    """`text` without empty lines around it; the first line's indentation, which code needs, stays."""
-    return writable(text).strip("\n").rstrip()
-
-
-def instruction_chat(instruction: str, further: str, reply: str) -> Messages:
-    """A chat of one turn; `further` is what Alpaca calls the input. Raises LeftOut."""
+def instruction_turns(instruction: str, more: str, reply: str) -> Messages:
+    """A chat of one turn; `more` is what Alpaca calls the input. Raises LeftOut."""
     if not instruction.strip():
         raise LeftOut("no instruction")
     if not reply.strip():
         raise LeftOut("no output")
-    asked = "\n\n".join(part.strip() for part in (instruction, further) if part.strip())
+    asked = "\n\n".join(part.strip() for part in (instruction, more) if part.strip())
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": trimmed(reply)}]
 
 
-def _alpaca(row: Row) -> Any:
-    return instruction_chat(text_of(row, "instruction"), text_of(row, "input"), text_of(row, "output"))
+def _chat(row: dict[str, Any], layout: str) -> tuple[Chat, tuple[str, str] | None]:
+    """The chat of a row; and its two texts, where it is a prompt and a completion and nothing else."""
+    changed: dict[str, str] = {}
+    turns = CHATS[layout](row, changed)
+    front = in_front(row, layout, turns)
+    chat = read_chat([*front, *turns])
+    chat.changed |= changed
+    texts = row.get("prompt"), row.get("completion")
+    if layout != "prompt-completion" or len(chat.messages) != 2 or "reasoning_content" in chat.messages[1]:
+        return chat, None
+    prompt, completion = (text if isinstance(text, str) else "" for text in texts)
+    return chat, (prompt, completion) if prompt and completion and not changed else None
 
 
-def _prompt_completion(row: Row) -> Any:
+def _first(chat: Chat) -> str:
+    """What the user says first."""
+    return next(turn["content"] for turn in chat.messages if turn["role"] == "user")
+
+
+def _alpaca(row: Row, changed: dict[str, str]) -> list[Any]:
+    turns = instruction_turns(text_of(row, "instruction"), further(row, changed), text_of(row, "output"))
+    return [turns[0], turns[1] | thought(row)]
+
+
+def _prompt_completion(row: dict[str, Any], changed: dict[str, str]) -> list[Any]:
     prompt, completion = row.get("prompt"), row.get("completion")
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
-    if not isinstance(prompt, list) or not isinstance(completion, list):
+    if missing(prompt) or missing(completion):
         raise LeftOut("a prompt or a completion is missing")
-    return prompt + completion
+    asked, replied = _turns(prompt), _turns(completion)
+    if asked is None:
+        parts = (cell_text(prompt), further(row | {"input": None}, changed))
+        asked = [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
+    if replied is None:
+        replied = [{"role": "assistant", "content": cell_text(completion)} | thought(row)]
+    return [*asked, *replied]
 
 
-def _prompt_and_completion(row: Row) -> str:
+def _turns(cell: Any) -> list[Any] | None:
+    """The turns in a cell, or None for a text, or for an object or a list that is an answer."""
+    cell = [cell] if isinstance(cell, dict) else cell
+    if (
+        isinstance(cell, list)
+        and cell
+        and all(isinstance(t, dict) and ({"role", "from"} & {*t}) for t in cell)
+    ):
+        return cell
+    return None
+
+
+def _pair_text(row: Row) -> str:
     if not isinstance(row.get("prompt"), str) or not isinstance(row.get("completion"), str):
         raise LeftOut("a prompt or a completion that is no text")
     return _filled(text_of(row, "prompt") + text_of(row, "completion"))
-
-
-def _text(row: Row) -> str:
-    return _filled(text_of(row, "text"))
 
 
 def _filled(text: str) -> str:
@@ -168,9 +213,13 @@ def _filled(text: str) -> str:
     return text
 
 
-CHATS: dict[str, Callable[[Row], Any]] = {
-    "messages": lambda row: row.get("messages"),
-    "sharegpt": lambda row: row.get("conversations"),
+CHATS: dict[str, Callable[[dict[str, Any], dict[str, str]], list[Any]]] = {
+    "messages": lambda row, _: listed(row.get("messages")),
+    "sharegpt": lambda row, _: listed(row.get("conversations")),
     "alpaca": _alpaca,
     "prompt-completion": _prompt_completion,
+}
+TEXTS: dict[str, Callable[[Row], str]] = {
+    "text": lambda row: _filled(text_of(row, "text")),
+    "prompt-completion": _pair_text,
 }

@@ -51,6 +51,10 @@ def make_manifest(run: Run, progress: Progress, before: Any, after: Any, seconds
             "rows": {n: len(getattr(run.data, n)) for n in ("train", "validation", "test")},
             "left_out": dict(run.data.loaded.left_out)
             | {"longer than max_length": run.data.too_long, "repeated": run.data.examples.repeated},
+            "changed": dict(run.data.loaded.changed),
+            "noticed": dict(run.data.loaded.noticed),
+            "not_used": dict(run.data.loaded.not_used),
+            "first": run.data.loaded.first,
             "license": run.recipe.data.license,
         },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},

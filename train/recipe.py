@@ -30,6 +30,8 @@ Check = Literal[
     "first_loss",
     "fp16_gemma",
     "rows_lost",
+    "rows_left_out",
+    "context",
     "warmup",
 ]
 Task = Literal["auto", "quotes", "oasst1", "code", "sms"]
@@ -64,9 +66,10 @@ class Model(Section):
 class Data(Section):
     """What `datasets.load_dataset` gets, how its rows become chats, and how they are split."""
 
-    path: str  # a hub name or a file: .jsonl, .json, .csv or .parquet; beside the recipe first
+    path: str  # a hub name or a file: .jsonl, .json, .csv, .tsv or .parquet; beside the recipe first
     license: str = "unknown"
     task: Task = "auto"  # auto finds out by the columns
+    columns: dict[str, str] = {}  # a format's column and the data's, where they differ: {prompt: question}
     format: Literal["chat", "text"] = "chat"  # text: the seed's own string, without a template or an end
     name: str | None = None
     revision: str | None = None

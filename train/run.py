@@ -13,8 +13,8 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from train import checks as check
+from train import data_report, plan
 from train import folder as files
-from train import plan
 from train.data import Prepared, lost, prepare
 from train.errors import TrainError
 from train.gpus import Gpu, gpu_of
@@ -65,6 +65,8 @@ class Run:
         check.check_targets(self.checks, self.recipe, self.base.shape.linears)
         rows = [row for part in names for row in part]
         check.check_rows(self.checks, rows, self.base.tokenizer, lost(self.data.loaded), self._prose)
+        check.check_left_out(self.checks, self.data, self.recipe.sft.max_length)
+        check.check_context(self.checks, rows, self.base.config)
         self.checks.end()
 
     @property
@@ -203,6 +205,9 @@ def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
         base = Base(recipe)
         data = prepare(recipe, base.tokenizer)
     run = Run(recipe, outputs / recipe.name, base, data, state)
+    run.say(data_report.rows(recipe.data, data.loaded))
+    for line in data_report.notes(recipe, data):
+        run.say(line)
     run.check()
     describe(run)
     try:

@@ -87,7 +87,11 @@ class Session:
     def loss(self, examples: Sequence[Example]) -> float:
         """Nats a trained token."""
         whole, longest = self.recipe.sft.assistant_only_loss, self.recipe.sft.max_length
-        rows = [cut(encode(self.tokenizer, example, whole), longest) for example in examples]
+        rows = [
+            cut(sequence, example, longest)
+            for example in examples
+            for sequence in encode(self.tokenizer, example, whole)
+        ]
         return evaluate(self.adapted, rows, self.recipe, self.device)
 
     def load_adapter(self, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from chat.prompt import FALLBACK_TEMPLATE, PromptEncoder, render
 from train.errors import TrainError
+from train.thoughts import Thoughts
 
 _MARK = "zreplyz"
 
@@ -19,6 +20,7 @@ class ChatTokenizer:
     """Tokenizes with the template that came with the base, unedited; nothing of it is ever changed.
 
     `stop_ids`: all ids that end a reply, by the generation config, the tokenizer and the template.
+    `stop_surfaces`: their texts. `thoughts`: what the template does with those of a reply.
     `pad_id`: a token that is none of them, or None where the vocabulary has no other.
     """
 
@@ -30,6 +32,7 @@ class ChatTokenizer:
         self._backend = self.tokenizer.backend_tokenizer
         template = self.tokenizer.chat_template
         self.template: str = (template.get("default") if isinstance(template, dict) else template) or ""
+        self.thoughts = Thoughts(self._fill, self.template)
         self.bos_id: int | None = self.tokenizer.bos_token_id
         self.adds_bos = self.bos_id is not None and self.tokenizer("x")["input_ids"][:1] == [self.bos_id]
         special = {
@@ -37,6 +40,7 @@ class ChatTokenizer:
         }
         special |= dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
         self.stop_ids = self._stop_ids(folder, revision, special)
+        self.stop_surfaces = [str(self.tokenizer.convert_ids_to_tokens(i)) for i in sorted(self.stop_ids)]
         control = special | {i: self.tokenizer.convert_ids_to_tokens(i) for i in self.stop_ids}
         self.encoder = PromptEncoder(
             render=self.render,
@@ -48,10 +52,16 @@ class ChatTokenizer:
         self.pad_id = self._pad_id(special)
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        """Fill the template, or the chat's own one where the base has none. Raises TemplateError."""
-        fill = partial(render, self.template or FALLBACK_TEMPLATE, messages)
+        """Fill the template, or the chat's own one where the base has none. Raises TemplateError.
+
+        A reply has a thought's marks where the prompt for it opens one and the template shows none.
+        """
+        return self.thoughts.render(messages, add_generation_prompt)
+
+    def _fill(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
-        return fill(add_generation_prompt=add_generation_prompt, bos=bos, eos=eos)
+        template = self.template or FALLBACK_TEMPLATE
+        return render(template, messages, add_generation_prompt=add_generation_prompt, bos=bos, eos=eos)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of `ids`."""

@@ -67,7 +67,7 @@ def recipe_of(base: Path, data: Path, /, **sections: Any) -> Recipe:
 def learned(base: Path, rows: Sequence[list[dict[str, str]]], steps: int) -> Path:
     """Train all of the random model in `base` on the chats, in place, so that it isn't random any more."""
     tokenizer = ChatTokenizer(base)
-    batch = collate([encode(tokenizer, Example(chat, "", "")) for chat in rows])
+    batch = collate([part for chat in rows for part in encode(tokenizer, Example(chat, "", ""))])
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(steps):

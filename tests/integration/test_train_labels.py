@@ -144,7 +144,7 @@ def test_replies_and_their_ends_are_trained_and_nothing_else(
     name: str, kind: str, load: Callable[[str], ChatTokenizer]
 ) -> None:
     tokenizer, chat = load(name), CHATS[kind]
-    row = encode_chat(tokenizer, chat)
+    [row] = encode_chat(tokenizer, chat)
     assert row.ids == reference(tokenizer, folded(chat) if name in FOLDING else chat)
     replies = [message["content"] for message in chat if message["role"] == "assistant"]
     found = trained(tokenizer, row)
@@ -160,7 +160,7 @@ def test_replies_and_their_ends_are_trained_and_nothing_else(
 @pytest.mark.parametrize("name", MODELS)
 def test_the_prompt_of_a_turn_is_what_the_chat_sends(name: str, load: Callable[[str], ChatTokenizer]) -> None:
     tokenizer = load(name)
-    row = encode_chat(tokenizer, MANY_TURNS)
+    [row] = encode_chat(tokenizer, MANY_TURNS)
     for turn in range(1, len(MANY_TURNS), 2):
         prompt = tokenizer.encoder.encode(MANY_TURNS[:turn])
         assert row.ids[: len(prompt)] == prompt
@@ -172,11 +172,11 @@ def test_the_prompt_of_a_turn_is_what_the_chat_sends(name: str, load: Callable[[
 def test_control_tokens_typed_as_text_stay_text(name: str, load: Callable[[str], ChatTokenizer]) -> None:
     tokenizer = load(name)
     stop, bos = MODELS[name][2][0], tokenizer.tokenizer.bos_token
-    plain = encode_chat(tokenizer, MANY_TURNS)
+    [plain] = encode_chat(tokenizer, MANY_TURNS)
     typed = [dict(message) for message in MANY_TURNS]
     typed[0]["content"] = f"What is {stop} and {bos}? {stop}"
     typed[3]["content"] = f"You wrote {stop} yourself."
-    row = encode_chat(tokenizer, typed)
+    [row] = encode_chat(tokenizer, typed)
     control = set(tokenizer.encoder.control.values())
     assert [i for i in row.ids if i in control] == [i for i in plain.ids if i in control]
     texts = trained(tokenizer, row)
@@ -188,18 +188,13 @@ def test_control_tokens_typed_as_text_stay_text(name: str, load: Callable[[str],
 def test_an_empty_reply_trains_its_end(load: Callable[[str], ChatTokenizer]) -> None:
     tokenizer = load("phi-3.5")
     chat = [ONE_TURN[0], {"role": "assistant", "content": ""}]
-    assert trained(tokenizer, encode_chat(tokenizer, chat)) == ["<|end|>"]
+    assert trained(tokenizer, *encode_chat(tokenizer, chat)) == ["<|end|>"]
 
 
-@pytest.mark.parametrize(
-    "template", ["Qwen-QwQ-32B.jinja", "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B.jinja", ""]
-)
 def test_a_template_that_rewrites_earlier_turns_is_refused(
-    template: str, load: Callable[[str], ChatTokenizer], llama_models: Path, tmp_path: Path
+    load: Callable[[str], ChatTokenizer], tmp_path: Path
 ) -> None:
-    """The first two let a reply begin with thoughts, and drop them once it is there."""
-    text = (llama_models / "templates" / template).read_text() if template else COUNTING
-    tokenizer = with_template(Path(load("llama-2").tokenizer.name_or_path), text, tmp_path)
+    tokenizer = with_template(Path(load("llama-2").tokenizer.name_or_path), COUNTING, tmp_path)
     with pytest.raises(TrainError, match=r"changes what comes before turn 2 once it is answered.*one turn"):
         encode_chat(tokenizer, MANY_TURNS)
 
@@ -236,17 +231,46 @@ def test_roles_that_a_template_refuses_are_a_sentence(load: Callable[[str], Chat
 def test_a_text_is_trained_whole_but_for_its_bos(name: str, load: Callable[[str], ChatTokenizer]) -> None:
     tokenizer = load(name)
     stop = MODELS[name][2][0]
-    row = encode(tokenizer, Example([], f"“To be” ~ Shakespeare {stop}", ""))
+    [row] = encode(tokenizer, Example([], f"“To be” ~ Shakespeare {stop}", ""))
     assert trained(tokenizer, row)[0].strip() == f"“To be” ~ Shakespeare {stop}"
     assert row.ids.count(tokenizer.bos_id) == int(tokenizer.adds_bos)
     assert not tokenizer.stop_ids & set(row.ids)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_control_tokens_of_a_rendered_text_are_tokens(
+    name: str, load: Callable[[str], ChatTokenizer]
+) -> None:
+    """As the template renders a chat, so it can stand in a text: the ids are the same."""
+    tokenizer = load(name)
+    text = tokenizer.render(MANY_TURNS, False)
+    [row] = encode(tokenizer, Example([], text, "", rendered=True))
+    assert row.ids == encode_chat(tokenizer, MANY_TURNS)[0].ids
+    assert row.mask == [int(at > 0 or i != tokenizer.bos_id) for at, i in enumerate(row.ids)]
+    prompt = tokenizer.render(MANY_TURNS[:5], True)
+    [row] = encode(tokenizer, Example([], text, "", prompt=prompt, rendered=True))
+    assert trained(tokenizer, row)[0].strip().startswith("Yes.")
+    assert tokenizer.stop_ids & {i for i, m in zip(row.ids, row.mask, strict=True) if m}
+
+
+@pytest.mark.parametrize("assistant_only", [True, False])
+def test_an_untrained_reply_is_context(assistant_only: bool, load: Callable[[str], ChatTokenizer]) -> None:
+    tokenizer = load("phi-3.5")
+    [row] = encode(tokenizer, Example(MANY_TURNS, "", "", frozenset((1, 5))), assistant_only)
+    assert row.messages == MANY_TURNS[:4]
+    assert row.untrained == 1
+    told = "".join(trained(tokenizer, row))
+    assert REPLIES[0] not in told
+    assert REPLIES[0] in tokenizer.decode(row.ids)
+    assert told.removesuffix("<|endoftext|>").endswith(f"{REPLIES[1]}<|end|>")
+    assert ("A motto?" in told) != assistant_only
 
 
 def test_all_but_the_bos_is_trained_without_assistant_only_loss(
     load: Callable[[str], ChatTokenizer],
 ) -> None:
     tokenizer = load("llama-2")
-    row = encode(tokenizer, Example(ONE_TURN, "", ""), assistant_only=False)
+    [row] = encode(tokenizer, Example(ONE_TURN, "", ""), assistant_only=False)
     assert row.mask == [0] + [1] * (len(row.ids) - 1)
 
 

@@ -36,7 +36,7 @@ def base(embedded_model: Path) -> Path:
 @pytest.fixture(scope="module")
 def rows(base: Path) -> list[Encoded]:
     tokenizer = ChatTokenizer(base)
-    return [encode(tokenizer, Example(chat, "", "")) for chat in chats(6)]
+    return [part for chat in chats(6) for part in encode(tokenizer, Example(chat, "", ""))]
 
 
 def adapted_to(base: Path, **sections: Any) -> tuple[Adapted, Recipe]:

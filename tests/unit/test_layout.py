@@ -19,8 +19,8 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 FILES.append(ROOT / "app.py")
 PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("tests", "bench", "scripts")]
 
-# What training takes of the chat: the prompt, and how commands, errors and child processes are done here.
-SHARED = ("prompt", "command", "machine", "child")
+# What training takes of the chat: the prompt, what a thought is, how commands and child processes are done.
+SHARED = ("prompt", "marks", "reasoning", "command", "machine", "child")
 
 # What PyTorch for CUDA brings along: train/fused asks whether it is there before it imports it.
 # On a ZeroGPU Space its builder brings `spaces`, and nothing else imports it.

@@ -145,7 +145,7 @@ def test_the_faithful_twin_of_phi_passes_and_says_what_it_waives(
     kept = Kept(*recipe.waive)
     check_settings(kept.checks, recipe, "phi3", recipe.sft.max_steps)
     check_targets(kept.checks, recipe, phi.linears)
-    check_rows(kept.checks, [encode(tokenizer, Example([], "### Human: Hi", ""))], tokenizer, 0)
+    check_rows(kept.checks, encode(tokenizer, Example([], "### Human: Hi", "")), tokenizer, 0)
     assert kept.passes()
     assert sorted(kept.checks.waived) == sorted(recipe.waive)
     assert len(kept.told) == len(recipe.waive)

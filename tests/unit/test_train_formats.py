@@ -50,9 +50,9 @@ def test_an_alpaca_input_follows_the_instruction(tmp_path: Path) -> None:
 
 
 def test_texts_are_trained_as_they_are(tmp_path: Path) -> None:
-    assert load(tmp_path, {"text": " a\r\nb "}).examples == [Example([], " a\nb ", " a\nb ")]
+    assert load(tmp_path, {"text": " a\r\nb "}).examples == [Example([], " a\nb ", " a\nb ", rendered=True)]
     loaded = load(tmp_path, {"prompt": "1 + 1 =", "completion": " 2"}, format="text")
-    assert loaded.examples == [Example([], "1 + 1 = 2", "1 + 1 = 2")]
+    assert loaded.examples == [Example([], "1 + 1 = 2", "1 + 1 = 2", rendered=True)]
 
 
 def test_a_system_turn_stays_unless_it_is_blank(tmp_path: Path) -> None:
@@ -72,15 +72,15 @@ def test_a_system_turn_stays_unless_it_is_blank(tmp_path: Path) -> None:
         ([], "no turns"),
         ("Hello", "no turns"),
         (["Hello"], "a turn that is no object"),
-        ([*HELLO, {"role": "tool", "content": "4"}], "a role other than system, user and assistant"),
+        ([*HELLO, {"role": "tool", "content": "4"}], "tools are used, and a chat here has none"),
+        ([{"role": "narrator", "content": "4"}, *HELLO], "a role other than system, user and assistant"),
         ([{"content": "Hello"}], "a role other than system, user and assistant"),
-        ([HELLO[0], {"role": "assistant", "content": None}], "a turn that is no text"),
+        ([HELLO[0], {"role": "assistant", "content": None}], "an empty turn"),
         ([HELLO[0], {"role": "assistant", "content": [{"type": "text"}]}], "a turn that is no text"),
         ([HELLO[0], {"role": "assistant", "content": " \n"}], "an empty turn"),
         (HELLO[:1], "no reply of the assistant"),
-        (HELLO[1:], "user and assistant don't take turns"),
-        ([HELLO[0], *HELLO], "user and assistant don't take turns"),
-        ([*HELLO, {"role": "system", "content": "x"}, *HELLO], "user and assistant don't take turns"),
+        (HELLO[1:], "no turn of the user"),
+        ([*HELLO, {"role": "system", "content": "x"}, *HELLO], "a system message in the middle of the chat"),
         (HELLO, "the same as an earlier row"),
     ],
 )

@@ -20,7 +20,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
 
 
 def test_the_tokenizer_here_is_a_sound_one(tokenizer: ChatTokenizer) -> None:
-    row = encode(tokenizer, Example(CHAT, "", ""))
+    [row] = encode(tokenizer, Example(CHAT, "", ""))
     assert tokenizer.decode(row.ids) == "<s>user:Hi</s>assistant:Hello</s>"
     kept = Kept()
     check_rows(kept.checks, [row], tokenizer, 0)
@@ -28,7 +28,7 @@ def test_the_tokenizer_here_is_a_sound_one(tokenizer: ChatTokenizer) -> None:
 
 
 def test_texts_end_nowhere(tokenizer: ChatTokenizer) -> None:
-    row = encode(tokenizer, Example([], "“To be” ~ William", ""))
+    [row] = encode(tokenizer, Example([], "“To be” ~ William", ""))
     kept, waived = Kept(), Kept("untrained_stop")
     check_rows(kept.checks, [row], tokenizer, 0)
     said = kept.refusal()
@@ -39,7 +39,7 @@ def test_texts_end_nowhere(tokenizer: ChatTokenizer) -> None:
 
 
 def test_every_row_is_looked_at(tokenizer: ChatTokenizer) -> None:
-    sound = encode(tokenizer, Example(CHAT, "", ""))
+    [sound] = encode(tokenizer, Example(CHAT, "", ""))
     untrained = Encoded(sound.ids, [*sound.mask[:-1], 0], sound.messages)
     kept = Kept()
     check_rows(kept.checks, [*[sound] * 50, untrained], tokenizer, 0)
@@ -47,7 +47,7 @@ def test_every_row_is_looked_at(tokenizer: ChatTokenizer) -> None:
 
 
 def test_one_end_for_two_turns(tokenizer: ChatTokenizer) -> None:
-    sound = encode(tokenizer, Example([*CHAT, *CHAT], "", ""))
+    [sound] = encode(tokenizer, Example([*CHAT, *CHAT], "", ""))
     first = sound.mask.index(1)
     stop = next(at for at in range(first, len(sound.ids)) if sound.ids[at] in tokenizer.stop_ids)
     mask = [*sound.mask[:stop], 0, *sound.mask[stop + 1 :]]
@@ -60,7 +60,7 @@ def test_one_end_for_two_turns(tokenizer: ChatTokenizer) -> None:
     ("count", "said"), [(0, "begins with 0 BOS tokens"), (2, "begins with 2 BOS tokens")]
 )
 def test_bos_missing_and_doubled(count: int, said: str, tokenizer: ChatTokenizer) -> None:
-    sound = encode(tokenizer, Example(CHAT, "", ""))
+    [sound] = encode(tokenizer, Example(CHAT, "", ""))
     assert tokenizer.adds_bos
     ids, mask = [1] * count + sound.ids[1:], [0] * count + sound.mask[1:]
     kept, waived = Kept(), Kept("bos")
@@ -73,7 +73,7 @@ def test_bos_missing_and_doubled(count: int, said: str, tokenizer: ChatTokenizer
 def test_a_tokenizer_that_adds_no_bos_needs_none(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(tmp_path, bos=False)
     assert not tokenizer.adds_bos
-    row = encode(tokenizer, Example(CHAT, "", ""))
+    [row] = encode(tokenizer, Example(CHAT, "", ""))
     kept = Kept()
     check_rows(kept.checks, [row, Encoded(row.ids[1:], row.mask[1:], CHAT)], tokenizer, 0)
     assert kept.passes()
@@ -85,7 +85,7 @@ def test_no_token_to_pad_with(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(tmp_path, ("</s>", "<s>"))
     assert tokenizer.pad_id is None
     kept, waived = Kept(), Kept("pad_is_stop")
-    row = encode(tokenizer, Example(CHAT, "", ""))
+    [row] = encode(tokenizer, Example(CHAT, "", ""))
     check_rows(kept.checks, [row], tokenizer, 0)
     assert "no token to pad with that isn't a stop token" in kept.refusal()
     check_rows(waived.checks, [row], tokenizer, 0)

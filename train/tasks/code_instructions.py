@@ -11,29 +11,14 @@ from __future__ import annotations
 
 import hashlib
 
+from train.cells import NO_VALUE
 from train.errors import TrainError
 from train.example import Example
-from train.formats import LeftOut, add_once, instruction_chat
+from train.formats import add_once, instruction_turns
 from train.loaded import Loaded
 from train.recipe import Data
 from train.table import Table, group_of, text_of
-
-# In small letters, without a bracket or a full stop around it.
-NO_INPUT = frozenset(
-    (
-        "",
-        "-",
-        "n/a",
-        "na",
-        "nil",
-        "no input",
-        "no input required",
-        "noinput",
-        "none",
-        "not applicable",
-        "null",
-    )
-)
+from train.turns import LeftOut
 
 
 def read(table: Table, data: Data, loaded: Loaded) -> None:
@@ -42,15 +27,16 @@ def read(table: Table, data: Data, loaded: Loaded) -> None:
     if data.format == "text":
         raise TrainError("format: text has no meaning for the task code; leave format out")
     seen = set[str]()
-    for row in table.rows:
+    for number, row in enumerate(table.rows, 1):
         instruction, further = text_of(row, "instruction"), text_of(row, "input")
-        if further.strip().strip("<>[]().").lower() in NO_INPUT:
-            loaded.changed["an input that says that there is none"] += bool(further.strip())
+        if further.strip().strip("<>[]().").lower() in NO_VALUE:
+            if further.strip():
+                loaded.change("an input that says that there is none", number, repr(further))
             further = ""
         try:
-            messages = instruction_chat(instruction, further, text_of(row, "output"))
+            messages = instruction_turns(instruction, further, text_of(row, "output"))
         except LeftOut as reason:
-            loaded.left_out[str(reason)] += 1
+            loaded.leave_out(str(reason), number, reason.seen)
             continue
         key = hashlib.sha256(" ".join(instruction.split()).casefold().encode()).hexdigest()
-        add_once(Example(messages, "", group_of(row, data, key)), seen, loaded)
+        add_once(Example(messages, "", group_of(row, data, key), row=number), seen, loaded)

@@ -36,6 +36,7 @@ class Message:
     role: str
     best: bool
     row: Row
+    number: int  # of the row
 
 
 def read(table: Table, data: Data, loaded: Loaded) -> None:
@@ -46,7 +47,8 @@ def read(table: Table, data: Data, loaded: Loaded) -> None:
     used = {message.id for path in paths for message in path}
     for path in paths:
         loaded.examples.append(_example(path, data))
-        loaded.left_out["joined to the first message of its chat"] += len(path) - 1
+        for message in path[1:]:
+            loaded.leave_out("joined to the first message of its chat", message.number, on_purpose=True)
     for message in messages.values():
         if message.id in used:
             continue
@@ -56,13 +58,13 @@ def read(table: Table, data: Data, loaded: Loaded) -> None:
             reason = "a reply of a lower rank, or of none"
         else:
             reason = "no reply of rank 0 to it, or in another branch"
-        loaded.left_out[reason] += 1
+        loaded.leave_out(reason, message.number, on_purpose=True)
 
 
 def _messages(table: Table, data: Data, loaded: Loaded) -> dict[str, Message]:
     """The messages that count, by id; the others are counted."""
     messages: dict[str, Message] = {}
-    for row in table.rows:
+    for number, row in enumerate(table.rows, 1):
         key, role = text_of(row, "message_id"), text_of(row, "role")
         if text_of(row, "deleted").lower() == "true":
             reason = "deleted"
@@ -77,9 +79,9 @@ def _messages(table: Table, data: Data, loaded: Loaded) -> dict[str, Message]:
         else:
             best = role == "prompter" or _rank(row) == 0
             text = text_of(row, "text").strip()
-            messages[key] = Message(key, text_of(row, "parent_id"), text, role, best, row)
+            messages[key] = Message(key, text_of(row, "parent_id"), text, role, best, row, number)
             continue
-        loaded.left_out[reason] += 1
+        loaded.leave_out(reason, number, on_purpose=reason in ("deleted", "in another language"))
     return messages
 
 
@@ -128,5 +130,5 @@ def _example(path: list[Message], data: Data) -> Example:
     group = group_of(path[0].row, data, text_of(path[0].row, "message_tree_id"))
     if data.format == "text":
         texts = [f"### Human: {a.text}### Assistant: {b.text}" for a, b in pairwise(path)]
-        return Example([], texts[0], group)
-    return Example([{"role": ROLES[m.role], "content": m.text} for m in path], "", group)
+        return Example([], texts[0], group, row=path[0].number)
+    return Example([{"role": ROLES[m.role], "content": m.text} for m in path], "", group, row=path[0].number)

@@ -40,25 +40,25 @@ def read(table: Table, data: Data, loaded: Loaded) -> None:
     """Add each quote once. Raises TrainError for columns that aren't there."""
     table.require("quote", "author")
     seen = set[str]()
-    for row in table.rows:
+    for number, row in enumerate(table.rows, 1):
         quote, author = clean_quote(text_of(row, "quote")), clean_author(text_of(row, "author"))
         letters = re.sub(r"\W+", "", quote).casefold()
         if not letters or not author:
-            loaded.left_out["no author" if letters else "no quote"] += 1
+            loaded.leave_out("no author" if letters else "no quote", number)
         elif letters in seen:
-            loaded.left_out["the same quote as an earlier row's"] += 1
+            loaded.leave_out("the same quote as an earlier row's", number, on_purpose=True)
         else:
             seen.add(letters)
             # What comes after a comma is an office or a book; the person is the group.
             group = group_of(row, data, author.partition(",")[0].casefold())
-            loaded.examples.append(_example(quote, author, group, data))
+            loaded.examples.append(_example(quote, author, group, data, number))
 
 
-def _example(quote: str, author: str, group: str, data: Data) -> Example:
+def _example(quote: str, author: str, group: str, data: Data, row: int) -> Example:
     if data.format == "text":
-        return Example([], f"Quote: {quote}\nAuthor: {author}", group)
+        return Example([], f"Quote: {quote}\nAuthor: {author}", group, row=row)
     turns = [("user", prompt(quote)), ("assistant", answer(quote, author))]
-    return Example([{"role": role, "content": content} for role, content in turns], "", group)
+    return Example([{"role": role, "content": content} for role, content in turns], "", group, row=row)
 
 
 def clean_quote(quote: str) -> str:

@@ -42,18 +42,18 @@ def read(table: Table, data: Data, loaded: Loaded) -> None:
         raise TrainError("format: text has no meaning for the task sms; leave format out")
     share = _find_share(table)
     campaign = "campaign" if "campaign" in table.columns else "message"
-    for row in table.rows:
+    for number, row in enumerate(table.rows, 1):
         message, value = text_of(row, "message").strip(), share(row)
         if not message:
-            loaded.left_out["no message"] += 1
+            loaded.leave_out("no message", number)
         elif value is None or not 0 <= value <= 1:
-            loaded.left_out["no share of conversions between 0 and 1"] += 1
+            loaded.leave_out("no share of conversions between 0 and 1", number, repr(value))
         else:
             label = LABELS[0] if _drawn(message, text_of(row, "campaign"), value) else LABELS[1]
             turns = [("user", prompt(message)), ("assistant", label)]
             group = group_of(row, data, text_of(row, campaign) or message)
             chat = [{"role": role, "content": content} for role, content in turns]
-            loaded.examples.append(Example(chat, "", group))
+            loaded.examples.append(Example(chat, "", group, row=number))
 
 
 def _find_share(table: Table) -> Callable[[Row], float | None]:

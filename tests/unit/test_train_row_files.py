@@ -1,0 +1,128 @@
+"""Files of rows as people have them: encodings, delimiters, wrappers, packed files."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+
+from train.errors import TrainError
+from train.row_files import read_rows
+
+ROWS = [{"instruction": f"Town {i}?", "output": f"Oakford-{i}\u2028, \u0085 or so"} for i in range(3)]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+PLAIN = "instruction,output\nSay hi,hi\nSay ho,ho\n"
+HI = [{"instruction": "Say hi", "output": "hi"}, {"instruction": "Say ho", "output": "ho"}]
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+
+
+def zstd(content: bytes) -> bytes:
+    packed: bytes = pyarrow.compress(content, codec="zstd", asbytes=True)
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("a.jsonl", LINES.encode(), ROWS),
+        ("a.JSONL", LINES.replace("\n", "\r\n\r\n").encode(), ROWS),
+        ("a.ndjson", LINES.encode("utf-8-sig"), ROWS),
+        ("a.jsonl", LINES.encode("utf-16"), ROWS),
+        ("a.json", LINES.encode("utf-32"), ROWS),
+        ("a.jsonl.gz", gzip.compress(LINES.encode()), ROWS),
+        ("a.json.bz2", bz2.compress(json.dumps(ROWS).encode()), ROWS),
+        ("a.jsonl.zst", zstd(LINES.encode()), ROWS),
+        ("a.json", json.dumps({"data": ROWS, "version": 1}, indent=2).encode(), ROWS),
+        (
+            "a.json",
+            json.dumps({"rows": [{"row_idx": 0, "row": ROWS[0], "truncated_cells": []}]}).encode(),
+            ROWS[:1],
+        ),
+        ("a.json", "\n".join(json.dumps(row, indent=2) for row in ROWS).encode(), ROWS),
+        ("a.json", json.dumps({k: [row[k] for row in ROWS] for k in ROWS[0]}).encode(), ROWS),
+        (
+            "a.json",
+            json.dumps({k: {str(i): r[k] for i, r in enumerate(ROWS)} for k in ROWS[0]}).encode(),
+            ROWS,
+        ),
+        ("a.jsonl", json.dumps({"messages": CHAT}).encode(), [{"messages": CHAT}]),
+        ("a.jsonl", (json.dumps(CHAT) + "\n" + json.dumps(CHAT)).encode(), [{"messages": CHAT}] * 2),
+        ("a.json", json.dumps([CHAT, CHAT]).encode(), [{"messages": CHAT}] * 2),
+        (
+            "a.json",
+            json.dumps({"train": ROWS[:1], "test": ROWS[1:2]}).encode(),
+            [{"split": "train"} | ROWS[0], {"split": "test"} | ROWS[1]],
+        ),
+        ("a.csv", PLAIN.encode(), HI),
+        ("A.CSV", b"\xef\xbb\xbf" + PLAIN.replace("\n", "\r\n").encode(), HI),
+        ("a.csv", ("sep=;\r\n" + PLAIN.replace(",", ";")).encode("utf-16"), HI),
+        ("a.csv", PLAIN.replace(",", "|").encode(), HI),
+        ("a.tsv", PLAIN.replace(",", "\t").encode(), HI),
+        ("a.tsv.gz", gzip.compress(PLAIN.replace(",", "\t").encode()), HI),
+        ("a.csv", PLAIN.replace("\n", "\r").encode(), HI),
+        (
+            "a.csv",
+            b'instruction,output\n"Say \\"hi\\", C:\\\\x","a\nb"\n',
+            [{"instruction": 'Say "hi", C:\\x', "output": "a\nb"}],
+        ),
+        (
+            "a.csv",
+            b"output,input\nnull,NaN\nNone,<NA>\n",
+            [{"output": None, "input": None}, {"output": "None", "input": None}],
+        ),
+    ],
+)
+def test_a_file_is_read_whatever_it_looks_like(
+    name: str, content: bytes, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read_rows(tmp_path / name) == rows
+
+
+def write_latin(path: Path) -> None:
+    path.write_bytes("a,b\nx,y\nGrün,z\n".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "said"),
+    [
+        (
+            "a b.csv",
+            write_latin,
+            "line 3: .* save it as UTF-8, such as with: iconv -f WINDOWS-1252 -t UTF-8 '",
+        ),
+        ("a.csv", lambda path: path.write_text("a,a\n1,2\n"), "has two columns 'a'; rename one"),
+        ("a.csv", lambda path: path.write_text("sep=;\na;b\n1;2;3\n"), "line 3: 3 fields for 2 .*semicolons"),
+        ("a.csv", lambda path: path.write_text('a,b\n"x\\"y,1\n'), "a.csv, line"),
+        ("a.jsonl.gz", lambda path: path.write_text(LINES), "can't unpack"),
+        ("a.txt.gz", lambda path: path.write_text("x"), "known are .jsonl"),
+        (
+            "a.json",
+            lambda path: path.write_text(json.dumps({"a": HI, "b": HI})),
+            "several lists of rows: a, b",
+        ),
+        ("a.json", lambda path: path.write_text(json.dumps(CHAT)), "is one chat: a list of turns"),
+    ],
+)
+def test_what_cannot_be_read_is_said(
+    name: str, write: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(TrainError, match=said):
+        read_rows(tmp_path / name)
+
+
+def test_the_cure_for_another_encoding_can_be_pasted(tmp_path: Path) -> None:
+    path = tmp_path / "a b.csv"
+    write_latin(path)
+    with pytest.raises(TrainError) as caught:
+        read_rows(path)
+    words = shlex.split(str(caught.value).partition("such as with: ")[2])
+    assert words == ["iconv", "-f", "WINDOWS-1252", "-t", "UTF-8", str(path), ">", "utf8-a b.csv"]

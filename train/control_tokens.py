@@ -1,0 +1,117 @@
+"""Control tokens that the data itself holds: tokens in rendered text, ends taken off replies, the rest named.
+
+A `text` column often holds a chat as a template renders it: there the surface of a control token is that
+token. So is it in a prompt and completion of which the prompt holds one: they are rendered too, and only the
+completion is trained. A chat's turns are what people typed, and a control token in them is plain text, in
+training as in the chat; but an end of turn after a reply was put there for a trainer that adds none, and the
+template adds its own. Marks of another model's template are plain text for this one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from train.example import Example
+from train.loaded import Loaded
+from train.tokenizer import ChatTokenizer
+
+# What could be a control token: in real vocabularies they are in brackets, without a blank.
+_MARK = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,40}\]")
+# What is one, in some model's template.
+_FOREIGN = re.compile(
+    r"<\|[^<>|\s]{1,60}\|>|<｜[^<>\s]{1,60}｜>|</s>|<(?:start|end)_of_turn>|<[be]os>|\[/?INST\]"  # noqa: RUF001
+)
+
+AS_TOKENS = "control tokens in the text, which are read as such"
+AS_TEXT = "control tokens in a turn, which are plain text there"
+FOREIGN = "marks of another model's template, which are plain text for this base"
+END_TAKEN = "an end of turn after the reply taken off; the template writes its own"
+RENDERED = "a prompt that is rendered already: no template is put around it"
+NO_THOUGHTS = "a thought left out: the base's template has no place for it"
+
+
+def control_in(text: str, tokenizer: ChatTokenizer) -> list[str]:
+    """The control tokens whose surface is in `text`, each once."""
+    found = (mark for mark in _MARK.findall(text) if mark in tokenizer.encoder.control)
+    return list(dict.fromkeys(found))
+
+
+def foreign_in(text: str, tokenizer: ChatTokenizer) -> list[str]:
+    """The marks in `text` that other models' templates are made of, and this one's isn't."""
+    own = tokenizer.encoder.control
+    found = (mark for mark in _FOREIGN.findall(text) if mark not in own and mark not in tokenizer.template)
+    return list(dict.fromkeys(found))
+
+
+def escaped(text: str, tokenizer: ChatTokenizer) -> str:
+    """`text` with a backslash before what looks like a control token and isn't one."""
+    marks = dict.fromkeys([*control_in(text, tokenizer), *foreign_in(text, tokenizer)])
+    pattern = "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
+    return re.sub(pattern, lambda mark: f"\\{mark[0]}", text) if marks else text
+
+
+def settle(examples: Iterable[Example], tokenizer: ChatTokenizer, loaded: Loaded) -> list[Example]:
+    """The examples as this tokenizer is to encode them; what is changed or strange is counted."""
+    return [_settled(example, tokenizer, loaded) for example in examples]
+
+
+def _settled(example: Example, tokenizer: ChatTokenizer, loaded: Loaded) -> Example:
+    if example.pair and control_in(example.pair[0], tokenizer):
+        prompt, completion = example.pair
+        loaded.change(RENDERED, example.row, _named(control_in(prompt, tokenizer)))
+        example = replace(
+            example, messages=[], text=prompt + completion, prompt=prompt, rendered=True, pair=None
+        )
+    if example.text:
+        if example.rendered and (found := control_in(example.text, tokenizer)):
+            loaded.notice(AS_TOKENS, example.row, _named(found))
+    elif any("reasoning_content" in turn or _marked(turn["content"]) for turn in example.messages):
+        example = _chat(example, tokenizer, loaded)
+    texts = [example.text, *(text for turn in example.messages for text in turn.values())]
+    if found := [mark for text in texts if _marked(text) for mark in foreign_in(text, tokenizer)]:
+        loaded.notice(FOREIGN, example.row, _named(dict.fromkeys(found)))
+    return example
+
+
+def _marked(text: str) -> bool:
+    """Whether it can hold a mark at all: nearly all texts can't, and that is quickly seen."""
+    return "<" in text or "[" in text
+
+
+def _chat(example: Example, tokenizer: ChatTokenizer, loaded: Loaded) -> Example:
+    messages, ended, dropped = [], list[str](), ""
+    for message in example.messages:
+        turn = dict(message)
+        if turn["role"] == "assistant":
+            turn["content"] = _without_end(turn["content"], tokenizer, ended)
+            turn |= tokenizer.thoughts.told_apart(turn)
+            if turn.get("reasoning_content") and not tokenizer.thoughts.shown:
+                dropped = dropped or turn["reasoning_content"]
+                del turn["reasoning_content"]
+        messages.append(turn)
+    if ended:
+        loaded.change(END_TAKEN, example.row, _named(dict.fromkeys(ended)))
+    if dropped:
+        loaded.change(NO_THOUGHTS, example.row, repr(dropped))
+    typed = [mark for turn in messages for text in turn.values() for mark in control_in(text, tokenizer)]
+    if typed:
+        loaded.notice(AS_TEXT, example.row, _named(dict.fromkeys(typed)))
+    return replace(example, messages=messages)
+
+
+def _without_end(reply: str, tokenizer: ChatTokenizer, ended: list[str]) -> str:
+    """A reply without the tokens that end one, which are noted in `ended`."""
+    bare = reply.rstrip()
+    while end := next((surface for surface in tokenizer.stop_surfaces if bare.endswith(surface)), ""):
+        if bare == end:
+            break
+        ended.append(end)
+        bare = bare.removesuffix(end).rstrip()
+        reply = bare
+    return reply
+
+
+def _named(marks: Iterable[str]) -> str:
+    return ", ".join(map(repr, marks))

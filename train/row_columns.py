@@ -1,0 +1,158 @@
+"""What the columns beside a row's question and answer mean, so that none changes the meaning unseen.
+
+| column | what becomes of it |
+|---|---|
+| `system`, `system_prompt`, `system_message` | the chat's system message |
+| `history` | earlier turns: pairs of question and answer, or messages |
+| `reasoning_content`, `thinking`, `reasoning`, `complex_cot`, `cot` | the thought before the answer |
+| `weight`, `train`, `masked` and the like | 0 or false: the row isn't trained |
+| `label` of true and false | false: an answer that people rejected; the row isn't trained |
+| `split` | train, validation or test, where it says more than one of them |
+| tools, pictures, sound, video | leave the row out, where they aren't empty |
+| any other | isn't used, and is named before the run |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from train.cells import NO_VALUE, cell_text, empty, missing, number
+from train.errors import TrainError
+from train.recipe import Data
+from train.row_files import SPLITS
+from train.table import Row, Table, text_of
+from train.turns import (
+    MEDIA,
+    NOT_TRAINED,
+    PICTURES,
+    THOUGHTS,
+    TOOLS,
+    TRAINED,
+    UNREAL,
+    LeftOut,
+    listed,
+    wanted,
+)
+
+SYSTEM = ("system", "system_prompt", "system_message")
+THOUGHT_COLUMNS = (*THOUGHTS, "complex_cot", "cot")
+MORE = ("input", "context")
+LABELS = ("label", "labels", "target", "class")
+# Which columns a format looks at, beside its own.
+USED: Mapping[str, tuple[str, ...]] = {
+    "messages": SYSTEM,
+    "sharegpt": SYSTEM,
+    "alpaca": (*SYSTEM, *MORE, *THOUGHT_COLUMNS, "history"),
+    "prompt-completion": (*SYSTEM, "context", *THOUGHT_COLUMNS, "history"),
+    "text": (),
+}
+
+
+class Beside:
+    """What the columns beside those of `layout` say of each row of a table."""
+
+    def __init__(self, table: Table, layout: str, used: Iterable[str | None]) -> None:
+        switches = [column for column in (*TRAINED, *NOT_TRAINED) if column in table.columns]
+        self._switches = [column for column in switches if _all_in(table, column, ("0", "1", ""))]
+        self._rejected = layout != "text" and _all_in(table, "label", ("true", "false", ""))
+        self._split = _says_split(table)
+        known = {*used, *USED[layout], *TOOLS, *MEDIA, *self._switches}
+        known |= {"label"} if self._rejected else set()
+        known |= {"split"} if self._split else set()
+        self._others = [column for column in table.columns if column not in known]
+
+    def check(self, row: Row) -> None:
+        """Raise LeftOut for a row that says that it isn't to be trained, or that is no chat of text."""
+        for columns, reason in ((TOOLS, UNREAL), (MEDIA, PICTURES)):
+            if found := next((column for column in columns if not empty(row.get(column))), None):
+                raise LeftOut(reason, f"the column {found}")
+        for column in self._switches:
+            if not missing(row.get(column)) and not wanted(column, row[column]):
+                raise LeftOut("its row says that it isn't to be trained", column, on_purpose=True)
+        if self._rejected and cell_text(row.get("label")).lower() == "false":
+            raise LeftOut("label false: an answer that people rejected", on_purpose=True)
+
+    def split(self, row: Row) -> str:
+        """The split that the row itself names, or ""."""
+        return SPLITS[cell_text(row.get("split")).strip().lower()] if self._split else ""
+
+    def not_used(self, row: Row) -> list[str]:
+        """The columns with something in them that nobody looks at."""
+        return [f"column {column!r}" for column in self._others if not missing(row.get(column))]
+
+
+def _all_in(table: Table, column: str, known: tuple[str, ...]) -> bool:
+    """Whether the column is there, and each of its cells a switch, or one of `known`."""
+    if column not in table.columns:
+        return False
+    for row in table.rows:
+        cell = row.get(column)
+        text = cell_text(cell).lower() if not isinstance(cell, list | dict) else "?"
+        if text not in known and (known[0] != "0" or number(cell) not in (0, 1)):
+            return False
+    return True
+
+
+def _says_split(table: Table) -> bool:
+    """Whether a column names each row's split, and more than one of them."""
+    cells = {cell_text(row.get("split")).strip().lower() for row in table.rows}
+    return "split" in table.columns and cells <= {*SPLITS} and len({SPLITS[cell] for cell in cells}) > 1
+
+
+def in_front(row: Row, layout: str, turns: list[Any]) -> list[Any]:
+    """The turns that other columns put before those of the chat. Raises LeftOut."""
+    text = next((text for text in (_optional(row, column) for column in SYSTEM) if text), "")
+    own = [turn.get("content", turn.get("value")) for turn in turns[:1] if isinstance(turn, dict)]
+    system = [{"role": "system", "content": text}] if text and text not in own else []
+    if "history" not in USED[layout] or empty(row.get("history")):
+        return system
+    return [*system, *_history(row["history"])]
+
+
+def _history(history: Any) -> list[Any]:
+    """Turns of pairs (question, answer), or of messages. Raises LeftOut."""
+    turns: list[Any] = []
+    for entry in listed(history):
+        if isinstance(entry, dict):
+            turns.append(entry)
+        elif isinstance(entry, list | tuple) and len(entry) == 2:
+            roles = ("user", "assistant")
+            turns += ({"role": role, "content": text} for role, text in zip(roles, entry, strict=True))
+        else:
+            raise LeftOut("a history that is neither pairs nor messages", entry)
+    return turns
+
+
+def further(row: Row, changed: dict[str, str]) -> str:
+    """What is asked about, beside the instruction."""
+    parts = []
+    for column in MORE:
+        text = text_of(row, column).strip()
+        if text and text.strip("<>[]().").lower() in NO_VALUE:
+            changed["an input that says that there is none"] = repr(text)
+        elif text:
+            parts.append(text)
+    return "\n\n".join(parts)
+
+
+def _optional(row: Row, column: str) -> str:
+    text = text_of(row, column)
+    return "" if text.strip().strip("<>[]().").lower() in NO_VALUE else text
+
+
+def thought(row: Row) -> dict[str, str]:
+    """The key of a message for what is thought before the answer, if the row says that."""
+    text = next((text for text in (text_of(row, column) for column in THOUGHT_COLUMNS) if text), "")
+    return {"reasoning_content": text} if text else {}
+
+
+def refuse_labels(table: Table, data: Data) -> None:
+    """Raise TrainError for texts with labels, of which the labels would not be trained."""
+    label = next((column for column in LABELS if column in table.columns), None)
+    if label and not data.columns:
+        raise TrainError(
+            f"{table.where} has texts with a {label!r}: the labels would not be trained. Say in the recipe, "
+            f"data.columns: {{prompt: text, completion: {label}}}; or, to train the texts alone, "
+            "data.columns: {text: text}"
+        )
