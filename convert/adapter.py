@@ -20,6 +20,8 @@ import torch
 from convert.checkpoint import Checkpoint, TensorFile
 from convert.errors import ConvertError
 from convert.source import ADAPTER_CONFIG, read_json
+from convert.text_part import TextCheckpoint
+from core.families import text_name
 
 WEIGHTS = "adapter_model.safetensors"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
@@ -78,6 +80,7 @@ class Adapter:
                 "model.save_pretrained(folder, safe_serialization=True)"
             )
         self._file = TensorFile(folder / WEIGHTS)
+        self.left_out: list[str] = []
         self.low_rank: dict[str, LowRank] = {}  # all three by the name of the base's tensor
         self.bias: dict[str, tuple[str, float]] = {}  # name in the adapter's file, scaling
         self.whole: dict[str, str] = {}
@@ -89,7 +92,7 @@ class Adapter:
 
     def _sort(self, key: str) -> None:
         """Find what a tensor of the file is for."""
-        name = _WRAPPERS.sub("", _WRAPPERS.sub("", key).removeprefix("base_model.model."))
+        name = in_text(_WRAPPERS.sub("", _WRAPPERS.sub("", key).removeprefix("base_model.model.")))
         if ".original_module." in name:
             return  # PEFT's copy of what a resized module was before training; its own loader skips it, too
         found = _PART.fullmatch(name)
@@ -154,7 +157,15 @@ class Adapter:
         return name in self.low_rank or name in self.bias or name in self.whole
 
     def check(self, base: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Refuse an adapter of another base. `shapes`: of the base's tensors, a tied head included."""
+        """Refuse an adapter of another base. `shapes`: of the base's tensors, a tied head included.
+
+        What it changes in other parts of a base than the text model stays out (`left_out`): no text reads it.
+        """
+        if isinstance(base, TextCheckpoint):
+            for tensors in (self.low_rank, self.bias, self.whole):
+                for name in [name for name in tensors if text_name(name) is None]:
+                    self.left_out.append(name)
+                    del tensors[name]
         names = [*self.low_rank, *self.bias, *self.whole]
         for name in names:
             if name not in shapes:
@@ -240,6 +251,11 @@ class Adapter:
                 block.mul_(factor.T if by_column else factor)
             out[part].copy_(block)
         return out
+
+
+def in_text(name: str) -> str:
+    """A name with the text model of a base with more parts taken for the base itself; others as they are."""
+    return text_name(name) or name
 
 
 def _refuse(folder: Path, config: dict[str, Any]) -> None:

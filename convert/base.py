@@ -11,13 +11,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, errors, snapshot_download
+from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.source import ADAPTER_CONFIG, read_json
 from convert.tokenizer_files import SENTENCEPIECE, needs_sentencepiece
+from core.families import refusal
 
 # Weights as safetensors and what a tokenizer needs; nothing that is code or could become it.
 WANTED = ("*.safetensors", "*.json", SENTENCEPIECE, "*.jinja", "merges.txt")
@@ -87,6 +88,9 @@ def _from_hub(name: str, revision: Any) -> Path:
         pass
     give = "or say where it is: --base-model DIR"
     try:
+        config = read_json(Path(hf_hub_download(name, "config.json", revision=revision)))
+        if refused := refusal(config, repr(name)):
+            raise ConvertError(refused)
         print(f"Downloading {name}, the base, from the hub.", flush=True)
         folder = Path(snapshot_download(name, **options))
     except errors.GatedRepoError:

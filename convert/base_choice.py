@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from convert.errors import ConvertError
 from convert.gptq import GptqCheckpoint, open_checkpoint
 from convert.merge import merge
 from convert.rows import Row
 from convert.verify.adapted import simulate_nf4, with_adapter
+from core.families import text_options
 
 Progress = Callable[[int, int], None]
 
@@ -60,8 +61,10 @@ def choose_base(
 def _load(folder: Path) -> PreTrainedModel:
     """Load for measuring: in bf16 on a GPU, and in fp32 on a CPU, where bf16 is slow."""
     gpu = torch.cuda.is_available()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
+        **text_options(config),
         dtype=torch.bfloat16 if gpu else torch.float32,
         local_files_only=True,
         use_safetensors=True,

@@ -22,6 +22,8 @@ import torch
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
+from convert.text_part import TextCheckpoint
+from core.families import has_parts, refusal
 
 FORMATS = ("gptq", "gptq_v2")
 BITS = (2, 4, 8)
@@ -30,8 +32,15 @@ BLOCK_WORDS = 64  # rows of qweight that are unpacked at a time
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open a 16-bit or a GPTQ checkpoint. Raises ConvertError for other quantised ones."""
+    """Open a 16-bit or a GPTQ checkpoint, of one with a vision part its text model.
+
+    Raises ConvertError for other quantised ones, and for families that can't be converted.
+    """
     checkpoint = Checkpoint(folder)
+    if reason := refusal(checkpoint.config, str(folder)):
+        raise ConvertError(reason)
+    if has_parts(checkpoint.config):
+        return TextCheckpoint(folder)
     about = checkpoint.config.get("quantization_config")
     if not about:
         return checkpoint

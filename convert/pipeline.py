@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,9 @@ class Pipeline:
     def merge(self) -> None:
         """Have the checkpoint to convert: merged, if the source is an adapter; without code anyway."""
         if self.source.checkpoint:
-            surplus = surplus_head(open_checkpoint(self.source.checkpoint))
-            copy_without_code(self.source.checkpoint, self.checkpoint, surplus)  # links: done in no time
+            opened = open_checkpoint(self.source.checkpoint)
+            copy = partial(copy_without_code, opened.folder, self.checkpoint, surplus_head(opened))
+            self._stage("checkpoint", self._weights_key, [self.checkpoint], copy)
         else:
             self._stage("merge", self._weights_key, [self.checkpoint], self._merge)
 

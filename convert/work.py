@@ -16,6 +16,7 @@ from convert.pipeline import Pipeline
 from convert.publish import publish, register
 from convert.settings import Settings
 from convert.source import Source
+from convert.text_part import TextCheckpoint, text_adapter
 
 
 def convert(source: Source, settings: Settings, types: list[str], root: Path) -> int:
@@ -34,11 +35,14 @@ def _convert(pipeline: Pipeline, types: list[str], root: Path) -> int:
     source, settings = pipeline.source, pipeline.settings
     origin = open_checkpoint(source.checkpoint or pipeline.base)
     print(f"{source.name}: {', '.join(types)}, based on {pipeline.origin}", flush=True)
+    if isinstance(origin, TextCheckpoint):
+        print(f"note: a {origin.whole_type} has more parts; only its text model is converted", flush=True)
     todo = [kind for kind in types if not pipeline.is_made(kind)]
     if todo:
         pipeline.check_tools(todo)
         pipeline.check_source()
-        print(preflight.check(origin, bool(source.adapter), todo, settings.keep, pipeline.work), flush=True)
+        writes = bool(source.adapter) or isinstance(origin, TextCheckpoint)
+        print(preflight.check(origin, writes, todo, settings.keep, pipeline.work), flush=True)
     failed = [name for kind in types if not _make(pipeline, kind, name := f"{source.name}-{kind}", root)]
     _print_costs(pipeline)
     for name in failed:
@@ -92,7 +96,7 @@ def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
     pipeline = Pipeline(source, settings)
     target = root / "models" / f"{source.name}-lora.gguf"
     target.parent.mkdir(exist_ok=True)
-    quantise.convert_adapter(source.adapter, pipeline.base, target)
+    quantise.convert_adapter(*text_adapter(source.adapter, pipeline.base, pipeline.work), target)
     print(f"{target} ({human_size(target.stat().st_size)})")
     print(f'Next: add "adapters": ["models/{target.name}"] to the entry of its base in models.json')
     return 0

@@ -27,11 +27,21 @@ def attention_for(config: PreTrainedConfig, device: torch.device) -> str:
     """
     if getattr(config, "attn_logit_softcapping", None):
         return "eager"
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = max(width for _, width in heads_of(config))
     if device.type != "cuda" or head > MAX_HEAD:
         return "sdpa"  # transformers makes the block-diagonal mask from the positions
     _register()
     return VARLEN
+
+
+def heads_of(config: PreTrainedConfig) -> list[tuple[int, int]]:
+    """Each layer's heads of keys and values, and how wide a head is; Gemma 4's layers differ."""
+    found = []
+    for layer in config.per_layer_config:
+        heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+        width = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+        found.append((heads, width))
+    return found
 
 
 def _register() -> None:

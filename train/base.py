@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chat.child import guarded
+from core.families import refusal, text_config
 from train.errors import TrainError
 from train.hub import look_up, offline
 from train.recipe import Model, Recipe
@@ -81,6 +82,21 @@ def load_tokenizer(recipe: Recipe) -> ChatTokenizer:
     base = find_base(recipe.model)
     with hub_errors(base, recipe.model.revision):
         return ChatTokenizer(base, recipe.model.revision)
+
+
+def load_config(base: str, revision: str | None) -> Any:
+    """The configuration of a base's text model, from its config.json alone.
+
+    Raises TrainError for a base that can't be trained or converted, before anything large is fetched.
+    """
+    from transformers import AutoConfig, PreTrainedConfig  # seconds to import
+
+    with hub_errors(base, revision):
+        content, _ = PreTrainedConfig.get_config_dict(base, revision=revision)
+        if reason := refusal(content, repr(base)):
+            raise TrainError(reason)
+        whole = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+        return text_config(whole)
 
 
 @contextmanager

@@ -222,8 +222,7 @@ class Loop:
     def _save_adapter(self) -> None:
         if self.order.process == 0:
             partial = self.folder / "adapter.partial"
-            # The embeddings are the base's: PEFT would ask the hub whether they still are.
-            self.adapted.peft.save_pretrained(str(partial), save_embedding_layers=False)
+            self.adapted.save(partial)
             replace_folder(partial, self.folder / "adapter")
 
     def _save(self) -> None:

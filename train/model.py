@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,15 @@ from huggingface_hub import snapshot_download
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import (
+    disable_progress_bar,
+    get_verbosity,
+    set_verbosity,
+    set_verbosity_error,
+)
 
+from core.adapter_names import name_for_whole
+from core.families import KEY_MAPPING, text_config
 from train import gptq
 from train.attention import attention_for
 from train.errors import TrainError
@@ -54,27 +62,36 @@ def load_base(folder: str | None, recipe: Recipe, device: torch.device, **option
     """Load and freeze the base as the recipe says; `options` go to from_pretrained. Raises TrainError."""
     disable_progress_bar()  # type: ignore[no-untyped-call]  # hundreds of lines in a log
     given = {"revision": recipe.model.revision, "trust_remote_code": False}
-    config = options.pop("config", None) or AutoConfig.from_pretrained(str(folder), **given)
+    config = options.pop("config", None)
+    config = config or text_config(AutoConfig.from_pretrained(str(folder), **given))
     attention = attention_for(config, device)
     dtype = torch.float32  # on a CPU
     if device.type == "cuda":  # with fp16 all of it is: attention takes no mixture
         dtype = torch.float16 if recipe.sft.fp16 else getattr(torch, recipe.model.dtype)
+    if hasattr(config, "part_of"):
+        options["key_mapping"] = KEY_MAPPING
     if gptq.is_gptq(config.to_dict()):
         model = gptq.load(_local(str(folder), recipe.model.revision), dtype, device, attention)
     else:
         quantisation = _quantisation(recipe.bnb, compute_dtype(recipe, device))
         auto: Any = options.pop("model_class", AutoModelForCausalLM)  # untyped
-        model = auto.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            quantization_config=quantisation,
-            device_map={"": device},
-            attn_implementation=attention,
-            use_safetensors=True,
-            **given,
-            **options,
-        )
+        with _unreported():
+            model, about = auto.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                quantization_config=quantisation,
+                device_map={"": device},
+                attn_implementation=attention,
+                use_safetensors=True,
+                output_loading_info=True,
+                **given,
+                **options,
+            )
+        if lacking := sorted(about["missing_keys"]):
+            raise TrainError(
+                f"the base {folder!r} lacks {lacking[0]}, which its config asks for; get it again"
+            )
     model.config.use_cache = False
     model.requires_grad_(False)
     for module in model.modules():
@@ -84,6 +101,17 @@ def load_base(folder: str | None, recipe: Recipe, device: torch.device, **option
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 (typed as a tensor)
     loaded: PreTrainedModel = model
     return loaded
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Keep transformers from listing the hundreds of tensors of a vision part, which aren't wanted."""
+    before = get_verbosity()
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        set_verbosity(before)
 
 
 def _local(folder: str, revision: str | None) -> Path:
@@ -131,7 +159,7 @@ class Adapted(nn.Module):
     def __init__(self, base: PreTrainedModel, recipe: Recipe, device: torch.device) -> None:
         super().__init__()
         self.dtype = compute_dtype(recipe, device)
-        _check_head(base)
+        self._scale = _head_scale(base)
         names, _ = targets(recipe.lora.target_modules, linears(base))
         if not names:
             raise TrainError(f"none of {recipe.lora.target_modules} is a linear layer of this model")
@@ -163,7 +191,8 @@ class Adapted(nn.Module):
         """Return the sum of the loss over the batch's trained tokens, in nats (a scalar, fp32)."""
         hidden = self._plain(batch) if self.stack is None else self.stack(batch)
         softcap = getattr(self.base.config, "final_logit_softcapping", None) or 0.0
-        return head_loss(hidden, self.base.get_output_embeddings().weight, batch, softcap)
+        head = self.base.get_output_embeddings().weight
+        return head_loss(hidden * self._scale if self._scale != 1 else hidden, head, batch, softcap)
 
     def _plain(self, batch: Batch) -> torch.Tensor:
         """The last hidden states (T, hidden) by transformers and PEFT, for whatever `Stack` doesn't do."""
@@ -187,6 +216,13 @@ class Adapted(nn.Module):
         """The adapter's, in fp32."""
         return [parameter for parameter in self.peft.parameters() if parameter.requires_grad]
 
+    def save(self, folder: Path) -> None:
+        """Write the adapter as PEFT does, for the base as it is published."""
+        # The embeddings are the base's: PEFT would ask the hub whether they still are.
+        self.peft.save_pretrained(str(folder), save_embedding_layers=False)
+        if hasattr(self.base.config, "part_of"):
+            name_for_whole(folder)
+
     def unload(self) -> None:
         """Take the adapter off the base, which is as it was then."""
         base: Any = self.peft.unload()
@@ -195,11 +231,12 @@ class Adapted(nn.Module):
             (disable or base.gradient_checkpointing_disable)()
 
 
-def _check_head(base: Any) -> None:
-    """Refuse what `forward` would leave out of the loss."""
-    scales = {name: getattr(base.config, name, None) or 1 for name in ("logits_scaling", "logit_scale")}
-    if any(scale != 1 for scale in scales.values()) or base.get_output_embeddings().bias is not None:
+def _head_scale(base: Any) -> float:
+    """What a model multiplies its logits by: Granite divides them, Cohere multiplies. Refuses a bias."""
+    if base.get_output_embeddings().bias is not None:
         raise TrainError(
-            f"the head of a {base.config.model_type} scales its logits or has a bias, which training here "
-            "would leave out; choose a Llama, Mistral, Phi-3, Gemma or another base without"
+            f"the head of a {base.config.model_type} has a bias, which training here would leave out; choose "
+            "a Llama, Mistral, Phi-3, Gemma or another base without"
         )
+    divided = getattr(base.config, "logits_scaling", None) or 1
+    return float(getattr(base.config, "logit_scale", None) or 1) / float(divided)

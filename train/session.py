@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from train.base import find_base, hub_errors
+from core.adapter_names import text_tensors
+from train.base import find_base, hub_errors, load_config
 from train.errors import TrainError
 from train.example import Example
 from train.generate import greedy, label_probabilities
@@ -32,10 +32,8 @@ class Base:
 
     def __init__(self, recipe: Recipe) -> None:
         self.folder = find_base(recipe.model)
+        self.config: Any = load_config(self.folder, recipe.model.revision)
         with hub_errors(self.folder, recipe.model.revision):
-            self.config: Any = AutoConfig.from_pretrained(
-                self.folder, revision=recipe.model.revision, trust_remote_code=False
-            )
             self.tokenizer = ChatTokenizer(self.folder, recipe.model.revision)
         try:
             self.shape: Shape = shape_of(self.config)
@@ -96,4 +94,4 @@ class Session:
 
     def load_adapter(self, folder: Path) -> None:
         """Give the adapter the weights of a saved one."""
-        set_peft_model_state_dict(self.adapted.peft, load_file(folder / "adapter_model.safetensors"))
+        set_peft_model_state_dict(self.adapted.peft, text_tensors(folder))

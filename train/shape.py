@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from train.attention import heads_of
 from train.fused.supports import fits
 from train.model import Linears, linears
 
@@ -46,15 +47,16 @@ def shape_of(config: PreTrainedConfig) -> Shape:
         auto: Any = AutoModelForCausalLM  # untyped
         model = auto.from_config(config)
     there = linears(model)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = heads_of(config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    widths = config.intermediate_size  # of each layer, in a Gemma 3n
     return Shape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
+        intermediate=max(widths) if isinstance(widths, list) else widths,
         heads=config.num_attention_heads,
-        query=config.num_attention_heads * head,
-        key=(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head,
+        query=config.num_attention_heads * sum(width for _, width in heads) // len(heads),
+        key=sum(count * width for count, width in heads) // len(heads),
         vocabulary=config.vocab_size,
         linears=there,
         other=parameters - sum(layer.elements for layer in there),

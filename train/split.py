@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from train.errors import TrainError
@@ -32,8 +32,7 @@ def split_examples(examples: Sequence[Example], data: Data) -> Splits:
 
     Where different groups hold the same text, the test split keeps it, else the validation split.
     """
-    named = {example.split for example in examples}  # by the data itself
-    names = [_split_of(example, named, data) for example in examples]
+    names = [split_of(example.group, data) for example in examples]
     keys = [_key(example) for example in examples]
     home: dict[bytes, int] = {}
     for name, key in zip(names, keys, strict=True):
@@ -54,14 +53,6 @@ def split_of(group: str, data: Data) -> str:
     if place < data.test:
         return "test"
     return "validation" if place < data.test + data.validation else "train"
-
-
-def _split_of(example: Example, named: Collection[str], data: Data) -> str:
-    """The split that the data names; some of its train rows are put aside for one that it doesn't name."""
-    if example.split in ("validation", "test"):
-        return example.split
-    by_hash = split_of(example.group, data)
-    return "train" if example.split and by_hash in named else by_hash
 
 
 def _key(example: Example) -> bytes:

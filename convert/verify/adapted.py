@@ -8,6 +8,7 @@ adapted layer makes of the same numbers alone, with and without its adapter. Ari
 from __future__ import annotations
 
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from convert.gptq import GptqCheckpoint, open_checkpoint
 from convert.rows import Row
 from convert.verify.arithmetic import float32_arithmetic, loading_dtype, log_probs
 from convert.verify.loss import LogProbs
+from core.adapter_names import copy_for_text
+from core.families import text_options
 
 PROBES = 16  # vectors that a layer is asked with; an 8B model's answers take 0.2 GB
 ID_PROBES = 256  # ids that an embedding is asked with
@@ -105,9 +108,9 @@ def load_base(folder: Path, stored: Checkpoint, dtype: torch.dtype | str) -> nn.
             factory: Any = AutoModelForCausalLM
             model: nn.Module = factory.from_pretrained(None, config=config, state_dict=weights, **options)
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, **options
-            )
+            local: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(folder, **local, **text_options(config), **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConvertError(f"transformers can't load the base {str(folder)!r}: {reason}") from None
@@ -127,6 +130,14 @@ def simulate_nf4(model: nn.Module, stored: Checkpoint) -> None:
 
 def with_adapter(model: nn.Module, adapter: Path) -> nn.Module:
     """Put the adapter on its base. Raises ConvertError where PEFT doesn't find in one what the other has."""
+    if not hasattr(model.config, "part_of"):
+        return _with_adapter(model, adapter)
+    with tempfile.TemporaryDirectory() as scratch:  # the text model alone, whose modules have other names
+        copy_for_text(adapter, Path(scratch, "adapter"))
+        return _with_adapter(model, Path(scratch, "adapter"))
+
+
+def _with_adapter(model: nn.Module, adapter: Path) -> nn.Module:
     update = Adapter(adapter)
     found: Any = model
     if resized := next((name for name in update.whole if name.endswith(EMBEDDINGS)), None):

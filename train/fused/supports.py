@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from core.families import FAMILIES
 from train.fused.stack import is_gelu
 from train.gptq import GptqLinear
 from train.recipe import Recipe
 
-FAMILIES = ("gemma", "llama", "mistral", "phi3")
 ROTATIONS = ("default", "linear", "llama3", "longrope", "yarn")  # the others' angles depend on the batch
 AMPERE = (8, 0)  # the first with bf16 and FlashAttention
 WIDEST = 256  # heads that FlashAttention does, in steps of 8
@@ -21,7 +21,8 @@ DROPOUTS = ("attention_dropout", "embd_pdrop", "resid_pdrop")
 def fits(model: Any) -> bool:
     """Whether `Stack` computes what this causal language model would."""
     config = model.config
-    if config.model_type not in FAMILIES:
+    family = FAMILIES.get(config.model_type)
+    if family is None or not family.fused:
         return False
     layer = model.get_decoder().layers[0]
     rope = getattr(config, "rope_parameters", None) or {}

@@ -1,0 +1,58 @@
+"""An adapter's files under the names of a text model alone, or of the model that it is a part of.
+
+PEFT looks for modules by name. Training loads the text model alone, everybody else loads the base as it is
+published, so an adapter is written with the names of the whole (`model.language_model.layers...`), and with
+`target_modules` that leave its vision tower alone, whose layers are called the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.families import INSIDE, text_name, whole_name
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT = "base_model.model."  # before each name in an adapter's file
+
+
+def text_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter under the names of the text model; those of other parts are left out."""
+    return _renamed(load_file(folder / WEIGHTS), text_name)
+
+
+def name_for_whole(folder: Path) -> None:
+    """Rewrite in place the adapter of a text model alone as one for the whole model."""
+    save_file(_renamed(load_file(folder / WEIGHTS), whole_name), folder / WEIGHTS, {"format": "pt"})
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if isinstance(names := config.get("target_modules"), list):
+        inside = re.escape(INSIDE)
+        config["target_modules"] = rf"{inside}(.*\.)?({'|'.join(map(re.escape, sorted(names)))})"
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_for_text(folder: Path, out: Path) -> None:
+    """Write into the new folder `out` the adapter as one for the text model alone."""
+    tensors = text_tensors(folder)
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns(WEIGHTS))
+    save_file(tensors, out / WEIGHTS, {"format": "pt"})
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    modules = {name.removeprefix(PEFT).partition(".lora_")[0] for name in tensors if ".lora_" in name}
+    config["target_modules"] = sorted({name.rpartition(".")[2] for name in modules})
+    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _renamed(
+    tensors: dict[str, torch.Tensor], rename: Callable[[str], str | None]
+) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if inside := rename(name.removeprefix(PEFT)):
+            found[PEFT + inside] = tensor
+    return found
