@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 BASES = ROOT / ".cache" / "bases"
-_SAMPLE = 2**20
+# What decides what a GGUF is written out as, beside its own content.
+WRITERS = tuple(ROOT / "convert" / name for name in ("from_gguf.py", "gguf_tokenizer.py", "gguf_weights.py"))
 
 
 def find_base(model: Model, bases: Path = BASES) -> str:
@@ -36,8 +39,7 @@ def find_base(model: Model, bases: Path = BASES) -> str:
     gguf = folder / model.gguf_file
     if not gguf.is_file():
         raise TrainError(f"the base {str(gguf)!r} is not there; see model.base_model and model.gguf_file")
-    about = gguf.stat()
-    out = bases / f"{about.st_size:x}-{about.st_mtime_ns:x}" / gguf.stem
+    out = bases / _content(gguf, *WRITERS).hex()[:16] / gguf.stem
     if not out.is_dir():
         _write_checkpoint(gguf, out)
     return str(out)
@@ -127,15 +129,29 @@ def hub_errors(base: str, revision: str | None) -> Iterator[None]:
 
 
 def fingerprint(base: str) -> str:
-    """SHA-256 of the names, sizes and first MiB of a folder's weights and settings; empty for a hub name.
+    """SHA-256 of a folder's weights and config, by their content; empty for a hub name.
 
-    A safetensors file lists its tensors there. For a hub name, the revision says which files it was.
+    What writes a config anew may note its own version and the folder there: these don't count.
     """
     folder = Path(base)
     if not folder.is_dir():
         return ""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(_SAMPLE))
+    weights = sorted(folder.glob("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kept = {
+        key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")
+    }
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    digest.update(repr([path.name for path in weights]).encode() + _content(*weights))
     return digest.hexdigest()
+
+
+def _content(*files: Path) -> bytes:
+    """SHA-256 of the files' own SHA-256, which are computed side by side: a base has many gigabytes."""
+
+    def of(path: Path) -> bytes:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    with ThreadPoolExecutor() as threads:
+        return hashlib.sha256(b"".join(threads.map(of, files))).digest()

@@ -99,7 +99,7 @@ def encode_splits(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded, spli
     everything = [example for split in examples for example in split]
     assistant_only, revision = recipe.sft.assistant_only_loss, recipe.model.revision
     encoded = iter(encode_all(tokenizer, everything, assistant_only, revision))
-    prepared = Prepared([], [], [], Splits(repeated=splits.repeated), loaded, 0)
+    prepared = Prepared([], [], [], Splits(repeated=splits.repeated, notes=splits.notes), loaded, 0)
     for name, split in zip(NAMES, examples, strict=True):
         whole = [next(encoded) for _ in split]
         rows = [(e, _short(row, e, recipe, prepared)) for e, row in zip(split, whole, strict=True)]

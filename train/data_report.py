@@ -72,7 +72,7 @@ def splits(found: Splits) -> str:
     repeated = (
         f"\n  left out: {found.repeated:,}, the same text is in another split" if found.repeated else ""
     )
-    return f"splits: {', '.join(sizes)}{repeated}"
+    return "\n".join([f"splits: {', '.join(sizes)}{repeated}", *found.notes])
 
 
 def tokens(recipe: Recipe, tokenizer: ChatTokenizer, prepared: Prepared) -> str:

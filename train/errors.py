@@ -5,3 +5,7 @@ from core.errors import ChatError
 
 class TrainError(ChatError):
     """A sentence for the user; the command prints it without a traceback and exits with 1."""
+
+
+class DiskError(TrainError):
+    """A file couldn't be written: once that is cured, the run goes on."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,46 +16,69 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from chat.machine import human_size
 from core.files import write_whole
-from train.errors import TrainError
+from train.errors import DiskError, TrainError
 from train.example import Encoded
-from train.recipe import Recipe, parse, read_yaml
+from train.paths import read_yaml
+from train.recipe import Recipe, parse
 
-RECIPE, METRICS, PROMPTS, MANIFEST, BEFORE = (
+RECIPE, METRICS, PROMPTS, MANIFEST, BEFORE, INPUTS = (
     "recipe.yaml",
     "metrics.jsonl",
     "prompts.jsonl",
     "manifest.json",
     "before.json",
+    "inputs.json",
 )
 KEPT_ROWS = 48  # of each split, for the conversion
 
+Inputs = dict[str, str]  # SHA-256 of the rows ("data") and of the base's weights ("base")
+
 
 @contextmanager
-def claimed(folder: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
+def claimed(folder: Path, recipe: Recipe, resume: bool, inputs: Inputs | None = None) -> Iterator[None]:
     """Have the folder for this run alone. Raises TrainError if it is another's, or in use.
 
-    A run that was refused before its first step left nothing to keep: it may begin again, corrected.
+    `inputs` are the hashes of what is trained on: with others, a run isn't gone on with. A run that was
+    refused before its first step left nothing to keep: it may begin again, corrected.
     """
     if (folder / RECIPE).is_file() and (folder / BEFORE).is_file():
-        before = parse(read_yaml(folder / RECIPE), folder / RECIPE)
         if not resume:
             raise TrainError(
                 f"{folder} holds a run already; go on with it: --resume, or name this one: --name"
             )
-        if before.config_hash() != recipe.config_hash():
-            raise TrainError(
-                f"{folder} was begun with another recipe ({_differences(before, recipe)}); --name"
-            )
+        _refuse_another(folder, recipe, inputs or {})
     elif not (folder / RECIPE).is_file() and any(path.name != ".lock" for path in folder.glob("*")):
         raise TrainError(f"{folder} is in use for something else; give this run another name: --name")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
             write_whole(folder / RECIPE, dump(recipe))
+            if inputs:
+                write_json(folder / INPUTS, inputs)
             yield
     except Timeout:
         raise TrainError(f"another program is training in {folder} right now") from None
+
+
+def _refuse_another(folder: Path, recipe: Recipe, inputs: Inputs) -> None:
+    """Raise TrainError if the run in `folder` was begun with another recipe, other rows or another base."""
+    before = parse(read_yaml(folder / RECIPE), folder / RECIPE)
+    begun: Inputs = read_json(folder / INPUTS) or {}
+    if begun:  # the content decides, below, and not what it is called
+        data = before.data.model_copy(update={"path": recipe.data.path})
+        model = before.model.model_copy(update={"base_model": recipe.model.base_model})
+        before = before.model_copy(update={"data": data, "model": model})
+    if before.config_hash() != recipe.config_hash():
+        raise TrainError(f"{folder} was begun with another recipe ({_differences(before, recipe)}); --name")
+    names = {"data": recipe.data.path, "base": recipe.model.base_model or recipe.model.package}
+    changed = [f"{kind} ({names[kind]})" for kind in begun if inputs.get(kind, begun[kind]) != begun[kind]]
+    if changed:
+        raise TrainError(
+            f"{folder} was begun on other content of the {' and the '.join(changed)}, and going on would mix "
+            "the two. Bring back what it was, or begin anew under another name: --name"
+        )
 
 
 def dump(recipe: Recipe) -> str:
@@ -62,7 +89,9 @@ def dump(recipe: Recipe) -> str:
 
 
 def _differences(one: Recipe, other: Recipe) -> str:
-    old, new = (recipe.model_dump(by_alias=True, exclude={"name", "description"}) for recipe in (one, other))
+    old, new = (
+        recipe.model_dump(by_alias=True, exclude={"name", "description", "waive"}) for recipe in (one, other)
+    )
     found = []
     for section, values in new.items():
         if isinstance(values, dict) and isinstance(old[section], dict):
@@ -70,6 +99,34 @@ def _differences(one: Recipe, other: Recipe) -> str:
         elif values != old[section]:
             found.append(section)
     return ", ".join(found[:5])
+
+
+def disk_error(error: Exception, folder: Path) -> DiskError | None:
+    """What to say when a file in `folder` couldn't be written; None if `error` is about something else.
+
+    safetensors' own errors have no number, only the system's words.
+    """
+    number, said = getattr(error, "errno", None), str(error)
+    names = {errno.ENOSPC: "no space", errno.EDQUOT: "no quota", errno.EFBIG: "no room for a file so large"}
+    found = [what for code, what in names.items() if number == code or os.strerror(code) in said]
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if found:
+        free = human_size(shutil.disk_usage(place).free)
+        return DiskError(f"{found[0]} is left for {folder} ({free} free there); what was saved is kept")
+    denied = (errno.EACCES, errno.EPERM, errno.EROFS)
+    if number in denied or any(os.strerror(code) in said for code in denied):
+        return DiskError(f"{getattr(error, 'filename', None) or folder} can't be written: {said}")
+    return None
+
+
+def rows_hash(*splits: Sequence[Encoded]) -> str:
+    """SHA-256 of the rows of each split as they are trained: token ids, and which of them count."""
+    digest = hashlib.sha256()
+    for rows in splits:
+        digest.update(f"{len(rows)} rows".encode())
+        for row in rows:
+            digest.update(repr((row.ids, row.mask)).encode())
+    return digest.hexdigest()
 
 
 def keep_metrics_until(folder: Path, step: int) -> None:

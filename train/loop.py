@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from train.model import Adapted
 from train.optimizer import make_optimizer, make_schedule
 from train.order import Order, in_order
 from train.recipe import Recipe
+from train.stops import on_stop
 
 DIVERGED = 1.5  # times the first evaluation's loss: training has made the model worse than it was
 
@@ -40,6 +40,7 @@ class Progress:
     best_step: int = 0
     last_loss: float | None = None
     worse: int = 0  # evaluations since the best
+    evaluated: int = 0  # the step of the last evaluation
     grad_norm_max: float = 0.0
     stopped: str = ""  # why, when before the last step
 
@@ -79,6 +80,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=adapted.dtype == torch.float16)
         self.progress = Progress()
         self._interrupted = False
+        self._saved = time.monotonic()
 
     @property
     def last(self) -> Path:
@@ -98,34 +100,50 @@ class Loop:
             for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
                 group["lr"] = rate  # the schedule sets it after a step only
             self.scaler.load_state_dict(saved["scaler"])
-            self.progress = Progress(**saved["progress"])
+            self.progress = Progress(**{"evaluated": saved["progress"]["step"]} | saved["progress"])
 
     def run(self) -> Progress:
         """Train to the end; return what was reached. Raises TrainError, or KeyboardInterrupt after Ctrl-C."""
-        every = self.sft.eval_steps or self.order.steps_per_epoch
         if not self.progress.step:  # of dropout: whatever was drawn before, and another for each process
-            torch.manual_seed(self.sft.seed + self.order.process)
+            torch.manual_seed((self.sft.seed + self.order.process) % 2**64)
         if self.progress.start_loss is None and self.validation:
             self.progress.start_loss = self._evaluate()
         window = self._window()
-        with self._ctrl_c():
+        with on_stop(self._note):
+            if self._due and self.progress.evaluated != self.progress.step:
+                self._keep()  # the evaluation that a stop cut short
             while self.progress.step < self.order.steps and not self.progress.stopped:
                 self._step(window)
                 logs = self.progress.step % self.sft.logging_steps == 0
-                evaluates = self.progress.step % every == 0 or self.progress.step == self.order.steps
+                evaluates = self._due
                 # Several processes look at the same steps only, or some would wait for the others forever.
                 stops = (logs or not self._ddp) and self._agreed(self._interrupted)
-                if logs or evaluates or stops:
+                saves = time.monotonic() - self._saved > 60 * self.recipe.save_minutes
+                if logs or evaluates or stops or saves:
                     self._log(window)
-                if evaluates:
-                    self._keep()
-                elif stops:
+                if stops or saves:
                     self._save()
                 if stops:
                     raise KeyboardInterrupt
-                if logs or evaluates:
+                if evaluates:
+                    self._keep()
+                if logs or evaluates or saves:
                     window = self._window()
+        if self._interrupted and not self._ddp:
+            raise KeyboardInterrupt  # during the last evaluation, after which all was saved
         return self.progress
+
+    @property
+    def _due(self) -> bool:
+        """Whether this step is followed by an evaluation."""
+        step, every = self.progress.step, self.sft.eval_steps or self.order.steps_per_epoch
+        return step > 0 and (step % every == 0 or step == self.order.steps)
+
+    def _note(self, number: int, frame: Any) -> None:
+        """Let a step end before Ctrl-C counts; the second counts at once."""
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
 
     def _window(self) -> _Window:
         return _Window(torch.zeros((), device=self.device))
@@ -212,10 +230,18 @@ class Loop:
         else:
             self.progress.best_step = self.progress.step
             self._save_adapter()
+        self.progress.evaluated = self.progress.step
         self._save()
 
     def _evaluate(self) -> float:
-        loss = self._agreed(evaluate(self.adapted, self.validation, self.recipe, self.device))
+        def stopped() -> None:
+            """A long evaluation is cut short: it is done again by whoever goes on."""
+            if self._interrupted and not self._ddp:
+                self._save()
+                raise KeyboardInterrupt
+
+        found = evaluate(self.adapted, self.validation, self.recipe, self.device, stopped)
+        loss = self._agreed(found)
         self.report({"step": self.progress.step, "eval_loss": loss, "tokens": self.progress.tokens})
         return loss
 
@@ -226,6 +252,7 @@ class Loop:
             replace_folder(partial, self.folder / "adapter")
 
     def _save(self) -> None:
+        self._saved = time.monotonic()
         if self.order.process == 0:
             state = {
                 "progress": asdict(self.progress),
@@ -235,28 +262,21 @@ class Loop:
             }
             save_checkpoint(self.last, self.parameters, self.optimizer, state)
 
-    @contextmanager
-    def _ctrl_c(self) -> Iterator[None]:
-        """Let a step end before Ctrl-C counts; the second Ctrl-C counts at once."""
-
-        def note(number: int, frame: Any) -> None:
-            signal.signal(signal.SIGINT, before)
-            self._interrupted = True
-
-        before = signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
 
 @torch.no_grad()
-def evaluate(adapted: Adapted, rows: Sequence[Encoded], recipe: Recipe, device: torch.device) -> float:
-    """Mean loss in nats over all trained tokens of `rows`."""
+def evaluate(
+    adapted: Adapted,
+    rows: Sequence[Encoded],
+    recipe: Recipe,
+    device: torch.device,
+    between: Callable[[], None] = lambda: None,
+) -> float:
+    """Mean loss in nats over all trained tokens of `rows`; `between` is called after each batch."""
     adapted.eval()
     size = recipe.sft.per_device_eval_batch_size or recipe.sft.per_device_train_batch_size
     total, trained = torch.zeros((), device=device), 0
     for batch in in_order(rows, recipe.sft.max_length, size):
         total += adapted(batch.to(device))
+        between()
         trained += batch.trained
     return total.item() / max(1, trained)

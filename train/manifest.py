@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +11,7 @@ import torch
 
 from train import folder as files
 from train import report
-from train.base import fingerprint, package_folder
-from train.example import Encoded
+from train.base import package_folder
 from train.loop import Progress
 from train.run import Run
 
@@ -43,11 +41,11 @@ def make_manifest(run: Run, progress: Progress, before: Any, after: Any, seconds
             "gguf_file": model.gguf_file or None,
             "revision": model.revision,
             "license": model.license,
-            "sha256": fingerprint(run.base.folder),
+            "sha256": run.base.content,
         },
         "data": {
             "path": path.name if (path := Path(run.recipe.data.path)).is_file() else run.recipe.data.path,
-            "sha256": rows_hash(run.data.train + run.data.validation + run.data.test),
+            "sha256": files.rows_hash(run.data.train, run.data.validation, run.data.test),
             "rows": {n: len(getattr(run.data, n)) for n in ("train", "validation", "test")},
             "left_out": dict(run.data.loaded.left_out)
             | {"longer than max_length": run.data.too_long, "repeated": run.data.examples.repeated},
@@ -90,11 +88,3 @@ def make_manifest(run: Run, progress: Progress, before: Any, after: Any, seconds
         "scores": {"before": before["scores"], "after": after["scores"]},
         "waived": list(run.checks.waived),
     }
-
-
-def rows_hash(rows: list[Encoded]) -> str:
-    """SHA-256 of all token ids."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr(row.ids).encode())
-    return digest.hexdigest()

@@ -64,7 +64,7 @@ class Order:
 
     def _shuffled(self, epoch: int) -> list[int]:
         """The blocks in the order of this epoch."""
-        generator = torch.Generator().manual_seed(self.sft.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.sft.seed * 1_000_003 + epoch) % 2**64)
         order: list[int] = torch.randperm(len(self.blocks), generator=generator).tolist()
         if not self.sft.group_by_length:
             return order

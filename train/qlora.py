@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from chat.command import Parser, run
+from core.command_line import command_line
 from core.errors import ChatError
-from train.errors import TrainError
-from train.recipe import Recipe, load_recipe, parse
+from train.errors import DiskError, TrainError
+from train.paths import located
+from train.recipe import Recipe, changed, load_recipe, parse, with_paths
+from train.stops import interrupt, on_stop
 
 ROOT = Path(__file__).resolve().parents[1]
-PROG = "python train/qlora.py"
+SCRIPT = "train/qlora.py"
+PROG = f"python {SCRIPT}"
+KEY = re.compile(r"\b(?:model|data|SFTConfig|LoraConfig|BitsAndBytesConfig)\.\w+")
+
+
+def folder(given: str) -> Path:
+    """A folder of the command line, in full: what is printed with it is right from anywhere."""
+    return Path(given).expanduser().absolute()
 
 
 def parse_options(argv: list[str]) -> Namespace:
@@ -28,10 +42,18 @@ def parse_options(argv: list[str]) -> Namespace:
     add("--name", help="of the run's folder in outputs/ (the recipe's)")
     add("--plan", action="store_true", help="only say what the run will take")
     add("--resume", action="store_true", help="go on where a run was stopped")
+    add("--waive", action="append", default=[], metavar="CHECK", help="train although this check refuses")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the recipe: SFTConfig.seed=1",
+    )
     add("--max-steps", type=int, metavar="N", help="stop after N steps")
     add("--try", dest="ask", metavar="RUN", help="let a run's adapter answer a prompt")
     add("--prompt", help="with --try: what to ask (else the first sample of the run)")
-    add("--root", type=Path, default=ROOT, help="where outputs/ is (the repository)")
+    add("--root", type=folder, default=ROOT, help="where outputs/ is (the repository)")
     given = parser.parse_args(argv)
     ways = [bool(given.recipe), bool(given.data), bool(given.ask)]
     if sum(ways) != 1:
@@ -52,6 +74,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     outputs: Path = given.root / "outputs"
+    again = command_line(SCRIPT, argv if given.resume else [*argv, "--resume"])
 
     def work() -> int:
         if recipe is None:
@@ -68,16 +91,32 @@ def main(argv: list[str]) -> int:
         if given.plan:
             print_plan(recipe)
             return 0
-        folder = train_run(recipe, outputs, given.resume)
+        try:
+            made = train_run(recipe, outputs, given.resume)
+        except DiskError as error:
+            raise TrainError(f"{error}. After that, go on with: {again}") from None
+        except TrainError as error:
+            raise TrainError(with_option(str(error)) if given.data else str(error)) from None
         if not PartialState().is_main_process:
             return 0
-        print(f"{folder} is done: see README.md, samples.md and loss.png in it")
-        print(f"Next: {PROG} --try {recipe.name}")
-        print(f"Next: python convert/to_gguf.py {recipe.name} --quant q5")
+        root = [] if given.root == ROOT else ["--root", given.root]
+        print(f"{made} is done: see README.md, samples.md and loss.png in it")
+        print(f"Next: {command_line(SCRIPT, ['--try', recipe.name, *root])}")
+        target = made if root else recipe.name
+        print(f"Next: {command_line('convert/to_gguf.py', [target, '--quant', 'q5'])}")
         return 0
 
-    again = f"{PROG} {' '.join(argv)}" + ("" if given.resume else " --resume")
-    return run(work, f"Stopped; what is done is kept. Go on with: {again}")
+    def stoppable() -> int:
+        with on_stop(interrupt):
+            return work()
+
+    return run(stoppable, f"Stopped; what is done is kept. Go on with: {again}")
+
+
+def with_option(message: str) -> str:
+    """A refusal that names a key of the recipe, where there is no recipe: with the option that sets it."""
+    key = KEY.search(message)
+    return f"{message}\nSuch a key is set by an option: --set {key[0]}=VALUE" if key else message
 
 
 def recipe_of(given: Namespace) -> Recipe:
@@ -87,14 +126,28 @@ def recipe_of(given: Namespace) -> Recipe:
         recipe = recipe.model_copy(update={"name": given.name})
     if Path(recipe.name).name != recipe.name or recipe.name.startswith("."):
         raise TrainError(f"the name {recipe.name!r} can't be a folder's; give another: --name")
+    if given.set:
+        recipe = with_paths(changed(recipe, dict(map(setting, given.set)), "--set"), Path.cwd())
     if given.max_steps:
-        sft = recipe.sft.model_copy(update={"max_steps": given.max_steps})
-        recipe = recipe.model_copy(update={"sft": sft})
-    return recipe
+        recipe = changed(recipe, {"SFTConfig.max_steps": given.max_steps}, "--max-steps")
+    waive = dict.fromkeys([*recipe.waive, *(name for names in given.waive for name in names.split(","))])
+    return changed(recipe, {"waive": list(waive)}, "--waive")
+
+
+def setting(given: str) -> tuple[str, Any]:
+    """`KEY=VALUE` of the command line; the value as it would be in a recipe. Raises TrainError."""
+    key, sign, value = given.partition("=")
+    try:
+        if sign and key.strip():
+            return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise TrainError(f"--set {given!r} isn't KEY=VALUE, as in --set SFTConfig.max_length=4096")
 
 
 def without_recipe(data: str, model: str) -> Recipe:
     """The recipe for somebody's own data and base: our defaults, with what the QLoRA paper recommends."""
+    data, model = located(data, Path.cwd()), located(model, Path.cwd())
     path = Path(model)
     base = {"base_model": model, "license": "unknown"}
     if path.suffix == ".gguf":

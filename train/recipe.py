@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from train.errors import TrainError
+from train.foreign_keys import instead
+from train.paths import ROOT, find_file, located, read_yaml
 
 RECIPES = Path(__file__).with_name("recipes")
 
@@ -36,12 +37,13 @@ Check = Literal[
 ]
 Task = Literal["auto", "quotes", "oasst1", "code", "sms"]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]  # what torch.manual_seed takes
 
 
 class Section(BaseModel):
-    """Frozen, and closed: an unknown key is an error."""
+    """Frozen, and closed: an unknown key is an error, and so are NaN and infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Model(Section):
@@ -66,7 +68,7 @@ class Model(Section):
 class Data(Section):
     """What `datasets.load_dataset` gets, how its rows become chats, and how they are split."""
 
-    path: str  # a hub name or a file: .jsonl, .json, .csv, .tsv or .parquet; beside the recipe first
+    path: str  # a hub name or a file: .jsonl, .json, .csv, .tsv or .parquet; see `located`
     license: str = "unknown"
     task: Task = "auto"  # auto finds out by the columns
     columns: dict[str, str] = {}  # a format's column and the data's, where they differ: {prompt: question}
@@ -132,9 +134,9 @@ class Sft(Section):
     assistant_only_loss: bool = True
     per_device_train_batch_size: Annotated[int, Field(gt=0)] = 4
     per_device_eval_batch_size: Annotated[int, Field(gt=0)] | None = None  # as in training
-    gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 1
-    num_train_epochs: Annotated[float, Field(gt=0)] = 1.0
-    max_steps: int = -1  # above 0 it goes before the epochs
+    gradient_accumulation_steps: Annotated[int, Field(gt=0, le=2**16)] = 1
+    num_train_epochs: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    max_steps: Annotated[int, Field(ge=-1)] = -1  # above 0 it goes before the epochs
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     warmup_ratio: Share = 0.0
@@ -149,10 +151,12 @@ class Sft(Section):
     eval_steps: Annotated[int, Field(gt=0)] | None = None  # also when a checkpoint is kept; once an epoch
     early_stopping_patience: Annotated[int, Field(gt=0)] | None = None  # evaluations without a lower loss
     report_to: list[Literal["tensorboard", "trackio"]] = []
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _fits(self) -> Sft:
+        if not self.max_steps:
+            raise ValueError("max_steps: 0 trains nothing; leave it out to train by num_train_epochs")
         if self.group_by_length and self.packing:
             raise ValueError("group_by_length sorts rows that are padded; say packing: false with it")
         return self
@@ -170,6 +174,7 @@ class Recipe(Section):
     lora: Lora = Field(Lora(), alias="LoraConfig")
     sft: Sft = Field(Sft(), alias="SFTConfig")
     memory: Literal["auto", "lean", "fast"] = "auto"  # the fastest that the plan says will fit
+    save_minutes: Annotated[float, Field(gt=0)] = 10.0  # the longest between two checkpoints
     waive: list[Check] = []
 
     @model_validator(mode="after")
@@ -192,7 +197,8 @@ class Recipe(Section):
 
     def config_hash(self) -> str:
         """The first 12 hexadecimal digits of a SHA-256 of everything that changes the result."""
-        content = self.model_dump(exclude={"name", "description", "memory"}, by_alias=True)
+        aside = {"name", "description", "memory", "save_minutes", "waive"}
+        content = self.model_dump(exclude=aside, by_alias=True)
         path = Path(self.data.path)
         content["data"]["path"] = path.name if path.is_file() else self.data.path  # wherever the file lies
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -208,48 +214,20 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses the same key twice; the library takes the last one silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is there twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def load_recipe(given: str | Path) -> Recipe:
     """Read a recipe by its path, or by the name of one of the project's. Raises TrainError, all at once."""
     path = find_file(given, RECIPES, "recipe")
-    recipe = parse(read_yaml(path), path)
-    beside = (path.parent / recipe.data.path).resolve()  # wherever one calls from
-    data = recipe.data.model_copy(update={"path": str(beside)}) if beside.is_file() else recipe.data
-    return recipe.model_copy(update={"name": recipe.name or path.stem, "data": data})
+    recipe = with_paths(parse(read_yaml(path), path), path.parent, ROOT)
+    return recipe.model_copy(update={"name": recipe.name or path.stem})
 
 
-def find_file(given: str | Path, folder: Path, kind: str) -> Path:
-    """The file `given`, or the one of that name that comes with the project. Raises TrainError."""
-    for path in (Path(given), folder / f"{given}.yaml"):
-        if path.is_file():
-            return path
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    near = difflib.get_close_matches(Path(given).stem, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise TrainError(f"no {kind} is called {str(given)!r}; {hint}There are: {', '.join(known)}")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a mapping. Raises TrainError."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainError(f"can't read {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise TrainError(f"{path} has no sections; see train/recipes for some that do")
-    return content
+def with_paths(recipe: Recipe, *starts: Path) -> Recipe:
+    """The recipe with the paths of its data and base as `located` gives them."""
+    data, model = recipe.data, recipe.model
+    data = data.model_copy(update={"path": located(data.path, *starts)})
+    if model.base_model:
+        model = model.model_copy(update={"base_model": located(model.base_model, *starts)})
+    return recipe.model_copy(update={"data": data, "model": model})
 
 
 def parse(content: dict[str, Any], where: Path | str) -> Recipe:
@@ -261,16 +239,41 @@ def parse(content: dict[str, Any], where: Path | str) -> Recipe:
         raise TrainError(f"{where}:\n  {mistakes}") from None
 
 
+def changed(recipe: Recipe, values: dict[str, Any], where: str) -> Recipe:
+    """The recipe with other values, by dotted keys. Raises TrainError."""
+    content = recipe.model_dump(by_alias=True)
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        inside = {} if content.get(section) is None else content[section]
+        if name and isinstance(inside, dict):
+            content[section] = inside | {name: value}
+        else:
+            content[key] = value
+    return parse(content, where)
+
+
 def sentence(error: Mapping[str, Any]) -> str:
     """One mistake in words, with the value and the nearest known key."""
     place = ".".join(str(part) for part in error["loc"]) or "recipe"
     if error["type"] == "extra_forbidden":
-        section = SECTIONS.get(str(error["loc"][0]), Recipe) if len(error["loc"]) > 1 else Recipe
-        known = [field.alias or name for name, field in section.model_fields.items()]
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        return f"{place}: unknown key; {hint}"
+        return f"{place}: unknown key; {_known_instead(error['loc'])}"
     if error["type"] == "missing":
         return f"{place}: is missing"
     given = "" if isinstance(error["input"], dict | list) else f" (given: {error['input']!r})"
     return f"{place}: {error['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _known_instead(place: tuple[int | str, ...]) -> str:
+    """Which key is right where `place` isn't one: of another section, of other programs, or the nearest."""
+    key, inside = str(place[-1]), len(place) > 1
+    section = SECTIONS.get(str(place[0]), Recipe) if inside else Recipe
+    homes = [f"{name}.{key}" for name, home in SECTIONS.items() if key in home.model_fields]
+    if inside and key in Recipe.model_fields:
+        homes.append(f"{key}, beside the sections")
+    if homes:
+        return f"say {' or '.join(homes)}"
+    if answer := instead(key):
+        return answer
+    known = [field.alias or name for name, field in section.model_fields.items()]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from contextlib import nullcontext
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from train import checks as check
@@ -17,6 +19,7 @@ from train import data_report, plan
 from train import folder as files
 from train.data import Prepared, lost, prepare
 from train.errors import TrainError
+from train.example import Encoded
 from train.gpus import Gpu, gpu_of
 from train.loop import Loop, Progress, evaluate
 from train.model import Adapted, targets, trainable
@@ -29,6 +32,7 @@ from train.trackers import trackers
 
 SAMPLES = 4  # prompts answered before and after
 LOOKED_AT = 1000  # steps
+LOOKED_AT_ROWS, LOOKED_AT_TOKENS = 16, 256  # by the check of the first loss; the second is of each row
 SAMPLE_TOKENS = 64
 SMALL = 1_000_000_000  # parameters; up to here the 16-bit base is measured too, which costs seconds
 
@@ -74,6 +78,12 @@ class Run:
         """Whether the data are texts that go on, and not the seeds' way to write a chat."""
         return self.data.loaded.layout == "text" and self.recipe.data.format == "chat"
 
+    def inputs(self) -> files.Inputs:
+        """The hashes of what is trained on, and by which a run that goes on knows it."""
+        data = self.data
+        hashes = {"data": files.rows_hash(data.train, data.validation, data.test), "base": self.base.content}
+        return {kind: digest for kind, digest in hashes.items() if digest}
+
     def forecast(self) -> plan.Plan | None:
         """Memory and speed on this machine's GPU; None where we have no figures for it."""
         return plan.forecast(self.base.shape, self.recipe, self.load, self.gpu) if self.gpu else None
@@ -95,18 +105,24 @@ class Run:
         return Session(adapted, self.base.tokenizer, self.recipe, self.device)
 
     def check_first_loss(self, session: Session) -> None:
-        """The loss of the first batch, before a step. Raises TrainError."""
-        batch = self.order.step(0)[0]
-        session.adapted.eval()
-        with torch.no_grad():
-            loss = session.adapted(batch.to(self.device)).item() / max(1, batch.trained)
-        check.check_first_loss(self.checks, loss, self.base.shape.vocabulary)
+        """Whether the base reads the rows at all, before a step. Raises TrainError."""
+        chance = random.Random(0)
+        ordered, shuffled = [], []
+        for row in self.data.train[:LOOKED_AT_ROWS]:
+            ids = row.ids[:LOOKED_AT_TOKENS]
+            rest = ids[1:]  # the first may be a BOS
+            chance.shuffle(rest)
+            ordered.append(Encoded(ids, [1] * len(ids), []))
+            shuffled.append(Encoded([*ids[:1], *rest], [1] * len(ids), []))
+        losses = [evaluate(session.adapted, rows, self.recipe, self.device) for rows in (ordered, shuffled)]
+        check.check_first_loss(self.checks, *losses)
         self.checks.end()
 
     def ask(self, session: Session) -> dict[str, Any]:
         """Samples and scores of the model as it is now."""
         examples = self.data.examples
-        chats = [e.messages[:-1] for e in (examples.test or examples.validation) if e.messages][:SAMPLES]
+        asked = examples.test or examples.validation or examples.train
+        chats = [e.messages[:-1] for e in asked if e.messages][:SAMPLES]
         return {
             "prompts": chats,
             "replies": session.answer(chats, SAMPLE_TOKENS) if chats else [],
@@ -206,15 +222,17 @@ def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
         data = prepare(recipe, base.tokenizer)
     run = Run(recipe, outputs / recipe.name, base, data, state)
     run.say(data_report.rows(recipe.data, data.loaded))
-    for line in data_report.notes(recipe, data):
+    for line in [*data_report.notes(recipe, data), *data.examples.notes]:
         run.say(line)
     run.check()
     describe(run)
     try:
-        with files.claimed(run.folder, recipe, resume) if run.is_main else nullcontext():
+        with files.claimed(run.folder, recipe, resume, run.inputs()) if run.is_main else nullcontext():
             do(run, resume, began)
     except torch.OutOfMemoryError:
         raise TrainError(run.too_large()) from None
+    except (OSError, SafetensorError) as error:
+        raise files.disk_error(error, run.folder) or error from None
     return run.folder
 
 

@@ -13,7 +13,7 @@ from peft import set_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from core.adapter_names import text_tensors
-from train.base import find_base, hub_errors, load_config
+from train.base import find_base, fingerprint, hub_errors, load_config
 from train.errors import TrainError
 from train.example import Example
 from train.generate import greedy, label_probabilities
@@ -40,6 +40,11 @@ class Base:
         except (AttributeError, ValueError) as error:
             kind = self.config.model_type
             raise TrainError(f"a {kind} like {self.folder!r} can't be trained here ({error})") from None
+
+    @property
+    def content(self) -> str:
+        """A hash of the weights and config: of a folder's files, or of the hub's commit; "" if unknown."""
+        return fingerprint(self.folder) or getattr(self.config, "_commit_hash", None) or ""
 
     def check_device(self, device: torch.device) -> None:
         """Raise TrainError where a step would take minutes."""

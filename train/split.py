@@ -1,12 +1,12 @@
 """Train, validation and test, by a hash of each row's group: fixed, with no seed, and apart.
 
 A group (an author, a thread, a campaign) falls in the same split in every run, whatever else is in the data.
+Few groups may leave a split without rows: training goes without it, and says so.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,20 +15,29 @@ from train.example import Example
 from train.recipe import Data
 
 NAMES = ("train", "validation", "test")
+MOST_HELD_OUT = 0.5  # a share; where a recipe asks for more, a train split without rows isn't chance
+WITHOUT = {
+    "validation": "the last adapter is kept instead of the best, and nothing stops the training early",
+    "test": "there are no scores, and the conversion measures on chats of its own",
+}
 
 
 @dataclass
 class Splits:
-    """`repeated` rows are in none of the three: their text is in a split that is measured on."""
+    """`repeated` rows are in none of the three: their text is in a split that is measured on.
+
+    `notes` say which split has no rows although it was asked for, and what that means for the run.
+    """
 
     train: list[Example] = field(default_factory=list)
     validation: list[Example] = field(default_factory=list)
     test: list[Example] = field(default_factory=list)
     repeated: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def split_examples(examples: Sequence[Example], data: Data) -> Splits:
-    """Split by group, in about the shares that `data` asks for. Raises TrainError for a split without rows.
+    """Split by group, in about the shares that `data` asks for. Raises TrainError if none is to be trained.
 
     Where different groups hold the same text, the test split keeps it, else the validation split.
     """
@@ -43,7 +52,16 @@ def split_examples(examples: Sequence[Example], data: Data) -> Splits:
             getattr(splits, name).append(example)
         else:
             splits.repeated += 1
-    _check(splits, Counter(example.group for example in examples), data)
+    groups = len({example.group for example in examples})
+    if not splits.train:
+        if data.validation + data.test > MOST_HELD_OUT:
+            raise TrainError(
+                f"the train split is empty: the {len(examples)} rows of {data.path} are "
+                f"{_groups(groups, data)}, which stay together; lower data.validation and data.test, choose "
+                "another group_by, or bring more rows"
+            )
+        splits = Splits(train=list(examples))  # few groups, and chance held them all out
+    splits.notes = _notes(splits, groups, data)
     return splits
 
 
@@ -64,19 +82,17 @@ def _key(example: Example) -> bytes:
     return hashlib.sha256(" ".join(longest.split()).casefold().encode()).digest()
 
 
-def _check(splits: Splits, groups: Counter[str], data: Data) -> None:
-    shares = {
-        "train": 1 - data.validation - data.test,
-        "validation": data.validation,
-        "test": data.test,
-    }
-    for name, share in shares.items():
-        if getattr(splits, name) or (name != "train" and not share):
-            continue
-        kind = f"{data.group_by!r}" if data.group_by else "author, thread, campaign or the like"
-        cure = "lower data.validation and data.test" if name == "train" else f"raise data.{name}"
-        aside = "" if name == "train" else f", or say {name}: 0 to go without"
-        raise TrainError(
-            f"the {name} split is empty: the {groups.total()} rows of {data.path} are {len(groups)} groups "
-            f"({kind}), which stay together; {cure}, choose another group_by, or bring more rows{aside}"
-        )
+def _notes(splits: Splits, groups: int, data: Data) -> list[str]:
+    rows = sum(len(getattr(splits, name)) for name in NAMES)
+    asked = {"validation": data.validation, "test": data.test}
+    return [
+        f"note: no {name} split, as {rows:,} rows in {_groups(groups, data)} are too few: {WITHOUT[name]}"
+        for name, share in asked.items()
+        if share and not getattr(splits, name)
+    ]
+
+
+def _groups(count: int, data: Data) -> str:
+    """How many there are, and what one is."""
+    kind = repr(data.group_by) if data.group_by else "one question, author, thread or the like"
+    return f"{count:,} group{'' if count == 1 else 's'} ({kind})"

@@ -12,14 +12,17 @@ if not __package__:  # run as a script: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from chat.command import Parser, run
+from core.command_line import command_line
 from core.errors import ChatError
 from core.files import write_whole
 from train.errors import TrainError
 from train.recipe import Recipe
+from train.stops import interrupt, on_stop
 from train.sweep_grid import Cell, Sweep, cells, load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
-PROG = "python train/sweep.py"
+SCRIPT = "train/sweep.py"
+PROG = f"python {SCRIPT}"
 ROWS = "rows.jsonl"
 MEASURED = ("best_eval_loss", "last_eval_loss", "grad_norm_max")  # two runs never agree in all of them
 
@@ -99,7 +102,11 @@ def main(argv: list[str]) -> int:
         print(write_results(sweep, todo, rows, folder))
         return 0
 
-    return run(work, f"Stopped; finished runs are kept. Go on with: {PROG} {' '.join(argv)}")
+    def stoppable() -> int:
+        with on_stop(interrupt):
+            return work()
+
+    return run(stoppable, f"Stopped; finished runs are kept. Go on with: {command_line(SCRIPT, argv)}")
 
 
 if __name__ == "__main__":

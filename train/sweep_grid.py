@@ -13,7 +13,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from train.errors import TrainError
-from train.recipe import Lora, Recipe, Section, find_file, load_recipe, parse, read_yaml, sentence
+from train.paths import ROOT, find_file, located, read_yaml
+from train.recipe import (
+    Lora,
+    Recipe,
+    Section,
+    Seed,
+    changed,
+    load_recipe,
+    sentence,
+)
 
 SWEEPS = Path(__file__).with_name("sweeps")
 FEWEST_SEEDS = 3
@@ -32,7 +41,7 @@ class Sweep(Section):
     name: str = ""  # the file's
     recipe: str
     grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3)
+    seeds: tuple[Seed, ...] = (1, 2, 3)
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)] = ("fixed",)
     allow_few_seeds: bool = False
 
@@ -68,9 +77,17 @@ def load_sweep(given: str) -> Sweep:
             f"{path}: seeds: {list(sweep.seeds)} are less than {FEWEST_SEEDS} different ones, too few to "
             "tell an effect from chance; add some, or to have a look say allow_few_seeds: true"
         )
-    beside = path.parent / sweep.recipe
-    recipe = str(beside) if beside.is_file() else sweep.recipe
-    return sweep.model_copy(update={"recipe": recipe, "seeds": seeds})
+    starts = (path.parent, ROOT)
+    grid = {key: [_located(key, value, *starts) for value in values] for key, values in sweep.grid.items()}
+    recipe = located(sweep.recipe, *starts)
+    recipe = recipe if Path(recipe).is_file() else sweep.recipe  # the name of one of the project's
+    return sweep.model_copy(update={"recipe": recipe, "seeds": seeds, "grid": grid})
+
+
+def _located(key: str, value: Any, *starts: Path) -> Any:
+    """A path in the grid means the same from anywhere, as in a recipe."""
+    is_path = key in ("data.path", "model.base_model") and isinstance(value, str)
+    return located(value, *starts) if is_path else value
 
 
 def cells(sweep: Sweep, max_steps: int | None = None) -> list[Cell]:
@@ -83,7 +100,7 @@ def cells(sweep: Sweep, max_steps: int | None = None) -> list[Cell]:
         try:
             if key in ("SFTConfig.seed", "name", "description"):
                 raise TrainError(f"grid: {key} can't be swept; seeds has a key of its own")
-            _changed(base, {key: value})
+            changed(base, {key: value}, "grid")
         except TrainError as error:
             mistakes += [text.strip() for text in str(error).splitlines() if not text.endswith(":")]
     if mistakes:
@@ -103,26 +120,13 @@ def _combinations(grid: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _recipe(base: Recipe, arm: Arm, values: dict[str, Any]) -> Recipe:
-    changed = _changed(base, values)
+    other = changed(base, values, "grid")
     if arm == "fixed":
-        return changed
-    rate = changed.sft.learning_rate * scale(base.lora) / scale(changed.lora)
-    return changed.model_copy(update={"sft": changed.sft.model_copy(update={"learning_rate": rate})})
+        return other
+    rate = other.sft.learning_rate * scale(base.lora) / scale(other.lora)
+    return other.model_copy(update={"sft": other.sft.model_copy(update={"learning_rate": rate})})
 
 
 def scale(lora: Lora) -> float:
     """What the adapter's product is multiplied by: alpha / r, or alpha / sqrt(r) by rsLoRA (2312.03732)."""
     return lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
-
-
-def _changed(base: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe with other values, by dotted keys. Raises TrainError."""
-    content = base.model_dump(by_alias=True)
-    for key, value in values.items():
-        section, _, name = key.partition(".")
-        inside = {} if content.get(section) is None else content[section]
-        if name and isinstance(inside, dict):
-            content[section] = inside | {name: value}
-        else:
-            content[key] = value
-    return parse(content, "grid")

@@ -9,7 +9,8 @@ from accelerate import PartialState
 from train import folder as files
 from train.errors import TrainError
 from train.model import Adapted
-from train.recipe import parse, read_yaml
+from train.paths import read_yaml
+from train.recipe import parse
 from train.session import Base, Session, device_of
 
 MAX_NEW_TOKENS = 256

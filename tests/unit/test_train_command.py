@@ -17,8 +17,10 @@ import yaml
 from transformers import LlamaConfig
 
 from bench.train_models import CONFIGS
+from core.command_line import command_line
 from tests.unit.letters import CHAT, make_tokenizer
 from train import qlora
+from train.errors import TrainError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = LlamaConfig(
@@ -228,3 +230,39 @@ def test_as_a_command_from_another_folder(chats: Path, tmp_path: Path) -> None:
 def test_no_run_to_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = refusal(capsys, "--try", "nothing", "--root", tmp_path, code=1)
     assert text == "no run is called 'nothing'; runs: none yet"
+
+
+def test_every_check_and_key_has_an_option(tmp_path: Path, chats: Path) -> None:
+    arguments = ["--data", str(chats), "--model", "some/model", "--waive", "first_loss,warmup"]
+    given = qlora.parse_options([*arguments, "--waive", "bos", "--set", "SFTConfig.learning_rate=1e-3"])
+    recipe = qlora.recipe_of(given)
+    assert recipe.waive == ["first_loss", "warmup", "bos"]
+    assert recipe.sft.learning_rate == 1e-3
+    for wrong in (["--set", "SFTConfig"], ["--set", "SFTConfig.lr=1"], ["--waive", "all"]):
+        with pytest.raises(TrainError) as caught:
+            qlora.recipe_of(qlora.parse_options([*arguments, *wrong]))
+        assert wrong[0] in str(caught.value)
+    assert "--set SFTConfig.max_length=VALUE" in qlora.with_option("raise SFTConfig.max_length")
+
+
+def test_paths_of_the_command_begin_at_the_working_directory(
+    tmp_path: Path, chats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base").mkdir()
+    for data, model in (("chats.jsonl", "base"), ("~/chats.jsonl", "~/base")):
+        options = ["--data", data, "--model", model, "--root", "~/else where"]
+        given = qlora.parse_options(options)
+        recipe = qlora.recipe_of(given)
+        assert (recipe.data.path, recipe.model.base_model) == (str(chats), str(tmp_path / "base"))
+        assert given.root == tmp_path / "else where"
+
+
+@pytest.mark.parametrize("name", ["two words", "it's", "Übung", '"quoted"', "$HOME;ls"])
+def test_a_printed_command_can_be_pasted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = command_line("train/qlora.py", ["--try", name, "--root", tmp_path])
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert f"no run is called {name!r}" in done.stderr

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from train.errors import TrainError
-from train.recipe import RECIPES, load_recipe
+from train.example import Encoded
+from train.order import Order
+from train.recipe import RECIPES, Sft, load_recipe
 
 FILES = sorted(RECIPES.glob("*.yaml"))
 FAITHFUL = [path for path in FILES if path.stem.endswith("-faithful")]
@@ -96,6 +98,24 @@ def test_an_unknown_recipe_is_told_the_near_one() -> None:
         ),
         (GOOD + "SFTConfg: {seed: 1}", r"SFTConfg: unknown key; did you mean 'SFTConfig'\?"),
         (GOOD + "SFTConfig: {seed: one}", r"SFTConfig.seed: .*integer.* \(given: 'one'\)"),
+        (GOOD + "SFTConfig: {bf16: true}", r"SFTConfig.bf16: unknown key; training is in bf16 unless"),
+        (GOOD + "SFTConfig: {save_steps: 50}", r"unknown key; a checkpoint is kept .* every save_minutes"),
+        (GOOD + "bf16: true", r"bf16: unknown key; training is in bf16 unless"),
+        (GOOD + "SFTConfig: {max_seq_length: 512}", r"unknown key; say SFTConfig.max_length"),
+        (GOOD + "num_train_epochs: 3", r"num_train_epochs: unknown key; say SFTConfig.num_train_epochs"),
+        (GOOD + "LoraConfig: {load_in_4bit: true}", r"unknown key; say BitsAndBytesConfig.load_in_4bit"),
+        (GOOD + "LoraConfig: {lora_r: 8}", r"LoraConfig.lora_r: unknown key; say LoraConfig.r"),
+        (GOOD + "output_dir: x", r"output_dir: unknown key; a run's folder is outputs/<name>"),
+        (GOOD + "SFTConfig: {save_minutes: 5}", r"unknown key; say save_minutes, beside the sections"),
+        (GOOD + "SFTConfig: {seed: -1}", r"SFTConfig.seed: .*\(given: -1\)"),
+        (GOOD + f"SFTConfig: {{seed: {2**64}}}", r"SFTConfig.seed: .*less than 18446744073709551616"),
+        (GOOD + "SFTConfig: {learning_rate: .nan}", r"SFTConfig.learning_rate: .*\(given: nan\)"),
+        (GOOD + "SFTConfig: {learning_rate: .inf}", r"SFTConfig.learning_rate: .*finite"),
+        (GOOD + "SFTConfig: {num_train_epochs: .inf}", r"SFTConfig.num_train_epochs: "),
+        (GOOD + "SFTConfig: {num_train_epochs: 0}", r"SFTConfig.num_train_epochs: .*greater than 0"),
+        (GOOD + "SFTConfig: {max_steps: 0}", "max_steps: 0 trains nothing"),
+        (GOOD + "SFTConfig: {per_device_train_batch_size: 0}", r"batch_size: .*greater than 0"),
+        (GOOD + "LoraConfig: {r: 0}", r"LoraConfig.r: .*greater than 0"),
         (GOOD + "LoraConfig: {r: 8, r: 16}", "'r' is there twice"),
         (GOOD + "data: {path: other}", "'data' is there twice"),
         (GOOD + "LoraConfig: {init_lora_weights: pissa}", "'pissa' changes the base's weights too"),
@@ -140,3 +160,34 @@ def test_a_data_file_beside_the_recipe_is_found_from_anywhere(
     (tmp_path / "rows.jsonl").write_text("{}\n")
     monkeypatch.chdir("/")
     assert load_recipe(written(tmp_path, GOOD)).data.path == str(tmp_path / "rows.jsonl")
+
+
+def test_paths_of_a_recipe_mean_the_same_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home / "base", elsewhere / "base"):
+        folder.mkdir(parents=True)
+    for folder in (home, elsewhere):
+        (folder / "rows.jsonl").write_text("{}\n")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(elsewhere)
+    text = GOOD.replace("some/model", "~/base").replace("rows.jsonl", "~/rows.jsonl")
+    recipe = load_recipe(written(home, text))
+    assert (recipe.model.base_model, recipe.data.path) == (str(home / "base"), str(home / "rows.jsonl"))
+    recipe = load_recipe("~/mine.yaml")
+    assert recipe.data.path == str(home / "rows.jsonl")
+    (home / "rows.jsonl").unlink()
+    gone = load_recipe(written(home, GOOD))
+    assert gone.data.path == str(home / "rows.jsonl")  # and not the one in the working directory
+    assert gone.model.base_model == "some/model"  # a name on the hub stays one
+
+
+def test_seeds_up_to_those_of_torch_give_an_order() -> None:
+    rows = [Encoded([1, 2, 3], [0, 1, 1], [])] * 9
+    orders = []
+    for seed in (2**32, 2**63, 2**64 - 1):
+        sft = Sft(seed=seed, packing=False, per_device_train_batch_size=1)
+        order = Order(rows, sft)
+        orders.append([order.micro_batches(step) for step in range(order.steps)])
+    assert orders[0] != orders[1] != orders[2]

@@ -50,10 +50,26 @@ def test_a_text_that_is_tested_is_trained_in_no_other_group() -> None:
     assert splits.repeated > 0
 
 
-def test_an_empty_split_says_how_to_cure_it() -> None:
+def test_few_groups_train_without_the_other_splits_and_it_is_said() -> None:
     one = [Example([], f"text {i}", "the only author") for i in range(50)]
-    with pytest.raises(TrainError, match="the validation split is empty: the 50 rows of x are 1 groups"):
-        split_examples(one, Data(path="x"))
+    splits = split_examples(one, Data(path="x"))
+    assert (len(splits.train), splits.validation, splits.test) == (50, [], [])
+    assert splits.notes[0].startswith("note: no validation split, as 50 rows in 1 group (one question")
+    assert "the last adapter is kept" in splits.notes[0]
+    assert splits.notes[1].startswith("note: no test split, as 50 rows in 1 group (")
+    assert not split_examples(one, Data(path="x", validation=0, test=0)).notes  # as it was asked
     with pytest.raises(TrainError, match=r"the train split is empty.*lower data\.validation and data\.test"):
         split_examples(rows_of(50), Data(path="x", validation=0.5, test=0.5))
-    assert len(split_examples(one, Data(path="x", validation=0, test=0)).train) == 50
+
+
+def test_one_row_is_trained_wherever_its_hash_falls() -> None:
+    for group in range(30):  # of these, test_the_split_of_a_group_is_fixed has some of each split
+        splits = split_examples(rows_of(30)[group : group + 1], Data(path="x"))
+        assert (len(splits.train), splits.repeated, len(splits.notes)) == (1, 0, 2)
+
+
+def test_the_same_answer_to_all_questions_doesnt_empty_the_train_split() -> None:
+    answer = {"role": "assistant", "content": "so " * 9}
+    rows = [Example([{"role": "user", "content": f"q{i}"}, answer], "", f"q{i}") for i in range(40)]
+    splits = split_examples(rows, Data(path="x"))
+    assert (len(splits.train), splits.repeated) == (40, 0)
