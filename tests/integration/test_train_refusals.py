@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 from filelock import FileLock
 
 from bench.train_models import CONFIGS
+from core.command_line import command_line
 from tests.integration.small_runs import recipe_of, write_chats
 from tests.integration.tiny_models import tiny
+from train import qlora
 from train.errors import TrainError
-from train.folder import BEFORE, MANIFEST, RECIPE, claimed
+from train.folder import BEFORE, MANIFEST, RECIPE, claimed, read_json
 from train.planning import print_plan
 from train.recipe import RECIPES, Recipe
 from train.run import train_run
@@ -134,3 +137,54 @@ def test_a_base_for_a_gpu_is_refused_and_planned(
     assert not (tmp_path / "outputs").exists()
     print_plan(recipe)
     assert "12,582,912 of 3,821,079,552 parameters are trained (0.33%)" in capsys.readouterr().out
+
+
+def test_one_row_trains_by_options_alone(
+    phi: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_chats(tmp_path / "one row.jsonl", 1)
+    options = ["--data", data, "--model", phi, "--root", tmp_path, "--name", "it's one", "--max-steps", "1"]
+    more = ["--set", "SFTConfig.seed=18446744073709551615", "--set", "SFTConfig.warmup_ratio=0"]
+    arguments = [str(argument) for argument in [*options, *more]]
+    assert qlora.main(arguments) == 1  # the base is random
+    assert "--waive first_loss" in capsys.readouterr().err
+    assert qlora.main([*arguments, "--waive", "first_loss"]) == 0
+    printed = capsys.readouterr()
+    said = printed.out + printed.err
+    assert "note: no validation split, as 1 rows in 1 group" in said
+    assert "note: no test split, as 1 rows in 1 group" in said
+    assert f"--try 'it'\"'\"'s one' --root {tmp_path}" in said
+    folder = tmp_path / "outputs" / "it's one"
+    assert read_json(folder / MANIFEST)["data"]["rows"] == {"train": 1, "validation": 0, "test": 0}
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert "red" in (folder / "samples.md").read_text() or "blue" in (folder / "samples.md").read_text()
+
+
+def test_a_folder_that_cant_be_written_says_how_to_go_on(
+    phi: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file may get larger than 64 kB: a disk that is full, as far as a program can tell."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64_000, before[1]))
+    try:
+        options = [
+            "--data",
+            data,
+            "--model",
+            phi,
+            "--root",
+            tmp_path,
+            "--waive",
+            "first_loss",
+            "--name",
+            "run",
+        ]
+        arguments = [*map(str, options), "--max-steps", "1"]
+        assert qlora.main(arguments) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err
+    assert f"is left for {tmp_path / 'outputs' / 'run'} (" in said
+    line = said.rpartition("go on with: ")[2].strip()
+    assert line == command_line("train/qlora.py", [*arguments, "--resume"])
+    assert qlora.main([*arguments, "--resume"]) == 0

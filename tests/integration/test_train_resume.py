@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from core.command_line import command_line
 from tests.integration.small_runs import NF4, adapter_of, metrics_of, recipe_of, small_phi3, write_chats
 from train.errors import TrainError
 from train.folder import dump
-from train.recipe import Recipe
+from train.loop import evaluate
+from train.recipe import Recipe, changed
 from train.run import train_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +125,7 @@ def honour_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_command_goes_on_after(stop: signal.Signals, recipe: Recipe, whole: Path, tmp_path: Path) -> None:
     command = write(recipe, tmp_path)
     folder = tmp_path / "outputs" / "run"
@@ -135,11 +140,11 @@ def test_the_command_goes_on_after(stop: signal.Signals, recipe: Recipe, whole: 
     _, errors = process.communicate(timeout=60)
     assert not (folder / "manifest.json").exists(), "it was done before it was stopped"
     assert (folder / "checkpoint").is_dir()
-    if stop == signal.SIGINT:
+    if stop != signal.SIGKILL:
         assert process.returncode == 130, errors
         assert "Traceback" not in errors
-        arguments = " ".join(command[2:])
-        assert f"Go on with: python train/qlora.py {arguments} --resume" in errors
+        line = errors.rpartition("Go on with: ")[2].strip()
+        assert line == command_line("train/qlora.py", [*command[2:], "--resume"])
     again = train_run(recipe, tmp_path / "outputs", True)
     same_run(again, whole)
 
@@ -155,6 +160,73 @@ def test_a_folder_that_is_used_is_refused(recipe: Recipe, whole: Path, tmp_path:
     with pytest.raises(TrainError, match="is in use for something else"):
         train_run(recipe, tmp_path, True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["letter.txt"]
+
+
+def test_other_content_under_the_same_names_is_refused(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    """And the same content under other names is gone on with."""
+    outputs = tmp_path / "outputs"
+    shutil.copytree(whole, outputs / "run")
+    base = Path(shutil.copytree(recipe.model.base_model, tmp_path / "base"))
+    data = Path(shutil.copy(recipe.data.path, tmp_path / "renamed.jsonl"))
+    moved = changed(recipe, {"data.path": str(data), "model.base_model": str(base)}, "test")
+    same_run(train_run(moved, outputs, True), whole)
+
+    before = data.read_bytes()
+    data.write_bytes(before.replace(b"red fox", b"red ox "))
+    with pytest.raises(TrainError, match=r"was begun on other content of the data \(.*renamed\.jsonl\)"):
+        train_run(moved, outputs, True)
+    data.write_bytes(before)
+
+    weights = base / "model.safetensors"
+    content, about = bytearray(weights.read_bytes()), weights.stat()
+    content[-2] ^= 1  # of the last weight
+    weights.write_bytes(content)
+    os.utime(weights, ns=(about.st_atime_ns, about.st_mtime_ns))
+    with pytest.raises(TrainError, match=r"was begun on other content of the base \(.*base\)"):
+        train_run(moved, outputs, True)
+
+
+def test_a_checkpoint_is_kept_between_evaluations(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    often = changed(recipe, {"save_minutes": 1e-6, "SFTConfig.eval_steps": 20}, "test")
+    saved = tmp_path / "run" / "checkpoint" / "state.json"
+    seen: list[int] = []
+
+    def watch() -> None:
+        while not (tmp_path / "run" / "manifest.json").exists():
+            with suppress(OSError, ValueError):
+                seen.append(json.loads(saved.read_text())["progress"]["step"])
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    train_run(often, tmp_path, False)
+    thread.join()
+    assert set(seen) & set(range(1, 20))
+    losses = [line for line in metrics_of(tmp_path / "run", "step", "loss") if line[1]]
+    assert losses == [line for line in metrics_of(whole, "step", "loss") if line[1]]
+
+
+def test_a_stop_during_an_evaluation_doesnt_wait_for_it(
+    recipe: Recipe, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+
+    def cut(adapted: Any, *given: Any) -> float:
+        found = evaluate(adapted, *given)
+        if callable(given[-1]):  # the loop's own
+            batches.append(1)
+            if len(batches) == 3:  # the start, step 5, step 10
+                os.kill(os.getpid(), signal.SIGTERM)
+                given[-1]()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.loop.evaluate", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(recipe, tmp_path, False)
+    state = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())["progress"]
+    assert (state["step"], state["evaluated"]) == (10, 5)
+    same_run(train_run(recipe, tmp_path, True), whole)
 
 
 def test_resuming_where_nothing_was_begun_begins(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
