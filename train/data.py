@@ -91,7 +91,7 @@ def prepare(recipe: Recipe, tokenizer: ChatTokenizer) -> Prepared:
 
 
 def encode_splits(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded, splits: Splits) -> Prepared:
-    """Encode, and leave out what is longer than a block. Raises TrainError if a split ends empty by that."""
+    """Encode, and leave out what is longer than a block. Raises TrainError if no row is left to train on."""
     from train.control_tokens import settle  # transformers takes seconds to import
     from train.encoding import encode_all
 
@@ -104,7 +104,7 @@ def encode_splits(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded, spli
         whole = [next(encoded) for _ in split]
         rows = [(e, _short(row, e, recipe, prepared)) for e, row in zip(split, whole, strict=True)]
         kept = [row for row in rows if row[1]]
-        if rows and not kept:
+        if name == "train" and rows and not kept:
             shortest = min(len(sequence.ids) for row in whole for sequence in row)
             raise TrainError(
                 f"all {len(rows)} rows of the {name} split are longer than max_length, "

@@ -47,6 +47,9 @@ def notes(recipe: Recipe, prepared: Prepared) -> list[str]:
             f"  left out: {prepared.too_long:,}, longer than max_length {recipe.sft.max_length:,} "
             f"({prepared.longest})"
         )
+        shares = {"validation": recipe.data.validation, "test": recipe.data.test}
+        empty = [name for name, share in shares.items() if share and not getattr(prepared, name)]
+        lines += [f"  note: the {name} split has no row that is short enough" for name in empty]
     lines += _counted("kept, but changed", loaded.changed, loaded)
     return lines + _counted("note", loaded.noticed, loaded)
 

@@ -143,6 +143,8 @@ def test_what_became_of_the_rows_is_told_before_the_run(tokenizer: ChatTokenizer
     )
     assert notes(recipe, found) == [
         "  left out: 3, longer than max_length 2,048 (row 2 has 999 tokens)",
+        "  note: the validation split has no row that is short enough",
+        "  note: the test split has no row that is short enough",
         "  kept, but changed: 1, turns joined (row 4: 'a')",
     ]
 
