@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -124,9 +125,15 @@ def _local(folder: str, revision: str | None) -> Path:
 def _quantisation(section: BitsAndBytes | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     if section is None:
         return None
+    if section.load_in_8bit:  # bitsandbytes warns of its cast in every forward pass of every layer
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_not_of_the_cast)
     config: Any = BitsAndBytesConfig  # untyped
     made: BitsAndBytesConfig = config(**section.model_dump(), bnb_4bit_compute_dtype=dtype)
     return made
+
+
+def _not_of_the_cast(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("MatMul8bitLt: inputs will be cast")
 
 
 def linears(model: nn.Module) -> list[Linears]:

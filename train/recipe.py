@@ -37,13 +37,13 @@ Check = Literal[
 ]
 Task = Literal["auto", "quotes", "oasst1", "code", "sms"]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**64)]  # what torch.manual_seed takes
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # torch.manual_seed takes more, and drops the rest on a CPU
 
 
 class Section(BaseModel):
     """Frozen, and closed: an unknown key is an error, and so are NaN and infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class Model(Section):

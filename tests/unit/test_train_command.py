@@ -21,6 +21,8 @@ from core.command_line import command_line
 from tests.unit.letters import CHAT, make_tokenizer
 from train import qlora
 from train.errors import TrainError
+from train.folder import dump
+from train.recipe import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = LlamaConfig(
@@ -238,6 +240,8 @@ def test_every_check_and_key_has_an_option(tmp_path: Path, chats: Path) -> None:
     recipe = qlora.recipe_of(given)
     assert recipe.waive == ["first_loss", "warmup", "bos"]
     assert recipe.sft.learning_rate == 1e-3
+    again = parse(yaml.safe_load(dump(recipe)), "a run's folder")
+    assert again.config_hash() == recipe.config_hash()  # or nothing could be gone on with
     for wrong in (["--set", "SFTConfig"], ["--set", "SFTConfig.lr=1"], ["--waive", "all"]):
         with pytest.raises(TrainError) as caught:
             qlora.recipe_of(qlora.parse_options([*arguments, *wrong]))

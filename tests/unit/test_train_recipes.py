@@ -108,7 +108,7 @@ def test_an_unknown_recipe_is_told_the_near_one() -> None:
         (GOOD + "output_dir: x", r"output_dir: unknown key; a run's folder is outputs/<name>"),
         (GOOD + "SFTConfig: {save_minutes: 5}", r"unknown key; say save_minutes, beside the sections"),
         (GOOD + "SFTConfig: {seed: -1}", r"SFTConfig.seed: .*\(given: -1\)"),
-        (GOOD + f"SFTConfig: {{seed: {2**64}}}", r"SFTConfig.seed: .*less than 18446744073709551616"),
+        (GOOD + f"SFTConfig: {{seed: {2**32}}}", r"SFTConfig.seed: .*less than 4294967296"),
         (GOOD + "SFTConfig: {learning_rate: .nan}", r"SFTConfig.learning_rate: .*\(given: nan\)"),
         (GOOD + "SFTConfig: {learning_rate: .inf}", r"SFTConfig.learning_rate: .*finite"),
         (GOOD + "SFTConfig: {num_train_epochs: .inf}", r"SFTConfig.num_train_epochs: "),
@@ -183,10 +183,10 @@ def test_paths_of_a_recipe_mean_the_same_from_anywhere(
     assert gone.model.base_model == "some/model"  # a name on the hub stays one
 
 
-def test_seeds_up_to_those_of_torch_give_an_order() -> None:
+def test_a_huge_seed_gives_an_order_of_its_own() -> None:
     rows = [Encoded([1, 2, 3], [0, 1, 1], [])] * 9
     orders = []
-    for seed in (2**32, 2**63, 2**64 - 1):
+    for seed in (0, 2**31, 2**32 - 1):
         sft = Sft(seed=seed, packing=False, per_device_train_batch_size=1)
         order = Order(rows, sft)
         orders.append([order.micro_batches(step) for step in range(order.steps)])

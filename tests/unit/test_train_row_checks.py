@@ -33,7 +33,7 @@ def test_texts_end_nowhere(tokenizer: ChatTokenizer) -> None:
     check_rows(kept.checks, [row], tokenizer, 0)
     said = kept.refusal()
     assert "row 1 trains 0 stop tokens in 1 turns of the assistant" in said
-    assert "data.format: chat puts them in (to train all the same: waive: [untrained_stop])" in said
+    assert "data.format: chat puts them in (to train all the same: --waive untrained_stop, " in said
     check_rows(waived.checks, [row], tokenizer, 0)
     assert waived.passes()
 
