@@ -107,7 +107,10 @@ def _compiled(template: str) -> jinja2.Template:
     return environment.from_string(template)
 
 
-def _fill(template: str, messages: Messages, add_generation_prompt: bool, bos: str, eos: str) -> str:
+def _fill(
+    template: str, messages: Messages, add_generation_prompt: bool, bos: str, eos: str, now: str = ""
+) -> str:
+    clock = {"strftime_now": lambda form: datetime.fromisoformat(now).strftime(form)} if now else {}
     return _compiled(template).render(
         messages=messages,
         add_generation_prompt=add_generation_prompt,
@@ -115,6 +118,7 @@ def _fill(template: str, messages: Messages, add_generation_prompt: bool, bos: s
         eos_token=eos,
         tools=None,
         documents=None,
+        **clock,
     )
 
 
@@ -135,10 +139,13 @@ def _folds_system(template: str, bos: str, eos: str) -> bool:
     return not 0 <= text.find("zsystemz") < text.find("zuserz")
 
 
-def render(template: str, messages: Messages, *, add_generation_prompt: bool, bos: str, eos: str) -> str:
+def render(
+    template: str, messages: Messages, *, add_generation_prompt: bool, bos: str, eos: str, now: str = ""
+) -> str:
     """Render a chat with a model's Jinja template, as transformers does.
 
     A blank system message is left out; one that the template has no place for opens the first user turn.
+    `now`: the time that the template is told, in ISO format; the clock's where it is empty.
 
     Raises TemplateError, with a sentence, for bad messages and whatever the template does wrong. It sets no
     limit on time or memory.
@@ -150,7 +157,7 @@ def render(template: str, messages: Messages, *, add_generation_prompt: bool, bo
             system += "\n\n" + chat.pop(0)["content"]
         chat.insert(0, {"role": "user", "content": system})
     try:
-        return _fill(template, chat, add_generation_prompt, bos, eos)
+        return _fill(template, chat, add_generation_prompt, bos, eos, now)
     except _FAILURES as error:
         raise TemplateError(_sentence(error)) from error
 

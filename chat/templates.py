@@ -24,7 +24,13 @@ class TemplateRenderer:
         self._worker: _Worker | None = None
 
     def render(
-        self, template: str, messages: Messages, add_generation_prompt: bool, bos: str, eos: str
+        self,
+        template: str,
+        messages: Messages,
+        add_generation_prompt: bool,
+        bos: str,
+        eos: str,
+        now: str = "",
     ) -> str:
         """Do what `chat.prompt.render` does. Raises TemplateError, after 3 seconds at the latest."""
         request = {
@@ -33,6 +39,7 @@ class TemplateRenderer:
             "add_generation_prompt": add_generation_prompt,
             "bos": bos,
             "eos": eos,
+            "now": now,
         }
         line = json.dumps(request).encode() + b"\n"
         with self._lock:

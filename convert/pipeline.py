@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -170,8 +171,9 @@ class Pipeline:
         path = self.work / "rows.jsonl"
 
         def work() -> None:
-            with chat_model(self.sixteen_bit) as model:
-                save_rows(path, plain_rows(model.encoder, model.file.vocab.eog_ids))
+            now = datetime.now().isoformat(timespec="seconds")
+            with chat_model(self.sixteen_bit, now) as model:
+                save_rows(path, plain_rows(model.encoder, model.file.vocab.eog_ids, now))
 
         self._stage("rows", self._sixteen_key, [path], work)
         return load_rows(path)

@@ -1,7 +1,8 @@
 """Chats with the token ids that training saw: `prompts.jsonl` of a run, or those that come with the project.
 
 One JSON object a line: `messages` (role and content), `ids` (the whole chat's tokens, BOS included), `mask`
-(1 where the token was trained, 0 elsewhere, as many as `ids`) and `split` (`train` or `test`).
+(1 where the token was trained, 0 elsewhere, as many as `ids`), `split` (`train` or `test`) and, since some
+templates write the date, `rendered`, the time at which it was done.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +31,7 @@ class Row:
     ids: list[int]
     mask: list[int]
     split: Split
+    rendered: str = ""  # when, in ISO format: some templates write the date. Empty where nobody noted it
 
 
 def load_rows(path: Path) -> list[Row]:
@@ -56,13 +59,15 @@ def _row(raw: Any) -> Row:
             raise ValueError("messages must have a role and a content, both text")
     if raw["split"] not in ("train", "test"):
         raise ValueError(f"split is {raw['split']!r}, not train or test")
-    return Row(raw["messages"], ids, mask, raw["split"])
+    rendered = raw.get("rendered", "")
+    datetime.fromisoformat(rendered or "2000-01-01")  # raises ValueError
+    return Row(raw["messages"], ids, mask, raw["split"], rendered)
 
 
-def plain_rows(encoder: PromptEncoder, stop_ids: Collection[int]) -> list[Row]:
+def plain_rows(encoder: PromptEncoder, stop_ids: Collection[int], rendered: str = "") -> list[Row]:
     """The project's own chats, encoded for a model that comes without a run; half are for testing.
 
-    The last reply is marked, up to its stop token, inclusive.
+    The last reply is marked, up to its stop token, inclusive. `rendered`: the time that the encoder tells.
     """
     rows = []
     for number, line in enumerate(PLAIN_CHATS.read_text(encoding="utf-8").splitlines()):
@@ -73,7 +78,7 @@ def plain_rows(encoder: PromptEncoder, stop_ids: Collection[int]) -> list[Row]:
         start = next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), len(prompt))
         end = next((i + 1 for i in range(start, len(ids)) if ids[i] in stop_ids), len(ids))
         mask = [int(start <= i < end) for i in range(len(ids))]
-        rows.append(Row(messages, ids, mask, "test" if number % 2 else "train"))
+        rows.append(Row(messages, ids, mask, "test" if number % 2 else "train", rendered))
     return rows
 
 

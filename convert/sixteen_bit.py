@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from convert.checkpoint import Checkpoint
+from convert.sentencepiece_file import is_byte_level
 from convert.source import read_json
 
 SMALL_PARAMS = 1e9  # below, bf16's slowness on a CPU (six times, in tests) weighs more than its range
@@ -25,11 +26,18 @@ def outtype(checkpoint: Checkpoint) -> str:
 
 
 def model_name(base: Path, run: str) -> str:
-    """general.name: the base's name and the run's; a Phi-3's always contains `Phi-3`, which llama.cpp needs
-    to strip the newline after its special tokens (llama_vocab::impl::load in src/llama-vocab.cpp)."""
+    """general.name: the base's name and the run's. llama.cpp reads it (llama_vocab::impl::load).
+
+    A Phi-3's always contains `Phi-3`, without which the newline after its special tokens isn't stripped. A
+    vocabulary of bytes never does, a Phi-4's for one: under that name llama.cpp looks for `</s>` in it, and
+    doesn't load the file.
+    """
     config = read_json(base / "config.json")
     origin = Path(str(config.get("_name_or_path") or base.resolve())).name
     name = origin if origin == run else f"{origin} {run}"
+    tokenizer = base / "tokenizer.json"
+    if tokenizer.is_file() and is_byte_level(read_json(tokenizer)):
+        return re.sub("(phi)-?(3)", r"\1_\2", name, flags=re.IGNORECASE)
     if config.get("model_type") == "phi3" and not re.search("phi-?3", name, re.IGNORECASE):
         return f"Phi-3 {name}"
     return name

@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from datetime import date
 from itertools import islice
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -118,6 +119,8 @@ def _key(tokenizer: ChatTokenizer, examples: Sequence[Example], assistant_only: 
     digest.update(tokenizer.tokenizer.backend_tokenizer.to_str().encode())
     settings = (tokenizer.template, tokenizer.bos_id, tokenizer.adds_bos, sorted(tokenizer.stop_ids))
     digest.update(repr((*settings, assistant_only)).encode())
+    if "strftime_now" in tokenizer.template:  # yesterday's rows have yesterday's date
+        digest.update(date.today().isoformat().encode())
     for file in CODE:
         digest.update((ROOT / file).read_bytes())
     for example in examples:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -158,11 +159,12 @@ def write_prompts(folder: Path, train: Sequence[Encoded], test: Sequence[Encoded
 
     Plain texts are no chats: without a row the conversion uses the project's own.
     """
+    rendered = datetime.now().isoformat(timespec="seconds")  # some templates write the date
     lines = []
     for split, rows in (("train", train), ("test", test)):
         chats = [row for row in rows if row.messages]
         for row in chats[:: max(1, len(chats) // KEPT_ROWS)][:KEPT_ROWS]:
-            lines.append(json.dumps(asdict(row) | {"split": split}) + "\n")
+            lines.append(json.dumps(asdict(row) | {"split": split, "rendered": rendered}) + "\n")
     if lines:
         write_whole(folder / PROMPTS, "".join(lines))
 

@@ -154,7 +154,7 @@ def check_sixteen_bit(scores: Scores, n_vocab: int) -> list[Check]:
     """Judge the 16-bit GGUF against the checkpoint that it was converted from."""
     checks = judged("16 bit", scores, CHECKPOINT_KL, same_top_limit(CHECKPOINT_KL))
     if guesses(scores, n_vocab):
-        checks[0] = replace(checks[0], verdict="warn", reason=_GUESSES)
+        checks[0] = replace(checks[0], verdict="warn", reason=GUESSES)
     return checks
 
 
@@ -168,7 +168,7 @@ def check_quantised(
     limit = kl_limit(file_type, fallbacks, n_params)
     checks = judged(file_type, scores, limit, same_top_limit(limit))
     if guessing and checks[0].verdict == "ok":
-        checks[1:] = [replace(check, verdict="n/a", reason=_GUESSES) for check in checks[1:]]
+        checks[1:] = [replace(check, verdict="n/a", reason=GUESSES) for check in checks[1:]]
     return checks
 
 
@@ -177,7 +177,7 @@ def guesses(scores: Scores, n_vocab: int) -> bool:
     return scores.loss >= math.log(n_vocab)
 
 
-_GUESSES = "the checkpoint itself predicts no better than chance"
+GUESSES = "the checkpoint itself predicts no better than chance"
 
 
 def judged(stage: str, scores: Scores, kl: Limit, same_top: Limit) -> list[Check]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 
 from convert.verify.adapted import Layer, probe
 from convert.verify.check import Check
-from convert.verify.loss import Scores, judged
+from convert.verify.loss import GUESSES, Scores, judged
 from convert.verify.thresholds import LAYER_ERROR, MERGE_KL, UPDATE_SHARE, same_top_limit
 
 # What rounding to bf16 makes of a layer's output, relative: up to 1/512 of each weight, spread evenly.
@@ -71,12 +71,15 @@ def _arrived(layer: Layer, module: Any) -> Arrived:
     return Arrived(layer.name, share, float(noise), error)
 
 
-def check_merge(scores: Scores, layers: Sequence[Arrived]) -> list[Check]:
-    """Judge the merged checkpoint against base and adapter."""
-    return [
-        *judged("merge", scores, MERGE_KL, same_top_limit(MERGE_KL))[1:],
-        *_layers(layers),
-    ]
+def check_merge(scores: Scores, layers: Sequence[Arrived], guessing: bool = False) -> list[Check]:
+    """Judge the merged checkpoint against base and adapter.
+
+    A model that only guesses has no likeliest token to keep.
+    """
+    _, kl, top = judged("merge", scores, MERGE_KL, same_top_limit(MERGE_KL))
+    if guessing and kl.verdict == "ok":
+        top = replace(top, verdict="n/a", reason=GUESSES)
+    return [kl, top, *_layers(layers)]
 
 
 def not_merged(reason: str) -> list[Check]:

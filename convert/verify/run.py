@@ -6,14 +6,16 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chat.gguf_file import read_gguf
 from chat.gguf_header import read_header
 from chat.host import Host, Model
+from chat.prompt import FALLBACK_TEMPLATE, Messages
 from chat.registry import Entry, Registry, Source
+from chat.templates import TemplateRenderer
 from convert.rows import Row
 from convert.verify.answers import PROMPTS, Answer, check_answers
 from convert.verify.check import Check
@@ -51,12 +53,18 @@ ADAPTED, CHECKPOINT = "base+adapter", "checkpoint"  # stages, in the table
 
 
 @contextmanager
-def chat_model(gguf: Path) -> Iterator[Model]:
-    """Load a GGUF as the app does, in this process. Raises ChatError."""
+def chat_model(gguf: Path, now: str = "") -> Iterator[Model]:
+    """Load a GGUF as the app does, in this process; its template is told the time `now`. Raises ChatError."""
     entry = Entry(sources=[Source(path=str(gguf.resolve()))], n_ctx=max(256, _context(gguf)))
     registry = Registry(gguf.resolve().with_name("models.json"), {gguf.stem: entry})
-    with closing(Host(registry, "in-process")) as host, host.use(gguf.stem) as model:
-        yield model
+    renderer = TemplateRenderer()
+    with closing(Host(registry, "in-process")) as host, closing(renderer), host.use(gguf.stem) as model:
+        vocab, template = model.file.vocab, model.file.chat_template or FALLBACK_TEMPLATE
+
+        def render(messages: Messages, generate: bool) -> str:
+            return renderer.render(template, messages, generate, vocab.bos, vocab.eos, now)
+
+        yield replace(model, encoder=replace(model.encoder, render=render)) if now else model
 
 
 def _context(gguf: Path) -> int:
@@ -100,7 +108,7 @@ def reference(
         with closing(Adapted(made_of)) as adapted:
             save_reference(before, adapted.log_probs(scored, step), len(wanted))
             layers = list(adapted.layers())
-    with closing(Checkpoint(checkpoint)) as loaded:
+    with closing(Checkpoint(checkpoint, rows[0].rendered)) as loaded:
         _write(folder / FACTS, asdict(loaded.facts()))
         _write(folder / TOKENS, [asdict(text) for text in loaded.tokenized(rows)])
         step()
@@ -116,7 +124,8 @@ def reference(
         scores[name] = compare(above, read_reference(path), wanted)
     _write(folder / SCORES, {name: asdict(score) for name, score in scores.items()})
     reason = "the checkpoint came as it is"
-    merged = check_merge(scores[CHECKPOINT], found) if made_of else not_merged(reason)
+    guessing = guesses(scores[CHECKPOINT], read_gguf(sixteen_bit).n_vocab)
+    merged = check_merge(scores[CHECKPOINT], found, guessing) if made_of else not_merged(reason)
     _write(folder / MERGE, [asdict(check) for check in merged])
     for path in (own, before):
         path.unlink(missing_ok=True)
@@ -155,7 +164,7 @@ def verify(
     texts = [Tokenized(**raw) for raw in _read(folder / TOKENS)]
 
     def chat() -> list[Check]:
-        with chat_model(gguf) as model:
+        with chat_model(gguf, rows[0].rendered) as model:
             found = check_tokens(model, rows, texts)
             step()
             return found + check_answers(model, answers, quantised, step)

@@ -21,14 +21,22 @@ class Tokenized:
     text: str
     ids: list[int]
     nasty: bool  # from the set of odd strings, not from a real chat
+    added: str = ""  # the token that was added to the vocabulary and stands in this text
+    special: bool = False  # which nobody can type: where it matters, the template writes it
 
 
 def check_tokens(model: Model, rows: Sequence[Row], reference: Sequence[Tokenized]) -> list[Check]:
     """Compare the chat's ids for each row's messages with the run's, and both tokenizers on each text."""
     pieces = _pieces(model.file.path)
-    plain = [text for text in reference if not text.nasty]
+    plain = [text for text in reference if not text.nasty and not text.added]
     nasty = [text for text in reference if text.nasty]
-    return [_rows(model, rows, pieces), _texts(model, plain, pieces), _nasty(model, nasty, pieces)]
+    added = [text for text in reference if text.added]
+    return [
+        _rows(model, rows, pieces),
+        _texts(model, plain, pieces),
+        *_added(model, added, pieces),
+        _nasty(model, nasty, pieces),
+    ]
 
 
 def _rows(model: Model, rows: Sequence[Row], pieces: list[bytes]) -> Check:
@@ -56,6 +64,28 @@ def _texts(model: Model, texts: Sequence[Tokenized], pieces: list[bytes]) -> Che
     differences = _differences(model, texts, pieces)
     figure = f"{len(texts) - len(differences)} of {len(texts)} texts equal"
     return Check("tokenizer", "fail" if differences else "ok", figure, "; ".join(differences[:1]))
+
+
+def _added(model: Model, texts: Sequence[Tokenized], pieces: list[bytes]) -> list[Check]:
+    """The tokenizer's own added tokens inside of text, with spaces beside them and without.
+
+    A GGUF has no place for `lstrip`, `rstrip`, `single_word` and `normalized`: it takes a token as it stands,
+    wherever it stands.
+    """
+    if not texts:
+        return []
+    wrong = [text for text in texts if _differences(model, [text], pieces)]
+    tokens = dict.fromkeys(text.added for text in texts)
+    broken = dict.fromkeys(text.added for text in wrong)
+    figure = f"{len(tokens) - len(broken)} of {len(tokens)} equal inside text"
+    if not wrong:
+        return [Check("added tokens", "ok", figure)]
+    typed = [text for text in wrong if not text.special]
+    first = (typed or wrong)[0]
+    what = _differences(model, [first], pieces)[0]
+    why = "which only templates write" if first.special else "which training saw otherwise than the chat does"
+    reason = f"{first.added!r}, {why}: {what}"
+    return [Check("added tokens", "fail" if typed else "warn", figure, reason)]
 
 
 def _nasty(model: Model, texts: Sequence[Tokenized], pieces: list[bytes]) -> Check:

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from chat.prompt import FALLBACK_TEMPLATE, Messages, render
+from chat.templates import TemplateRenderer
 from core.errors import TemplateError
 
 CHATML = """\
@@ -109,3 +110,16 @@ def test_the_fallback_template_reads_as_a_transcript() -> None:
     assert text == (
         "Be brief.\n\n### User:\nHi\n\n### Assistant:\nHello<|im_end|>\n\n### User:\nBye\n\n### Assistant:\n"
     )
+
+
+def test_a_template_is_told_the_time_that_was_noted() -> None:
+    date = "{% macro date() %}{{ strftime_now('%d %b %Y') }}{% endmacro %}"
+    template = date + "{{ date() }} {{ messages[0].content }}"
+    then = "2024-02-29T23:59:59"
+    assert plain(template, chat("Hi"), now=then) == "29 Feb 2024 Hi"
+    renderer = TemplateRenderer()
+    try:
+        assert renderer.render(template, chat("Hi"), True, "", "", then) == "29 Feb 2024 Hi"
+        assert renderer.render(template, chat("Hi"), True, "", "") != "29 Feb 2024 Hi"
+    finally:
+        renderer.close()

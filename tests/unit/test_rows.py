@@ -36,6 +36,7 @@ def test_rows_come_back_as_they_were_saved(tmp_path: Path) -> None:
         ({"ids": [], "mask": []}, "ids are missing"),
         ({"split": "dev"}, "split is 'dev', not train or test"),
         ({"messages": [{"role": "user", "content": None}]}, "both text"),
+        ({"rendered": "yesterday"}, "Invalid isoformat string"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:

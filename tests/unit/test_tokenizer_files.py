@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from convert.errors import ConvertError
 from convert.sentencepiece_file import rebuild
+from convert.sixteen_bit import model_name
 from convert.tokenizer_files import TokenizerFiles, within_rows
 from core.chat_template import find_template
 
@@ -148,6 +149,11 @@ def test_a_phi_4_is_told_from_a_phi_3_by_its_tokenizer(tmp_path: Path) -> None:
     files = TokenizerFiles(base, base)
     assert files.check({"model_type": "phi3"}, 10, "x/y") == []
     assert written(files, tmp_path / "out", "phi3")["tokenizer_class"] == "GPT2Tokenizer"
+    (base / "config.json").write_text('{"model_type": "phi3", "_name_or_path": "my-Phi3"}')
+    assert model_name(base, "run") == "my-Phi_3 run", "llama.cpp would look for </s> in it"
+    (base / "tokenizer.json").unlink()
+    assert model_name(base, "run") == "my-Phi3 run"
+    base = folder(tmp_path / "gemma", end=8)
     with pytest.raises(ConvertError, match=r"gemma2 needs tokenizer.model, .*: hf download 'x y' tokenizer"):
         TokenizerFiles(base, base).check({"model_type": "gemma2"}, 10, "x y")
 
