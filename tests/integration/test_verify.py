@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tokenizers import AddedToken
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from chat.gguf_file import read_gguf
@@ -193,26 +192,6 @@ def test_ids_that_training_saw_and_the_chat_does_not_make_fail(made: SimpleNames
     assert check_tokens(model, [cut], [])[0].verdict == "ok", "training cuts rows that are too long"
     longer = replace(row, ids=[*row.ids, 5], mask=[*row.mask, 0])
     assert check_tokens(model, [longer], [])[0].verdict == "fail"
-
-
-@pytest.mark.parametrize(("special", "verdict"), [(False, "fail"), (True, "warn")])
-def test_an_added_token_that_takes_the_space_before_it_is_seen(
-    made: SimpleNamespace, model: Model, special: bool, verdict: str
-) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(made.checkpoint)
-    tokenizer.add_tokens([AddedToken("capital", lstrip=True)], special_tokens=special)
-    trained = SimpleNamespace(
-        tokenizer=tokenizer, ids=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-    )
-    added = list(Checkpoint._added(trained))  # type: ignore[arg-type]
-    found = {check.name: check for check in check_tokens(model, made.rows, added)}["added tokens"]
-    assert found.verdict == verdict
-    assert found.reason.startswith("'capital', ")
-    assert "'er capital gehen', position" in found.reason
-    others = [text for text in added if text.added != "capital"]
-    assert len(others) > 20
-    right = {check.name: check for check in check_tokens(model, made.rows, others)}["added tokens"]
-    assert right.verdict == "ok"
 
 
 def test_answers_that_differ_from_the_checkpoints_fail(made: SimpleNamespace, model: Model) -> None:
