@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from datetime import datetime
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -171,7 +170,7 @@ class Pipeline:
         path = self.work / "rows.jsonl"
 
         def work() -> None:
-            now = datetime.now().isoformat(timespec="seconds")
+            now = time.strftime("%Y-%m-%dT%H:%M:%S")
             with chat_model(self.sixteen_bit, now) as model:
                 save_rows(path, plain_rows(model.encoder, model.file.vocab.eog_ids, now))
 
