@@ -126,9 +126,13 @@ def _plain_card(chosen: Chosen, file: GgufFile) -> str:
 
 def _tagged(card: str) -> str:
     """The card with the tag by which it is known again."""
-    if re.search(rf"^- {MARK}$", card.partition("\n---\n")[0], re.MULTILINE):
-        return card
-    return card.replace("---\n", f"---\ntags:\n- gguf\n- {MARK}\n", 1)
+    from huggingface_hub import RepoCard
+
+    # A front matter that isn't YAML is left out: the hub would refuse it.
+    parsed: Any = RepoCard(card, ignore_metadata_errors=True)
+    tags = parsed.data.get("tags") or []
+    parsed.data["tags"] = [*tags, *(tag for tag in ("gguf", MARK) if tag not in tags)]
+    return str(parsed)
 
 
 def placed(chosen: Chosen, repository: Repository, revision: str) -> Chosen:
