@@ -17,6 +17,10 @@ def _whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+# Bytes of one chat that are kept: browsers store 5 million characters for a page, encrypted in base 64, and
+# other tabs have their chats there too.
+MAX_BYTES = 1_500_000
+
 Text = Annotated[str, AfterValidator(_whole_characters)]
 
 
@@ -60,6 +64,7 @@ class Conversation(BaseModel):
     messages: list[Message] = Field(default_factory=list)
     left_out: int = Field(0, ge=0)  # messages at the start that no longer fit the context
     tokens: int = Field(0, ge=0)  # of context that the last turn used
+    dropped: int = Field(0, ge=0)  # messages at the start that the browser has no room for
 
     @classmethod
     def read(cls, stored: Any) -> Conversation:
@@ -73,6 +78,16 @@ class Conversation(BaseModel):
 
     def store(self) -> dict[str, Any]:
         return self.model_dump()
+
+    def shorten(self, limit: int = MAX_BYTES) -> None:
+        """Drop the oldest turns until no more than `limit` bytes are to be stored; the last one stays."""
+        sizes = [len(message.model_dump_json().encode()) for message in self.messages]
+        starts = [i for i, message in enumerate(self.messages) if i and message.role == "user"]
+        excess = sum(sizes) - limit
+        if excess > 0 and starts:
+            first = next((start for start in starts if sum(sizes[:start]) >= excess), starts[-1])
+            del self.messages[:first]
+            self.left_out, self.dropped = max(0, self.left_out - first), self.dropped + first
 
     def say(self, text: str) -> None:
         """Add the user's message; a question that never got a reply is replaced."""
@@ -90,7 +105,7 @@ class Conversation(BaseModel):
 
     def clear(self) -> None:
         """Begin anew, with the same settings."""
-        self.messages, self.left_out, self.tokens = [], 0, 0
+        self.messages, self.left_out, self.tokens, self.dropped = [], 0, 0, 0
 
     def use_model(self, name: str) -> None:
         """Go on with the model called `name`, whose context may hold what the one before had to leave out."""

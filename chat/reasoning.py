@@ -83,6 +83,10 @@ class Reasoning:
                 return marks
         return None
 
+    def text(self, reply: Reply) -> str:
+        """Return `reply` as one text with its marks."""
+        return "".join(piece.text for piece in self.pieces(reply, None))
+
     def pieces(self, reply: Reply, opened: Marks | None) -> list[Piece]:
         """Return `reply` as the model wrote it after its prompt, so that it can go on from there."""
         marks = opened or next(iter(self.marks), None)

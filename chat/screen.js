@@ -13,7 +13,17 @@
   const status = find('#status');
   status?.setAttribute('role', 'status');
   status?.setAttribute('aria-live', 'polite');
+  // Each paragraph runs in its own language's direction; code stays as it is. A list or a table takes that of
+  // its first words, which are not looked for in parts that have a direction of their own: screen.css has those.
+  const PARAGRAPHS = ['p:not(li p, blockquote p)', 'ul', 'ol', 'table', 'blockquote', 'h1', 'h2', 'h3', 'h4'];
+  const direct = (selector, direction) =>
+    document.querySelectorAll(selector).forEach((found) => {
+      if (found.dir !== direction) found.dir = direction;
+    });
+  direct('#box textarea, .sidebar textarea', 'auto');
   const amend = () => {
+    direct(`#chat .message :is(${PARAGRAPHS}), #chat .edit-textarea`, 'auto');
+    direct('#chat .message :is(pre, code)', 'ltr');
     find('#chat [role=log]')?.setAttribute('aria-live', 'off');
     find('#chat .edit-textarea')?.setAttribute('aria-label', 'Edited message');
   };

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pydantic import ValidationError
 
-from chat.conversation import Conversation
+from chat.reasoning import Reasoning, Reply
+from chat.saved import read_chat
 from chat.screen_gradio import api, gr
 from chat.screen_parts import refusal
 from chat.session import Sessions
@@ -21,7 +23,7 @@ def add_api(sessions: Sessions) -> None:
 
     def chat(
         message: str,
-        history: list[dict[str, str]] | None = None,
+        history: list[dict[str, Any]] | None = None,
         system_prompt: str = "",
         model: str = "",
         max_tokens: int = 2048,
@@ -31,9 +33,15 @@ def add_api(sessions: Sessions) -> None:
         min_p: float = 0.05,
         repeat_penalty: float = 1.1,
         seed: int | None = None,
+        thoughts: bool = False,
         request: gr.Request | None = None,
     ) -> Iterator[str]:
-        """Answer `message` after `history` (role and content); yields the reply so far."""
+        """Answer `message` after `history` (role and content); yields the reply so far.
+
+        `history` may begin with a system message, and may be all of a chat that the page saved as JSON: then
+        its model and its settings count. With `thoughts`, the model's thought comes first, between <think>
+        and </think>.
+        """
         sampling = {
             "max_tokens": max_tokens,
             "temperature": temperature,
@@ -44,20 +52,24 @@ def add_api(sessions: Sessions) -> None:
             "seed": seed,
         }
         try:
-            conversation = Conversation.model_validate(
-                {
-                    "model": model or sessions.host.default,
-                    "system_prompt": system_prompt,
-                    "messages": history or [],
-                    "sampling": sampling,
-                }
-            )
+            given = {"model": model or sessions.host.default, "sampling": sampling}
+            given["system_prompt"] = system_prompt
+            saved: Any = history
+            saved = saved if isinstance(saved, dict) else {"messages": saved or []}
+            conversation = read_chat(given | saved)
             if not isinstance(message, str):
                 raise ChatError(f"message is {message!r}, not a text.")
             conversation.say(message)
             key = f"api-{request.session_hash if request else id(conversation)}"
-            for progress in sessions.reply(key, conversation):
-                yield progress.text
+            for _ in sessions.reply(key, conversation):
+                last = conversation.messages[-1]
+                reply = last.reply() if last.role == "assistant" else Reply("", "", False)
+                yield Reasoning().text(reply) if thoughts else reply.answer
+            if reply.thinking and not thoughts:
+                raise ChatError(
+                    "The reply was cut while the model was still thinking. Raise max_tokens, or ask for its "
+                    "thoughts with thoughts=true."
+                )
         except ValidationError as error:
             raise gr.Error(refusal(error), print_exception=False) from error
         except ChatError as error:

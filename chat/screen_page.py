@@ -47,7 +47,8 @@ class Page:
         return [*chat, self.retry, self.undo, self.clear, self.extend, *self.settings()]
 
     def show(self, conversation: Conversation) -> Updates:
-        """The chat as it is now, which the browser keeps too."""
+        """The chat as it is now, which the browser keeps too, as far as it has room."""
+        conversation.shorten()
         return self.progress(conversation, writing=False) | {
             self.store: conversation.store(),
             self.extend: gr.Button(visible=conversation.can_continue()),

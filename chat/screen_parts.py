@@ -40,6 +40,7 @@ THEME_JS = """() => {
   localStorage.setItem('tune2chat-theme', document.body.classList.toggle('dark') ? 'dark' : 'light');
 }"""
 PAGE_JS = Path(__file__).with_name("screen.js").read_text()
+TABS_JS = Path(__file__).with_name("screen_tabs.js").read_text()
 
 
 def text_part(text: str) -> list[dict[str, str]]:
@@ -60,6 +61,9 @@ def display(conversation: Conversation, writing: bool = False) -> tuple[list[dic
         shown.append({"role": role, "content": text_part(literal(text)), "metadata": metadata or {}})
         origin.append(index)
 
+    if conversation.dropped:
+        note = "The browser has no room for longer chats: the oldest messages went first."
+        show(0, "assistant", note, {"title": f"✂ {conversation.dropped} messages dropped", "status": "done"})
     for index, message in enumerate(conversation.messages):
         if index and index == conversation.left_out:
             note = "The messages above are out of the context: the model no longer sees them."

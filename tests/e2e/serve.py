@@ -40,7 +40,8 @@ class App:
 
     def __init__(self, folder: Path, engine: str, entries: dict[str, object]) -> None:
         shutil.copy(ROOT / "app.py", folder)  # copied, for it looks for models.json beside itself
-        (folder / "chat").symlink_to(ROOT / "chat")
+        for package in ("chat", "core"):
+            (folder / package).symlink_to(ROOT / package)
         (folder / "models.json").write_text(json.dumps(entries))
         self.folder, self.engine = folder, engine
         with socket.socket() as free:

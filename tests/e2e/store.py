@@ -15,7 +15,8 @@ ENCRYPT = """async ([key, iv, salt, text]) => {
   const aes = await crypto.subtle.importKey('raw', bytes(key), 'AES-CBC', false, ['encrypt']);
   const secret = await crypto.subtle.encrypt({ name: 'AES-CBC', iv: bytes(iv) }, aes, bytes(text));
   const all = [...bytes(salt), ...new Uint8Array(secret)];
-  localStorage.setItem('tune2chat', iv + ':' + btoa(String.fromCharCode(...all)));
+  const letters = Array.from(all, (byte) => String.fromCharCode(byte));
+  localStorage.setItem('tune2chat', iv + ':' + btoa(letters.join('')));
 }"""
 
 

@@ -47,6 +47,19 @@ def test_a_value_out_of_range_gets_a_sentence(client: Client, values: dict[str, 
         client.predict(**({"message": "Hi.", "max_tokens": 2} | values), api_name="/chat")
 
 
+@IN_PROCESS
+def test_a_chat_that_the_page_saved_is_gone_on_with(client: Client) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    ask = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
+    answer = {"role": "assistant", "content": "Hello.", "reasoning_content": "They greet."}
+    history = [system, ask, answer]
+    values = {"message": "And now?", "api_name": "/chat"}
+    said = client.predict(**values, history=history, max_tokens=4, temperature=0)
+    assert said
+    saved = {"model": "Small", "sampling": {"max_tokens": 4, "temperature": 0}, "messages": history}
+    assert client.predict(**values, history=saved) == said
+
+
 @pytest.fixture
 def inside(embedded_model: Path, tmp_path: Path) -> Iterator[tuple[Host, str]]:
     """Serve the page from this process, where the engine's own counter can be read."""

@@ -145,6 +145,25 @@ def test_the_chat_is_saved_as_markdown_and_as_json(person: Person) -> None:
     )
 
 
+def test_hebrew_and_arabic_run_from_the_right_and_code_does_not(person: Person) -> None:
+    hebrew, arabic = "\u05e9\u05dc\u05d5\u05dd, OK", "\u0645\u0631\u062d\u0628\u0627"
+    table, code = f"|{hebrew}|b|\n|-|-|\n|1|2|", "```\nx = 1\n```"
+    reply = f"<think>{arabic}</think>{hebrew}\n\nEnglish.\n\n- {arabic}\n\n{table}\n\n{code}"
+    put_chat(person, [message("user", hebrew), message("assistant", reply)])
+    chat, direction = person.page.locator("#chat"), "(e) => getComputedStyle(e).direction"
+    expect(chat.locator("pre")).to_have_count(1, timeout=WAIT_MS)
+    chat.get_by_text("Thought").click()
+    for text, count, way in ((hebrew, 3, "rtl"), (arabic, 2, "rtl"), ("English.", 1, "ltr")):
+        expect(chat.get_by_text(text, exact=True)).to_have_count(count)
+        for found in chat.get_by_text(text, exact=True).all():
+            assert found.evaluate(direction) == way, text
+    for part, way in (("ul", "rtl"), ("table", "rtl"), ("pre", "ltr")):
+        assert chat.locator(part).evaluate(direction) == way, part
+    for text, way in ((hebrew, "rtl"), ("English", "ltr")):
+        person.box.fill(text)
+        assert person.box.evaluate(direction) == way
+
+
 def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 

@@ -46,8 +46,8 @@ def test_a_reload_during_a_reply_stops_the_engine_and_keeps_the_chat(person: Per
     person.set("Max tokens", 2000)
     person.begin("Write a long story about a lighthouse keeper and the sea.")
     expect(person.status).to_contain_text("Writing", timeout=WAIT_MS)
-    saved = person.page.evaluate("localStorage.tune2chat")
-    person.page.wait_for_function("(saved) => localStorage.tune2chat !== saved", arg=saved)
+    saved = person.page.evaluate("localStorage.getItem('tune2chat')")
+    person.page.wait_for_function("(saved) => localStorage.getItem('tune2chat') !== saved", arg=saved)
     person.reload()
     assert app.idle_after(30) < 30
     expect(person.questions).to_have_count(1, timeout=WAIT_MS)

@@ -147,3 +147,16 @@ def test_thoughts_fold_in_exports() -> None:
     assert chat.to_markdown() == f"# Chat with m\n\n## You\n\na\n\n## m\n\n{folded}\n\nyes\n"
     saved = json.loads(chat.to_json())["messages"][1]
     assert saved == {"role": "assistant", "content": "yes", "reasoning_content": "so</details>!"}
+
+
+def test_the_oldest_turns_go_first_where_the_browser_has_no_room() -> None:
+    chat = talk(*("x" * 1000 for _ in range(9)))
+    chat.left_out = 2
+    chat.shorten(5000)
+    assert (len(chat.messages), chat.dropped, chat.left_out) == (3, 6, 0)
+    chat.shorten(10)
+    assert (len(chat.messages), chat.dropped) == (1, 8)  # the last question stays
+    chat.shorten()
+    assert chat.dropped == 8
+    chat.clear()
+    assert chat.dropped == 0
