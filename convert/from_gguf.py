@@ -14,11 +14,15 @@ from typing import Any
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from chat.command import Parser, run
-from chat.gguf_file import GgufFile, read_gguf
-from chat.machine import human_size
-from convert.errors import ConvertError
-from convert.progress import bar
+from chat.command import Parser, missing, run
+
+try:
+    from chat.gguf_file import GgufFile, read_gguf
+    from chat.machine import human_size
+    from convert.errors import ConvertError
+    from convert.progress import bar
+except ModuleNotFoundError as error:
+    sys.exit(missing(error))
 
 BYTES_PER_WEIGHT = 2
 

@@ -9,18 +9,22 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: import from the repository's root, not from this folder
     sys.path[0] = str(ROOT)
 
-from chat.command import Parser, run  # noqa: E402
-from chat.machine import human_size  # noqa: E402
-from core.errors import ChatError  # noqa: E402
-from publish.contents import (  # noqa: E402
-    UNKNOWN_REVISION,
-    Chosen,
-    Repository,
-    choose,
-    model_repository,
-    placed,
-    space_repository,
-)
+from chat.command import Parser, missing, run  # noqa: E402
+
+try:
+    from chat.machine import human_size
+    from core.errors import ChatError
+    from publish.contents import (
+        UNKNOWN_REVISION,
+        Chosen,
+        Repository,
+        choose,
+        model_repository,
+        placed,
+        space_repository,
+    )
+except ModuleNotFoundError as error:
+    sys.exit(missing(error))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from chat.command import Parser, run
-from train.errors import TrainError
-from train.example import Encoded, Example
-from train.formats import read_any
-from train.loaded import Loaded, lost
-from train.recipe import Data, Recipe, load_recipe
-from train.split import NAMES, Splits, split_examples
-from train.table import read_table
-from train.tasks import code_instructions, oasst1, quotes, sms
+from chat.command import Parser, missing, run
+
+try:
+    from train.errors import TrainError
+    from train.example import Encoded, Example
+    from train.formats import read_any
+    from train.loaded import Loaded, lost
+    from train.recipe import Data, Recipe, load_recipe
+    from train.split import NAMES, Splits, split_examples
+    from train.table import read_table
+    from train.tasks import code_instructions, oasst1, quotes, sms
+except ModuleNotFoundError as error:
+    sys.exit(missing(error))
 
 if TYPE_CHECKING:
     from train.tokenizer import ChatTokenizer

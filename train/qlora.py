@@ -8,18 +8,22 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from chat.command import Parser, run
-from core.command_line import command_line
-from core.errors import ChatError
-from train.errors import DiskError, TrainError
-from train.paths import located
-from train.recipe import Recipe, changed, load_recipe, parse, with_paths
-from train.stops import interrupt, on_stop
+from chat.command import Parser, missing, run
+
+try:
+    import yaml
+
+    from core.command_line import command_line
+    from core.errors import ChatError
+    from train.errors import DiskError, TrainError
+    from train.paths import located
+    from train.recipe import Recipe, changed, load_recipe, parse, with_paths
+    from train.stops import interrupt, on_stop
+except ModuleNotFoundError as error:
+    sys.exit(missing(error))
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "train/qlora.py"

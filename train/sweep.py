@@ -11,14 +11,18 @@ from typing import Any
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from chat.command import Parser, run
-from core.command_line import command_line
-from core.errors import ChatError
-from core.files import write_whole
-from train.errors import TrainError
-from train.recipe import Recipe
-from train.stops import interrupt, on_stop
-from train.sweep_grid import Cell, Sweep, cells, load_sweep
+from chat.command import Parser, missing, run
+
+try:
+    from core.command_line import command_line
+    from core.errors import ChatError
+    from core.files import write_whole
+    from train.errors import TrainError
+    from train.recipe import Recipe
+    from train.stops import interrupt, on_stop
+    from train.sweep_grid import Cell, Sweep, cells, load_sweep
+except ModuleNotFoundError as error:
+    sys.exit(missing(error))
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "train/sweep.py"

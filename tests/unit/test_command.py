@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from chat.command import run
+
+ROOT = Path(__file__).resolve().parents[2]
+# Those that need a package before they have read their options, with options that are right.
+SCRIPTS = {
+    "app.py": [],
+    "train/data.py": ["a-recipe"],
+    "train/qlora.py": ["a-recipe"],
+    "train/sweep.py": ["a-sweep"],
+    "convert/from_gguf.py": ["a.gguf", "--out", "a-folder"],
+    "convert/merge.py": ["a-run"],
+    "publish/space.py": ["me/chat"],
+}
 
 
 def test_a_package_that_is_not_installed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,3 +40,11 @@ def test_a_module_of_our_own_is_a_bug() -> None:
 
     with pytest.raises(ModuleNotFoundError, match=r"train\.nothing"):
         run(work, "")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_the_packages_a_command_says_which_one_it_lacks(script: str) -> None:
+    command = [sys.executable, "-S", str(ROOT / script), *SCRIPTS[script]]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1), ran.stderr
+    assert re.match(r"error: .*'\w+' is(n't| not) installed", ran.stderr)
