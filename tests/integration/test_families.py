@@ -1,0 +1,129 @@
+"""Families from rows to chat: trained, merged, converted; the chat's engine says what PEFT says."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+from chat.llama_model import LlamaModel
+from convert import llamacpp
+from convert.merge import merge
+from convert.nasty import NASTY
+from convert.sixteen_bit import model_name
+from tests.integration.family_models import SMALL, small
+from tests.integration.small_runs import chats, recipe_of
+from tests.integration.tiny_models import vocabulary
+from train.example import Example
+from train.labels import encode
+from train.model import Adapted
+from train.packing import collate
+from train.session import Base
+
+CPU = torch.device("cpu")
+STEPS = 3
+# Runs llama.cpp's converter on one checkpoint after the other: its imports take longer than a small model.
+DRIVER = """
+import runpy, sys
+script, *rest = sys.argv[1:]
+sys.path.insert(0, script.rpartition("/")[0])
+for folder, out, name in zip(rest[0::3], rest[1::3], rest[2::3]):
+    sys.argv = [script, folder, "--outfile", out, "--outtype", "f16", "--model-name", name]
+    runpy.run_path(script, run_name="__main__")
+"""
+
+Made = dict[str, Path]  # by family, a folder with base/, adapter/, merged/ and model.gguf
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """All families, trained for a few steps and converted in one go."""
+    root = tmp_path_factory.mktemp("families")
+    folders = {name: root / name for name in SMALL}
+    for name, folder in folders.items():
+        small(name, folder / "base")
+        _train(folder)
+        merge(folder / "base", folder / "adapter", folder / "merged", lambda done, total: None)
+    told = [
+        str(part)
+        for folder in folders.values()
+        for part in (folder / "merged", folder / "model.gguf", model_name(folder / "base", "run"))
+    ]
+    llamacpp.run([sys.executable, "-c", DRIVER, llamacpp.converter(), *told])
+    return folders
+
+
+def _train(folder: Path) -> None:
+    """A few steps with the product's own model, loss and adapter, without a run around them."""
+    recipe = recipe_of(folder / "base", folder / "none.jsonl")
+    base = Base(recipe)
+    adapted = Adapted(base.load(recipe, CPU), recipe, CPU)
+    batch = collate([row for chat in chats(2) for row in encode(base.tokenizer, Example(chat, "", ""))])
+    optimizer = torch.optim.SGD(adapted.parameters_to_train(), lr=1.0)
+    for _ in range(STEPS):
+        loss = adapted(batch) / batch.trained
+        loss.backward()
+        for parameter in adapted.parameters_to_train():  # a step that is felt, whatever the gradient's size
+            assert parameter.grad is not None
+            parameter.grad *= 0.5 / (parameter.grad.norm() + 1e-12)
+        optimizer.step()
+        optimizer.zero_grad()
+    adapted.save(folder / "adapter")
+
+
+def as_published(name: str, base: Path) -> Any:
+    """The base as everybody loads it, with all of its parts, in fp32."""
+    auto: Any = AutoModelForImageTextToText if SMALL[name].sees else AutoModelForCausalLM
+    return auto.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@cache
+def _tokenizer(base: Path) -> Any:
+    return AutoTokenizer.from_pretrained(base)
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: list[int]) -> np.ndarray[Any, Any]:
+    found: np.ndarray[Any, Any] = model(input_ids=torch.tensor([ids])).logits[0].numpy()
+    return found
+
+
+@pytest.mark.timeout(600)  # the first one makes all of them
+@pytest.mark.parametrize("name", SMALL)
+def test_the_chat_says_what_training_and_peft_say(name: str, made: Made) -> None:
+    folder = made[name]
+    tokenizer = _tokenizer(folder / "base")
+    ids = tokenizer.encode("Red fox, blue dog, green river, 12 stones and a white house. " * 3)
+    model = as_published(name, folder / "base")
+    before = _logits(model, ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT warns of an adapter's keys that the model has no place for
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        adapted = PeftModel.from_pretrained(model, folder / "adapter").eval()
+    wanted = _logits(adapted, ids)
+    engine = LlamaModel(folder / "model.gguf", 256, 1, [])
+    try:
+        rows = engine.logits(ids, set(range(len(ids))))
+        got = np.stack([np.ctypeslib.as_array(logits).copy() for _, logits in rows])
+    finally:
+        engine.close()
+    width = min(got.shape[1], wanted.shape[1])  # Gemma's converter drops rows beyond the vocabulary
+    spread = wanted[:, :width].std()
+    assert np.abs(wanted - before).max() > 0.1 * spread  # the adapter does something
+    assert np.abs(got[:, :width] - wanted[:, :width]).max() < 0.02 * spread
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_text_has_the_same_ids(name: str, made: Made) -> None:
+    tokenizer = _tokenizer(made[name] / "base")
+    with vocabulary(made[name] / "model.gguf") as tokenize:
+        wrong = [t for t in NASTY if tokenizer.encode(t, add_special_tokens=False) != tokenize(t, True)]
+    assert wrong == []
