@@ -162,10 +162,7 @@ class Adapter:
         What it changes in other parts of a base than the text model stays out (`left_out`): no text reads it.
         """
         if isinstance(base, TextCheckpoint):
-            for tensors in (self.low_rank, self.bias, self.whole):
-                for name in [name for name in tensors if text_name(name) is None]:
-                    self.left_out.append(name)
-                    del tensors[name]
+            self._leave_out_other_parts()
         names = [*self.low_rank, *self.bias, *self.whole]
         for name in names:
             if name not in shapes:
@@ -183,6 +180,26 @@ class Adapter:
                 update.transposed = True
             if (given[::-1] if update.transposed else given) != wanted:
                 raise self._another_base(base, f"its {name} is {_by(given)}, the base's {_by(wanted)}")
+
+    def _leave_out_other_parts(self) -> None:
+        for tensors in (self.low_rank, self.bias, self.whole):
+            for name in [name for name in tensors if text_name(name) is None]:
+                self.left_out.append(name)
+                del tensors[name]
+        if not (self.low_rank or self.bias or self.whole):
+            raise ConvertError(
+                f"{self._file.path} changes only other parts than the text model ({self.left_out[0]}), and "
+                "only the text model is merged and converted; train an adapter of its layers"
+            )
+
+    def notes(self) -> list[str]:
+        """Lines on what `check` left out."""
+        if not self.left_out:
+            return []
+        return [
+            f"note: {len(self.left_out)} of the tensors that the adapter changes are of other parts than the "
+            f"text model (the first: {self.left_out[0]}), and are left out"
+        ]
 
     def _refuse_prefix(self, names: list[str], shapes: Iterable[str]) -> None:
         """Say so where all names are the base's but for what stands before them."""

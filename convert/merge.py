@@ -41,9 +41,10 @@ GENERATION = "generation_config.json"
 Progress = Callable[[int, int], None]
 
 
-def merge(base: Path, adapter: Path, out: Path, progress: Progress, simulate_nf4: bool = False) -> None:
-    """Write the merged checkpoint to `out`, which must not be there yet; `progress` gets bytes done, in all.
+def merge(base: Path, adapter: Path, out: Path, progress: Progress, simulate_nf4: bool = False) -> list[str]:
+    """Write the merged checkpoint to `out`, which must not be there yet; return lines on what was left out.
 
+    `progress` gets bytes done, in all.
     `simulate_nf4`: add the update to the values that QLoRA trained on, instead of the base's own.
     Memory: two shards, one filled and one written, and a few tensors. Raises ConvertError and leaves nothing.
     """
@@ -64,6 +65,7 @@ def merge(base: Path, adapter: Path, out: Path, progress: Progress, simulate_nf4
         if stop_ids:
             generation["eos_token_id"] = stop_ids
         write_json(writer.partial / GENERATION, within_rows(generation, plan.rows))
+    return update.notes()
 
 
 @contextmanager
@@ -97,7 +99,9 @@ def main(argv: list[str]) -> int:
         out = given.out or source.folder / "merged"
         base = find_base(source.adapter, given.base_model, source.folder / "convert")
         with bar("Merging", "B") as progress:
-            merge(base, source.adapter, out, progress)
+            notes = merge(base, source.adapter, out, progress)
+        for line in notes:
+            print(line)
         made = Checkpoint(out)
         print(f"{out}: {len(made.names)} tensors, {human_size(made.size_bytes)}, merged on {base}")
         print(f"Next: python convert/to_gguf.py {given.run} --quant q5")

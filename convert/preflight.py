@@ -62,11 +62,14 @@ def check_tokenizer(base: Path, adapter: Path | None, origin: str, rows: Iterabl
     """
     checkpoint = open_checkpoint(base)
     config, embedded = checkpoint.config, rows_of(checkpoint)
+    notes: list[str] = []
     if adapter:
-        plan = MergePlan(checkpoint, Adapter(adapter))
+        update = Adapter(adapter)
+        plan = MergePlan(checkpoint, update)
+        notes = update.notes()
         config, embedded = plan.config, plan.rows
     files = TokenizerFiles(base, adapter or base)
-    lines = files.check(config, embedded, origin, {i for row in rows for i in row.ids})
+    lines = notes + files.check(config, embedded, origin, {i for row in rows for i in row.ids})
     return lines if files.template() else [*lines, "No chat template is left; the chat will use a plain one."]
 
 

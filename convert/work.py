@@ -12,6 +12,7 @@ from convert import preflight, quantise
 from convert.adapter import Adapter
 from convert.errors import ConvertError
 from convert.gptq import open_checkpoint
+from convert.merge_plan import MergePlan
 from convert.pipeline import Pipeline
 from convert.publish import publish, register
 from convert.settings import Settings
@@ -94,6 +95,9 @@ def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
     for key in (name for update in adapter.low_rank.values() for name in (update.a, update.b)):
         adapter.read(key)  # refuses what isn't finite
     pipeline = Pipeline(source, settings)
+    MergePlan(open_checkpoint(pipeline.base), adapter)  # refuses an adapter of another base
+    for line in adapter.notes():
+        print(line, flush=True)
     target = root / "models" / f"{source.name}-lora.gguf"
     target.parent.mkdir(exist_ok=True)
     quantise.convert_adapter(*text_adapter(source.adapter, pipeline.base, pipeline.work), target)

@@ -112,12 +112,13 @@ def _tokenizer_files(source: Path) -> Path:
     return folder
 
 
-def lora(checkpoint: Path, folder: Path, **options: Any) -> Path:
+def lora(checkpoint: Path, folder: Path, auto: Any = AutoModelForCausalLM, **options: Any) -> Path:
     """Write a PEFT adapter for `checkpoint` into the new `folder`, all of its weights random and none zero.
 
-    `options` are LoraConfig's; by default rank 8 on all linear layers. The same weights each time.
+    `auto` loads the checkpoint; `options` are LoraConfig's, by default rank 8 on all linear layers. The
+    same weights each time.
     """
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    model = auto.from_pretrained(checkpoint, dtype=torch.bfloat16)
     wanted = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options
     torch.manual_seed(1)
     with warnings.catch_warnings():
