@@ -77,7 +77,12 @@ class Conversation(BaseModel):
         return conversation if begins_well else cls()
 
     def store(self) -> dict[str, Any]:
-        return self.model_dump()
+        """Return what the browser keeps: a message without a thought takes no room for one."""
+        stored = self.model_dump()
+        for message in stored["messages"]:
+            if not (message["reasoning_content"] or message["thinking"]):
+                del message["reasoning_content"], message["thinking"]
+        return stored
 
     def shorten(self, limit: int = MAX_BYTES) -> None:
         """Drop the oldest turns until no more than `limit` bytes are to be stored; the last one stays."""
