@@ -194,7 +194,7 @@ def test_a_checkpoint_is_kept_between_evaluations(recipe: Recipe, whole: Path, t
     def watch() -> None:
         while not (tmp_path / "run" / "manifest.json").exists():
             with suppress(OSError, ValueError):
-                seen.append(json.loads(saved.read_text())["progress"]["step"])
+                seen.append(json.loads(saved.read_text())["progress"]["progress"]["step"])
             time.sleep(0.01)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -224,7 +224,8 @@ def test_a_stop_during_an_evaluation_doesnt_wait_for_it(
         patch.setattr("train.loop.evaluate", cut)
         with pytest.raises(KeyboardInterrupt):
             train_run(recipe, tmp_path, False)
-    state = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())["progress"]
+    state = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())
+    state = state["progress"]["progress"]
     assert (state["step"], state["evaluated"]) == (10, 5)
     same_run(train_run(recipe, tmp_path, True), whole)
 
