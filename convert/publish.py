@@ -28,11 +28,11 @@ def publish(gguf: Path, name: str, report: Report, models: Path, about: dict[str
     quality = json.dumps({**about, **report.quality_json()}, indent=1, ensure_ascii=False) + "\n"
     if report.verdict == "fail":  # an older file of this name, which passed, stays as it is
         _write(models / f"{name}.unverified.json", quality)
-        return _place(gguf, final.with_suffix(".unverified"), move)
+        return place(gguf, final.with_suffix(".unverified"), move)
     _write(models / f"{name}.quality.json", quality)
     for end in (".unverified", ".unverified.json"):
         (models / f"{name}{end}").unlink(missing_ok=True)
-    _place(gguf, final, move)
+    place(gguf, final, move)
     file = read_gguf(final)
     _write(models / f"{name}.Modelfile", modelfile(file))
     _write(models / f"{name}.md", model_card(name, file, report, about))
@@ -83,7 +83,7 @@ def model_card(name: str, file: GgufFile, report: Report, about: dict[str, Any])
     )
 
 
-def _place(source: Path, target: Path, move: bool) -> Path:
+def place(source: Path, target: Path, move: bool) -> Path:
     """Rename; or copy, where the file is still needed or the target is on another disk."""
     if move:
         try:

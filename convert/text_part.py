@@ -8,7 +8,6 @@ and PEFT all take for a plain text model. Tensors of other parts stay out.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,7 @@ import torch
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
-from convert.source import read_json
-from convert.tokenizer_files import TokenizerFiles, write_json
-from core.adapter_names import copy_for_text
-from core.families import has_parts, text_config, text_name
+from core.families import text_config, text_name
 
 
 class TextCheckpoint(Checkpoint):
@@ -69,21 +65,3 @@ def _text_config(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     content = {key: value for key, value in content.items() if key not in ("part_of", "_name_or_path")}
     return content | {"architectures": [CLASSES[config.model_type]]}
-
-
-def text_adapter(adapter: Path, base: Path, work: Path) -> tuple[Path, Path]:
-    """Return an adapter and its base as llama.cpp's LoRA converter takes them: those of a text model alone.
-
-    Of the base, only config and tokenizer are wanted.
-    """
-    if not has_parts(read_json(base / "config.json")):
-        return adapter, base
-    alone, small = work / "text-adapter", work / "text-base"
-    for folder in (alone, small):
-        shutil.rmtree(folder, ignore_errors=True)
-    copy_for_text(adapter, alone)
-    small.mkdir(parents=True)
-    config = TextCheckpoint(base).config
-    TokenizerFiles(base, base).copy(small, config)
-    write_json(small / "config.json", config)
-    return alone, small

@@ -58,11 +58,14 @@ def main(argv: list[str]) -> int:
 
     def convert() -> int:
         source = find_source(given.run, given.root / "outputs")
-        from convert import work  # torch takes seconds: not before the mistakes above are out of the way
+        from convert import (
+            lora_gguf,
+            work,
+        )  # torch takes seconds: not before the mistakes above are out of the way
 
         settings = Settings(given.base_model, given.base, given.imatrix, given.keep)
         if given.lora:
-            return work.adapter_alone(source, settings, given.root)
+            return lora_gguf.adapter_alone(source, settings, given.root)
         return work.convert(source, settings, types, given.root)
 
     return run(convert, "Stopped. The same command goes on where it was.")

@@ -8,8 +8,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from chat.machine import human_size
-from convert import preflight, quantise
-from convert.adapter import Adapter
+from convert import preflight
 from convert.errors import ConvertError
 from convert.gptq import open_checkpoint
 from convert.merge_plan import MergePlan
@@ -17,7 +16,7 @@ from convert.pipeline import Pipeline
 from convert.publish import publish, register
 from convert.settings import Settings
 from convert.source import Source
-from convert.text_part import TextCheckpoint, text_adapter
+from convert.text_part import TextCheckpoint
 
 
 def convert(source: Source, settings: Settings, types: list[str], root: Path) -> int:
@@ -80,27 +79,3 @@ def _print_costs(pipeline: Pipeline) -> None:
     print("\nWhat it took")
     for step, seconds, size in pipeline.costs:
         print(f"  {step:<20} {seconds:7.1f} s  {human_size(size) if size else ''}")
-
-
-def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
-    """Write the adapter as a GGUF, to be listed under `adapters` of its base's entry."""
-    if not source.adapter:
-        raise ConvertError("--lora needs an adapter, and this is a whole checkpoint")
-    adapter = Adapter(source.adapter)
-    if any(adapter.config.get(key) for key in ("use_rslora", "use_dora", "alpha_pattern", "modules_to_save")):
-        raise ConvertError(
-            f"{source.adapter} can't be a GGUF of its own, which holds one lora_alpha / r and nothing else "
-            "(no rsLoRA, DoRA, alpha_pattern, modules_to_save); merge it instead: leave out --lora"
-        )
-    for key in (name for update in adapter.low_rank.values() for name in (update.a, update.b)):
-        adapter.read(key)  # refuses what isn't finite
-    pipeline = Pipeline(source, settings)
-    MergePlan(open_checkpoint(pipeline.base), adapter)  # refuses an adapter of another base
-    for line in adapter.notes():
-        print(line, flush=True)
-    target = root / "models" / f"{source.name}-lora.gguf"
-    target.parent.mkdir(exist_ok=True)
-    quantise.convert_adapter(*text_adapter(source.adapter, pipeline.base, pipeline.work), target)
-    print(f"{target} ({human_size(target.stat().st_size)})")
-    print(f'Next: add "adapters": ["models/{target.name}"] to the entry of its base in models.json')
-    return 0

@@ -80,10 +80,14 @@ def predicting(row: Row) -> list[int]:
     return [i - 1 for i, trained in enumerate(row.mask) if trained]
 
 
-def gguf_log_probs(gguf: Path, rows: Sequence[Row], on_row: Callable[[], None]) -> Iterator[LogProbs]:
-    """Yield the distribution before each trained token, through llama-cpp-python. Raises ChatError."""
+def gguf_log_probs(
+    gguf: Path, rows: Sequence[Row], on_row: Callable[[], None], adapters: Sequence[str] = ()
+) -> Iterator[LogProbs]:
+    """Yield the distribution before each trained token, through llama-cpp-python. Raises ChatError.
+
+    `adapters`: paths of LoRA GGUFs on top of it."""
     longest = max(len(row.ids) for row in rows)
-    model = LlamaModel(gguf, -(-longest // CONTEXT_STEP) * CONTEXT_STEP, thread_count(), [])
+    model = LlamaModel(gguf, -(-longest // CONTEXT_STEP) * CONTEXT_STEP, thread_count(), list(adapters))
     try:
         for row in rows:
             for _, logits in model.logits(row.ids, set(predicting(row))):

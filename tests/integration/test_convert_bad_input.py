@@ -19,7 +19,7 @@ from convert.pipeline import Pipeline
 from convert.preflight import check, disk_needed
 from convert.settings import Settings
 from convert.source import find_source
-from convert.work import adapter_alone, convert
+from convert.work import convert
 from tests.integration.tiny_models import lora, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,13 +94,6 @@ def test_two_sources_of_one_name_do_not_share_a_folder(root: Path, tmp_path: Pat
     Pipeline(find_source(str(tmp_path / "a" / "same"), tmp_path / "outputs"), Settings())
     with pytest.raises(ConvertError, match=r"which has the same name; rename one of the two"):
         Pipeline(find_source(str(tmp_path / "b" / "same"), tmp_path / "outputs"), Settings())
-
-
-def test_an_adapter_that_is_more_than_one_alpha_is_no_gguf_of_its_own(root: Path, tmp_path: Path) -> None:
-    adapter = lora(root / "base", tmp_path / "outputs" / "rs" / "adapter", use_rslora=True)
-    with pytest.raises(ConvertError, match=r"one lora_alpha / r and nothing else .* leave out --lora"):
-        adapter_alone(find_source(str(adapter), tmp_path / "outputs"), Settings(), tmp_path)
-    assert not list(tmp_path.rglob("*.gguf"))
 
 
 def test_a_matrix_that_is_nowhere_is_noticed_first(root: Path) -> None:
