@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,6 +279,13 @@ def in_text(name: str) -> str:
 def _refuse(folder: Path, config: dict[str, Any]) -> None:
     """Refuse what a merge can't express."""
     kind = config.get("peft_type")
+    if kind is None and ("lora_parameters" in config or (folder / "adapters.safetensors").is_file()):
+        base, path = shlex.quote(str(config.get("model") or "MODEL")), shlex.quote(str(folder))
+        raise ConvertError(
+            f"{folder} is an adapter of MLX, which keeps other tensors than PEFT; let MLX merge it, where it "
+            f"runs: mlx_lm.fuse --model {base} --adapter-path {path} --save-path fused; then: "
+            "python convert/to_gguf.py fused"
+        )
     if kind != "LORA":
         raise ConvertError(f"{folder / ADAPTER_CONFIG}: peft_type is {kind!r}; only LORA can be merged")
     start = str(config.get("init_lora_weights", True)).lower()

@@ -11,11 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, errors, hf_hub_download, snapshot_download
+from huggingface_hub import constants, errors, snapshot_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
+from convert.gptq import refuse_quantised, refuse_quantised_name
 from convert.source import ADAPTER_CONFIG, read_json
 from convert.tokenizer_files import SENTENCEPIECE, needs_sentencepiece
 from core.families import refusal
@@ -79,6 +80,7 @@ def _from_gguf(gguf: Path, out: Path) -> Path:
 def _from_hub(name: str, revision: Any) -> Path:
     """Return a hub model's folder in the cache, complete; download what is missing."""
     constants.HF_HUB_DISABLE_TELEMETRY = True
+    refuse_quantised_name(name)
     options: dict[str, Any] = {"revision": revision, "allow_patterns": WANTED, "ignore_patterns": UNWANTED}
     try:
         folder = Path(snapshot_download(name, local_files_only=True, **options))
@@ -88,9 +90,12 @@ def _from_hub(name: str, revision: Any) -> Path:
         pass
     give = "or say where it is: --base-model DIR"
     try:
-        config = read_json(Path(hf_hub_download(name, "config.json", revision=revision)))
-        if refused := refusal(config, repr(name)):
-            raise ConvertError(refused)
+        about = options | {"allow_patterns": ("config.json", "README.md")}
+        folder = Path(snapshot_download(name, **about))
+        if (folder / "config.json").is_file():
+            refuse_quantised(folder, name)
+            if refused := refusal(read_json(folder / "config.json"), repr(name)):
+                raise ConvertError(refused)
         print(f"Downloading {name}, the base, from the hub.", flush=True)
         folder = Path(snapshot_download(name, **options))
     except errors.GatedRepoError:

@@ -15,19 +15,24 @@ stores zero points as they are.
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import metadata_load
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
+from convert.source import read_json
 from convert.text_part import TextCheckpoint
 from core.families import has_parts, refusal
 
 FORMATS = ("gptq", "gptq_v2")
 BITS = (2, 4, 8)
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
+_BNB = re.compile(r"(-unsloth)?-bnb-[48]bit$")
 BLOCK_WORDS = 64  # rows of qweight that are unpacked at a time
 
 
@@ -36,21 +41,65 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises ConvertError for other quantised ones, and for families that can't be converted.
     """
+    refuse_quantised(folder, str(folder))
     checkpoint = Checkpoint(folder)
     if reason := refusal(checkpoint.config, str(folder)):
         raise ConvertError(reason)
     if has_parts(checkpoint.config):
         return TextCheckpoint(folder)
-    about = checkpoint.config.get("quantization_config")
-    if not about:
-        return checkpoint
-    method = about.get("quant_method") if isinstance(about, dict) else about
-    if method == "gptq":
+    if checkpoint.config.get("quantization_config"):
         return GptqCheckpoint(folder)
-    raise ConvertError(
-        f"{folder} is quantised ({method}), and an adapter is merged into 16-bit weights; "
-        "give the 16-bit model that it was made from: --base-model DIR"
+    if any(name.endswith((".absmax", ".SCB")) for name in checkpoint.names):
+        raise _quantised(folder, str(folder), "bitsandbytes")
+    return checkpoint
+
+
+def refuse_quantised(folder: Path, name: str) -> None:
+    """Refuse what only its own library can read, by config.json: before weights are downloaded or read.
+
+    `name`: what the model is called. Raises ConvertError, which names the 16-bit model where that is known.
+    """
+    config = read_json(folder / "config.json")
+    about = config.get("quantization_config") or config.get("quantization")  # the second is MLX's
+    if not about:
+        return
+    if "quantization_config" not in config:
+        raise _quantised(folder, name, "MLX")
+    method = about.get("quant_method") if isinstance(about, dict) else about
+    if method != "gptq":
+        raise _quantised(folder, name, str(method))
+
+
+def refuse_quantised_name(name: str) -> None:
+    """Refuse a hub's model that says in its name that bitsandbytes made it. Raises ConvertError."""
+    if _BNB.search(name):
+        raise _quantised(None, name, "bitsandbytes")
+
+
+def _quantised(folder: Path | None, name: str, method: str) -> ConvertError:
+    made_from = sixteen_bit_name(name, folder)
+    give = f"--base-model {shlex.quote(made_from)}" if made_from else "--base-model DIR"
+    return ConvertError(
+        f"{name} is quantised ({method}), and an adapter is merged into 16-bit weights, as a GGUF is made of "
+        f"them; give the 16-bit model that it was made from: {give}"
     )
+
+
+def sixteen_bit_name(name: str, folder: Path | None = None) -> str:
+    """The hub's name of the model that a quantised one was made from; empty where nothing tells.
+
+    By Unsloth's way of naming, else as the model card says (`base_model`).
+    """
+    if (plain := _BNB.sub("", name)) != name and not Path(name).exists():
+        return plain
+    card = folder / "README.md" if folder else None
+    try:
+        found = metadata_load(card) if card and card.is_file() else None
+    except Exception:  # whatever the YAML of a card that anyone may have written does
+        return ""
+    named = (found or {}).get("base_model")
+    named = named[0] if isinstance(named, list) and named else named
+    return named if isinstance(named, str) else ""
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ def main(argv: list[str]) -> int:
                 f"{given.run!r} is a whole checkpoint already; next: python convert/to_gguf.py {given.run}"
             )
         out = given.out or source.folder / "merged"
+        Adapter(source.adapter)  # what can't be merged anyway needs no base, which may be a download
         base = find_base(source.adapter, given.base_model, source.folder / "convert")
         with bar("Merging", "B") as progress:
             notes = merge(base, source.adapter, out, progress)

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from convert.checkpoint import INDEX, SINGLE, Checkpoint, CheckpointWriter
+from convert.gptq import GptqCheckpoint, open_checkpoint
 from convert.merge_plan import rows_of
 from convert.source import read_json
 from convert.text_part import TextCheckpoint
 from convert.tokenizer_files import TokenizerFiles, within_rows, write_json
-from core.families import has_parts
 
 CONFIGS = ("config.json", "generation_config.json")
 
@@ -20,17 +20,15 @@ def copy_without_code(checkpoint: Path, out: Path, leave_out: Collection[str] = 
     """Make `out`: the weights as links, tokenizer and configs as copies that ask for no code (`auto_map`).
 
     Only the files that transformers would read are linked, under the names that llama.cpp's converter looks
-    for. Tensors to `leave_out` can't be left out of a link: then the weights are copied; so is the text model
-    of a checkpoint with more parts, alone.
+    for. Tensors to `leave_out` can't be left out of a link, nor GPTQ's be de-quantised in one: then the
+    weights are copied; so is the text model of a checkpoint with more parts, alone.
     llama.cpp's converter loads some tokenizers with trust_remote_code; so there must be nothing to trust.
     Phi-3.5 is one of many that transformers knows itself and that bring code all the same.
     """
-    read, files = Checkpoint(checkpoint), TokenizerFiles(checkpoint, checkpoint)
-    if has_parts(read.config):
-        read = TextCheckpoint(checkpoint)
+    read, files = open_checkpoint(checkpoint), TokenizerFiles(checkpoint, checkpoint)
     files.check(read.config, rows_of(read), checkpoint.name)
     shutil.rmtree(out, ignore_errors=True)
-    if leave_out or isinstance(read, TextCheckpoint):
+    if leave_out or isinstance(read, GptqCheckpoint | TextCheckpoint):
         with CheckpointWriter(out) as writer:
             for name in read.names:
                 if name not in leave_out:
@@ -62,7 +60,7 @@ def _copy_small(read: Checkpoint, files: TokenizerFiles, target: Path) -> None:
     for name in CONFIGS:
         if (read.folder / name).is_file():
             content = read.config if name == "config.json" else read_json(read.folder / name)
-            for key in ("auto_map", "transformers_weights"):
+            for key in ("auto_map", "transformers_weights", "quantization_config"):
                 content.pop(key, None)
             write_json(target / name, within_rows(content, rows_of(read)))
     files.copy(target, read.config)

@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from chat.machine import human_size
 from convert import preflight
+from convert.adapter import Adapter
 from convert.errors import ConvertError
 from convert.gptq import open_checkpoint
 from convert.merge_plan import MergePlan
@@ -33,6 +34,8 @@ def convert(source: Source, settings: Settings, types: list[str], root: Path) ->
 
 def _convert(pipeline: Pipeline, types: list[str], root: Path) -> int:
     source, settings = pipeline.source, pipeline.settings
+    if source.adapter:
+        Adapter(source.adapter)  # what can't be merged anyway needs no base, which may be a download
     origin = open_checkpoint(source.checkpoint or pipeline.base)
     print(f"{source.name}: {', '.join(types)}, based on {pipeline.origin}", flush=True)
     if isinstance(origin, TextCheckpoint):
