@@ -5,19 +5,25 @@ A bad entry is set aside with a reason; it never stops the app. chat/entry.py ha
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import importlib.util
 import json
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from chat.entry import Entry, Source, hub_source, parse_entry, shown
 from chat.gguf_parts import first_part, missing_part, model_size, part_names
 from chat.machine import human_size, verdict
 from core.errors import ChatError
+from core.files import write_whole
 
-__all__ = ["Entry", "Registry", "Source", "add", "hub_source", "load_registry", "menu"]
+__all__ = ["Entry", "Registry", "Source", "add", "check_extensible", "hub_source", "load_registry", "menu"]
 
 
 @dataclass(frozen=True)
@@ -100,14 +106,28 @@ def load_registry(path: Path) -> Registry:
 
 
 def add(path: Path, name: str, entry: Entry) -> None:
-    """Add or replace one entry, leaving the others as they are, in their order. Raises ChatError."""
+    """Add or replace one entry, leaving the others as they are, in their order. Raises ChatError.
+
+    Other programs that add one wait: none of them writes what it read before the others wrote.
+    """
+    with FileLock(_lock_of(path)):
+        raw = check_extensible(path)
+        raw[name] = entry.model_dump(mode="json", exclude_unset=True)
+        write_whole(path, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+
+
+def _lock_of(path: Path) -> Path:
+    """Beside other temporary files, so that nothing new lies beside the menu."""
+    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"tune2chat-{getpass.getuser()}-{name}.lock")
+
+
+def check_extensible(path: Path) -> dict[str, Any]:
+    """Return what `add` would add to. Raises ChatError where it would have to lose something."""
     raw, twice = _read(path) if path.exists() else ({}, [])
     if twice:  # writing the file anew would lose the first
         raise ChatError(f"{path.name} has the key {twice[0]!r} twice; rename or remove one")
-    raw[name] = entry.model_dump(mode="json", exclude_unset=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    return raw
 
 
 def menu(registry: Registry) -> list[tuple[str, str]]:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import metadata_load
 
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
@@ -33,6 +32,9 @@ FORMATS = ("gptq", "gptq_v2")
 BITS = (2, 4, 8)
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _BNB = re.compile(r"(-unsloth)?-bnb-[48]bit$")
+# In the YAML at the head of a card: the name alone, or the first of a list.
+_BASE_MODEL = re.compile(r"^base_model:(?:[ ]*|\s*\n\s*-[ ]*)[\"']?([\w.-]+/[\w.-]+)", re.MULTILINE)
+CARD_HEAD = 20_000  # characters
 BLOCK_WORDS = 64  # rows of qweight that are unpacked at a time
 
 
@@ -93,13 +95,9 @@ def sixteen_bit_name(name: str, folder: Path | None = None) -> str:
     if (plain := _BNB.sub("", name)) != name and not Path(name).exists():
         return plain
     card = folder / "README.md" if folder else None
-    try:
-        found = metadata_load(card) if card and card.is_file() else None
-    except Exception:  # whatever the YAML of a card that anyone may have written does
-        return ""
-    named = (found or {}).get("base_model")
-    named = named[0] if isinstance(named, list) and named else named
-    return named if isinstance(named, str) else ""
+    head = card.read_text("utf-8", "replace")[:CARD_HEAD] if card and card.is_file() else ""
+    found = _BASE_MODEL.search(head.partition("\n---")[0])
+    return found[1] if found else ""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
     place(made, target, move=True)
     shutil.rmtree(work)
     print(f"{target} ({human_size(target.stat().st_size)})")
-    print(f'Next: add "adapters": ["models/{target.name}"] to the entry of its base in models.json')
+    listed = json.dumps([f"models/{target.name}"], ensure_ascii=False)
+    print(f'Next: add "adapters": {listed} to the entry of its base in models.json')
     return 0
 
 

@@ -28,7 +28,7 @@ try:
     from convert.gptq import open_checkpoint
     from convert.merge_plan import MergePlan
     from convert.progress import bar
-    from convert.source import find_source, read_json
+    from convert.source import command_for, find_source, read_json
     from convert.tokenizer_files import TokenizerFiles, within_rows, write_json
 except KeyboardInterrupt:  # torch takes seconds to import
     sys.exit(130)
@@ -93,9 +93,7 @@ def main(argv: list[str]) -> int:
     def work() -> int:
         source = find_source(given.run, ROOT / "outputs")
         if source.adapter is None:
-            raise ConvertError(
-                f"{given.run!r} is a whole checkpoint already; next: python convert/to_gguf.py {given.run}"
-            )
+            raise ConvertError(f"{given.run!r} is a whole checkpoint already; next: {command_for(given.run)}")
         out = given.out or source.folder / "merged"
         Adapter(source.adapter)  # what can't be merged anyway needs no base, which may be a download
         base = find_base(source.adapter, given.base_model, source.folder / "convert")
@@ -105,7 +103,7 @@ def main(argv: list[str]) -> int:
             print(line)
         made = Checkpoint(out)
         print(f"{out}: {len(made.names)} tensors, {human_size(made.size_bytes)}, merged on {base}")
-        print(f"Next: python convert/to_gguf.py {given.run} --quant q5")
+        print(f"Next: {command_for(given.run)} --quant q5")
         return 0
 
     return run(work, "Stopped; nothing was kept.")

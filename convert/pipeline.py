@@ -28,6 +28,7 @@ from convert.errors import ConvertError
 from convert.gptq import open_checkpoint
 from convert.merge import merge
 from convert.merge_plan import MergePlan, is_tied, surplus_head
+from convert.names import folder_name
 from convert.preflight import check_tokenizer
 from convert.progress import bar
 from convert.rows import Row, load_rows, plain_rows, save_rows
@@ -88,11 +89,11 @@ class Pipeline:
     def origin(self) -> str:
         """What the model is called that the run began with."""
         if self.source.checkpoint:
-            return self.source.checkpoint.resolve().name
+            return folder_name(self.source.checkpoint)
         assert self.source.adapter
         named = str(read_json(self.source.adapter / ADAPTER_CONFIG).get("base_model_name_or_path"))
         # A folder's name, not its path: this goes into files that are given to others.
-        return self.base.resolve().name if Path(named).is_dir() or self.settings.base_model else named
+        return folder_name(self.base) if Path(named).is_dir() or self.settings.base_model else named
 
     @cached_property
     def name(self) -> str:
@@ -274,11 +275,10 @@ class Pipeline:
 
     def check_source(self) -> None:
         """Find out now whether base and adapter, or the checkpoint, can be taken. Raises ConvertError."""
-        if self.source.adapter:
-            MergePlan(open_checkpoint(self.base), Adapter(self.source.adapter))
-        else:
-            assert self.source.checkpoint
+        if self.source.checkpoint:
             is_tied(open_checkpoint(self.source.checkpoint))
+        elif self.source.adapter:
+            MergePlan(open_checkpoint(self.base), Adapter(self.source.adapter))
 
     @property
     def _given_imatrix(self) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import human_size
 from chat.registry import Entry, Source, add
+from convert.names import ollama_name
 from convert.verify.report import Report
 from core.files import whole
 
@@ -61,7 +64,10 @@ def register(
 def modelfile(file: GgufFile) -> str:
     """The file for `ollama create`. Ollama finds its own template by the GGUF's; the stops are ours."""
     ends = sorted(text for text, i in file.vocab.control.items() if i in file.vocab.eog_ids)
-    lines = [f"FROM ./{file.path.name}", f"PARAMETER num_ctx {min(file.n_ctx_train or CONTEXT, CONTEXT)}"]
+    lines = [
+        f"FROM {_quoted(f'./{file.path.name}')}",
+        f"PARAMETER num_ctx {min(file.n_ctx_train or CONTEXT, CONTEXT)}",
+    ]
     lines += [f"PARAMETER stop {json.dumps(text, ensure_ascii=False)}" for text in ends]
     return "\n".join(lines) + "\n"
 
@@ -75,8 +81,8 @@ def model_card(name: str, file: GgufFile, report: Report, about: dict[str, Any])
         f"# {name}\n\n"
         f"`{base}`, fine-tuned in the run `{about['run']}`: a GGUF of type {file.file_type} "
         f"({human_size(file.file_size)}), made by tune2chat.\n\n"
-        f"    python app.py --model models/{file.path.name}\n"
-        f"    ollama create {name.lower()} -f {name}.Modelfile\n\n"
+        f"    python app.py --model {shlex.quote(f'models/{file.path.name}')}\n"
+        f"    ollama create {ollama_name(name)} -f {shlex.quote(f'models/{name}.Modelfile')}\n\n"
         "## What was measured\n\n"
         f"On {about['tested_on']}, token for token as the chat sends them.\n\n"
         f"```\n{report.table()}\n```\n"
@@ -96,6 +102,11 @@ def place(source: Path, target: Path, move: bool) -> Path:
     if move:
         source.unlink()
     return target
+
+
+def _quoted(path: str) -> str:
+    """A path as a Modelfile takes it: in quotes where it isn't one word."""
+    return path if re.fullmatch(r"[\w./-]+", path, re.ASCII) else f'"{path}"'
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from convert.checkpoint import Checkpoint
+from convert.names import folder_name
 from convert.sentencepiece_file import is_byte_level
 from convert.source import read_json
 
@@ -33,7 +34,8 @@ def model_name(base: Path, run: str) -> str:
     doesn't load the file.
     """
     config = read_json(base / "config.json")
-    origin = Path(str(config.get("_name_or_path") or base.resolve())).name
+    named = config.get("_name_or_path")
+    origin = Path(str(named)).name if named else folder_name(base).rpartition("/")[2]
     name = origin if origin == run else f"{origin} {run}"
     tokenizer = base / "tokenizer.json"
     if tokenizer.is_file() and is_byte_level(read_json(tokenizer)):

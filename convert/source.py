@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.errors import ConvertError
+from convert.names import bounded, folder_name
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -35,10 +36,11 @@ def find_source(given: str | None, outputs: Path) -> Source:
     if path.suffix == ".gguf":
         raise ConvertError(f"{given!r} is a GGUF already; chat with it: python app.py --model {given}")
     if _is_adapter(path):
-        name = path.resolve().parent.name if path.resolve().name == "adapter" else path.resolve().name
+        name = bounded(folder_name(path.resolve().parent if path.resolve().name == "adapter" else path))
+        name = name.rpartition("/")[2]
         return Source(name, outputs / name, adapter=path)
     if (path / "config.json").is_file():
-        name = path.resolve().name
+        name = bounded(folder_name(path).rpartition("/")[2])
         return Source(name, outputs / name, checkpoint=path)
     if path.is_dir():
         inside = [
@@ -90,7 +92,10 @@ def _run(folder: Path) -> Source:
     prompts = folder / "prompts.jsonl"
     adapter = folder / "adapter"
     return Source(
-        folder.resolve().name, folder, adapter=adapter, prompts=prompts if prompts.is_file() else None
+        bounded(folder.resolve().name),
+        folder,
+        adapter=adapter,
+        prompts=prompts if prompts.is_file() else None,
     )
 
 

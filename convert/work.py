@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from chat.machine import human_size
+from chat.registry import check_extensible
 from convert import preflight
 from convert.adapter import Adapter
 from convert.errors import ConvertError
@@ -24,6 +26,7 @@ def convert(source: Source, settings: Settings, types: list[str], root: Path) ->
     """Make, check and register one GGUF of each type; return the exit code. Raises ConvertError."""
     if settings.imatrix not in ("auto", "none") and not Path(settings.imatrix).is_file():
         raise ConvertError(f"--imatrix {settings.imatrix!r} is no file; give one, or say auto or none")
+    check_extensible(root / "models.json")  # now, not when all is done
     pipeline = Pipeline(source, settings)
     try:
         with FileLock(pipeline.work / ".lock", timeout=0):
@@ -51,7 +54,7 @@ def _convert(pipeline: Pipeline, types: list[str], root: Path) -> int:
     for name in failed:
         print(f"FAILED: models/{name}.unverified; {name}.unverified.json has all of its checks")
     if not failed:
-        print(f'Next: python app.py --model "{source.name} {types[0]}"')
+        print(f"Next: python app.py --model {shlex.quote(f'{source.name} {types[0]}')}")
     return 1 if failed else 0
 
 

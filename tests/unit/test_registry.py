@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from chat.entry import parse_entry
 from chat.gguf_parts import part_names
-from chat.registry import Registry, add, hub_source, load_registry, menu
+from chat.registry import Registry, add, check_extensible, hub_source, load_registry, menu
 from core.errors import ChatError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,3 +217,22 @@ def test_a_split_model_has_a_hash_for_each_part_or_none(tmp_path: Path) -> None:
     assert "'sources.0.sha256' is [\"a\"]" in reason(
         tmp_path, {"sources": [HUB | {"sha256": ["a"]}], "n_ctx": 512}
     )
+
+
+def test_programs_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, {})
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from chat.registry import add; from chat.entry import parse_entry\n"
+        f"for i in range(20): add(Path({str(path)!r}), f'{{sys.argv[1]}} {{i}}', "
+        f"parse_entry({{'sources': [{HUB!r}], 'n_ctx': 512}}))"
+    )
+    programs = [subprocess.Popen([sys.executable, "-c", code, name], cwd=ROOT) for name in ("a", "b", "c")]
+    assert [program.wait() for program in programs] == [0, 0, 0]
+    assert len(json.loads(path.read_text())) == 60
+
+
+@pytest.mark.parametrize("content", ["[1", '{"a": {}, "a": {}}', "[]"])
+def test_a_menu_that_could_not_be_extended_is_noticed_before(content: str, tmp_path: Path) -> None:
+    with pytest.raises(ChatError, match=r"models\.json"):
+        check_extensible(write(tmp_path, content))
