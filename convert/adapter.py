@@ -101,7 +101,10 @@ class Adapter:
             saved = _SAVED.search(name)
             self._names_of_adapters.add((saved and saved[1]) or "")
             name = _SAVED.sub(".", name).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-            self._once(self.whole.setdefault(name, key), key)
+            known = self.whole.setdefault(name, key)
+            # PEFT saves a resized embedding that is trained as a whole under both of its names.
+            same = known == key or torch.equal(self._file.read(known), self._file.read(key))
+            self._once(key if same else known, key)
             return
         module, part, adapter, field = found.groups()
         self._names_of_adapters.add(adapter or "")

@@ -58,7 +58,9 @@ def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
         raise ConvertError("--lora needs an adapter, and this is a whole checkpoint")
     pipeline = Pipeline(source, settings)
     adapter, base = Adapter(source.adapter), open_checkpoint(pipeline.base)
-    MergePlan(base, adapter)
+    MergePlan(base, adapter)  # refuses an adapter of another base
+    for line in adapter.notes():
+        print(line, flush=True)
     _check(adapter, base)
     llamacpp.converter(llamacpp.LORA_CONVERTER)
     print(preflight.check(base, True, [], False, pipeline.work), flush=True)

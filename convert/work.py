@@ -14,7 +14,6 @@ from convert import preflight
 from convert.adapter import Adapter
 from convert.errors import ConvertError
 from convert.gptq import open_checkpoint
-from convert.merge_plan import MergePlan
 from convert.pipeline import Pipeline
 from convert.publish import publish, register
 from convert.settings import Settings

@@ -72,7 +72,7 @@ def test_a_head_of_its_own_where_a_gguf_has_no_place_for_one(kind: str, ties: bo
         ({"attention_bias": False}, "a model without model.layers.0.self_attn.k_proj.bias and 7 more"),
         ({"hidden_size": 33}, "describes no model: "),
         ({"vocab_size": "64"}, "describes no model: "),
-        ({"model_type": "florb"}, "no language model of model_type 'florb'"),
+        ({"model_type": "florb"}, "transformers doesn't know the model type 'florb'"),
         ({"eos_token_id": 64}, "eos_token_id 64, and the embedding has 64 rows"),
     ],
     ids=str,
