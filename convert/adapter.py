@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from convert.adapter_kinds import refuse_kind
 from convert.checkpoint import Checkpoint, TensorFile
 from convert.errors import ConvertError
 from convert.source import ADAPTER_CONFIG, read_json
@@ -28,21 +27,6 @@ WEIGHTS = "adapter_model.safetensors"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 HEADS = ("lm_head.weight", "embed_out.weight")
 BLOCK = 2**16  # values that are worked on at a time: a few of these fit the processor's cache
-
-# Initialisations (PEFT's init_lora_weights) that take their start out of the base's weights, and LoftQ, whose
-# adapter makes up for the error of a base quantised its own way. On the plain base each would count twice.
-CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
-UNSUPPORTED = {
-    "alora_invocation_tokens": "aLoRA works from a certain token on, which no weights can express",
-    "use_qalora": "QALoRA's updates pool the inputs, which a merge doesn't cover",
-    "layer_replication": "it repeats layers of the base",
-    "target_parameters": "it changes parameters that are no layers (experts)",
-    "trainable_token_indices": "it trains single tokens; list the embeddings in modules_to_save instead",
-    "use_bdlora": "block-diagonal LoRA is not covered",
-    "arrow_config": "Arrow mixes adapters by token, which no weights can express",
-    "kasa_config": "KaSA cuts the base's weights down first",
-    "monteclora_config": "MonteCLoRA samples its weights",
-}
 
 # What torch.compile, DDP, FSDP and activation checkpointing put into names while a model is wrapped.
 _WRAPPERS = re.compile(r"^(module\.)+|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -74,7 +58,7 @@ class Adapter:
         """Read the config and the tensors' names. Raises ConvertError for what a merge can't express."""
         self.folder = folder
         self.config = read_json(folder / ADAPTER_CONFIG)
-        _refuse(folder, self.config)
+        refuse_kind(folder, self.config)
         if not (folder / WEIGHTS).is_file():
             raise ConvertError(
                 f"{folder} has no {WEIGHTS}; save the adapter as safetensors: "
@@ -277,32 +261,6 @@ class Adapter:
 def in_text(name: str) -> str:
     """A name with the text model of a base with more parts taken for the base itself; others as they are."""
     return text_name(name) or name
-
-
-def _refuse(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse what a merge can't express."""
-    kind = config.get("peft_type")
-    if kind is None and ("lora_parameters" in config or (folder / "adapters.safetensors").is_file()):
-        base, path = shlex.quote(str(config.get("model") or "MODEL")), shlex.quote(str(folder))
-        raise ConvertError(
-            f"{folder} is an adapter of MLX, which keeps other tensors than PEFT; let MLX merge it, where it "
-            f"runs: mlx_lm.fuse --model {base} --adapter-path {path} --save-path fused; then: "
-            "python convert/to_gguf.py fused"
-        )
-    if kind != "LORA":
-        raise ConvertError(f"{folder / ADAPTER_CONFIG}: peft_type is {kind!r}; only LORA can be merged")
-    start = str(config.get("init_lora_weights", True)).lower()
-    if start.startswith(CHANGE_THE_BASE):
-        raise ConvertError(
-            f"{folder} was started with init_lora_weights={start!r}, which changed the base's weights, so it "
-            "doesn't fit the base as published; save it as plain LoRA with PEFT's "
-            "path_initial_model_for_weight_conversion, or train again without it"
-        )
-    for option, reason in UNSUPPORTED.items():
-        if config.get(option):
-            raise ConvertError(f"{folder} was trained with {option} and can't be merged: {reason}")
-    if not isinstance(config.get("lora_alpha"), int | float):
-        raise ConvertError(f"{folder / ADAPTER_CONFIG} has no lora_alpha")
 
 
 def _by(shape: tuple[int, ...]) -> str:
