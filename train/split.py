@@ -7,7 +7,7 @@ Few groups may leave a split without rows: training goes without it, and says so
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from train.errors import TrainError
@@ -41,7 +41,8 @@ def split_examples(examples: Sequence[Example], data: Data) -> Splits:
 
     Where different groups hold the same text, the test split keeps it, else the validation split.
     """
-    names = [split_of(example.group, data) for example in examples]
+    named = {example.split for example in examples}  # by the data itself
+    names = [_split_of(example, named, data) for example in examples]
     keys = [_key(example) for example in examples]
     home: dict[bytes, int] = {}
     for name, key in zip(names, keys, strict=True):
@@ -60,7 +61,14 @@ def split_examples(examples: Sequence[Example], data: Data) -> Splits:
                 f"{_groups(groups, data)}, which stay together; lower data.validation and data.test, choose "
                 "another group_by, or bring more rows"
             )
-        splits = Splits(train=list(examples))  # few groups, and chance held them all out
+        held_out = [example for example in examples if _is_held_out(example)]
+        if len(held_out) == len(examples):
+            named_so = " or ".join(sorted({repr(example.split) for example in held_out}))
+            raise TrainError(f"all {len(examples)} rows of {data.path} are named {named_so}, none train")
+        # Few groups, and chance held them all out; what the data holds out stays where it says.
+        splits = Splits(train=[example for example in examples if not _is_held_out(example)])
+        for example in held_out:
+            getattr(splits, example.split).append(example)
     splits.notes = _notes(splits, groups, data)
     return splits
 
@@ -71,6 +79,18 @@ def split_of(group: str, data: Data) -> str:
     if place < data.test:
         return "test"
     return "validation" if place < data.test + data.validation else "train"
+
+
+def _is_held_out(example: Example) -> bool:
+    return example.split in ("validation", "test")
+
+
+def _split_of(example: Example, named: Collection[str], data: Data) -> str:
+    """The split that the data names; some of its train rows are put aside for one that it doesn't name."""
+    if _is_held_out(example):
+        return example.split
+    by_hash = split_of(example.group, data)
+    return "train" if example.split and by_hash in named else by_hash
 
 
 def _key(example: Example) -> bytes:

@@ -16,6 +16,7 @@ from train.data import load_examples, lost
 from train.errors import TrainError
 from train.loaded import Loaded
 from train.recipe import Data
+from train.split import split_examples
 
 USER, REPLY = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}
 HELLO = [USER, REPLY]
@@ -232,7 +233,12 @@ def test_what_is_not_used_is_named_with_its_first_row(tmp_path: Path) -> None:
 
 def test_the_split_that_the_data_names_is_kept(tmp_path: Path) -> None:
     rows = [{"prompt": str(i), "completion": "x", "split": "test" if i < 3 else "train"} for i in range(30)]
-    assert [e.split for e in load(tmp_path, *rows).examples] == ["test"] * 3 + ["train"] * 27
+    examples = load(tmp_path, *rows).examples
+    assert [e.split for e in examples] == ["test"] * 3 + ["train"] * 27
+    splits = split_examples(examples, Data(path="rows.jsonl", validation=0.3))
+    assert splits.test == examples[:3]
+    assert len(splits.train) + len(splits.validation) == 27
+    assert splits.validation
     loaded = load(tmp_path, *(row | {"split": "train"} for row in rows))
     assert {e.split for e in loaded.examples} == {""}
     assert loaded.not_used == {"column 'split'": 30}

@@ -73,3 +73,13 @@ def test_the_same_answer_to_all_questions_doesnt_empty_the_train_split() -> None
     rows = [Example([{"role": "user", "content": f"q{i}"}, answer], "", f"q{i}") for i in range(40)]
     splits = split_examples(rows, Data(path="x"))
     assert (len(splits.train), splits.repeated) == (40, 0)
+
+
+def test_rows_that_the_data_holds_out_are_never_trained() -> None:
+    held = [Example([], f"text {i}", "", split="test") for i in range(3)]
+    # by its hash, the only other row is held out too (see the test of fixed groups)
+    other = Example([], "text 3", "group 5")
+    splits = split_examples([*held, other], Data(path="x"))
+    assert (splits.train, splits.test) == ([other], held)
+    with pytest.raises(TrainError, match=r"all 3 rows of x are named .*, none train"):
+        split_examples(held, Data(path="x"))
