@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,10 +121,10 @@ def test_the_adapter_alone_is_a_gguf_for_its_base(root: Path) -> None:
 
 def test_a_base_that_is_nowhere_is_asked_for(root: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "outputs" / "lost" / "adapter"
-    adapter.mkdir(parents=True)
-    (adapter / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "base_model_name_or_path": "someone/not-on-this-disk"})
-    )
+    shutil.copytree(root / "outputs" / "quotes" / "adapter", adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "someone/not-on-this-disk"
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
     done = to_gguf(tmp_path, "lost")
     assert done.returncode == 1
     assert "--base-model" in done.stderr

@@ -116,9 +116,11 @@ def test_the_chat_says_what_training_and_peft_say(name: str, made: Made) -> None
     finally:
         engine.close()
     width = min(got.shape[1], wanted.shape[1])  # Gemma's converter drops rows beyond the vocabulary
-    spread = wanted[:, :width].std()
-    assert np.abs(wanted - before).max() > 0.1 * spread  # the adapter does something
-    assert np.abs(got[:, :width] - wanted[:, :width]).max() < 0.02 * spread
+    wanted, before = wanted[:, :width], before[:, :width]
+    changed = np.linalg.norm(wanted - before)
+    assert changed > 0.1 * np.linalg.norm(before)  # the adapter does something
+    # Rounding to 16 bit gave 0.0004 to 0.0020 of what the adapter changes.
+    assert np.linalg.norm(got[:, :width] - wanted) < 0.005 * changed
 
 
 @pytest.mark.parametrize("name", SMALL)
