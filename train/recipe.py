@@ -50,7 +50,7 @@ class Model(Section):
     """The base: a hub name or a folder, or a folder or a Python package with the GGUF file `gguf_file`."""
 
     base_model: str = ""
-    package: str = ""  # of Python, instead of base_model
+    package: str = ""  # of Python, instead of `base_model`
     gguf_file: str = ""
     revision: str | None = None
     license: str  # of the base, for the model card
@@ -68,16 +68,16 @@ class Model(Section):
 class Data(Section):
     """What `datasets.load_dataset` gets, how its rows become chats, and how they are split."""
 
-    path: str  # a hub name or a file: .jsonl, .json, .csv, .tsv or .parquet; see `located`
+    path: str  # a hub name or a file: .jsonl, .json, .csv, .tsv or .parquet
     license: str = "unknown"
-    task: Task = "auto"  # auto finds out by the columns
+    task: Task = "auto"  # `auto` finds out by the columns
     columns: dict[str, str] = {}  # a format's column and the data's, where they differ: {prompt: question}
-    format: Literal["chat", "text"] = "chat"  # text: the seed's own string, without a template or an end
+    format: Literal["chat", "text"] = "chat"  # `text` is the row's own string, without a template or an end
     name: str | None = None
     revision: str | None = None
     split: str = "train"
     lang: list[str] = []  # oasst1 only; all languages if empty
-    group_by: str | None = None  # the column whose rows stay together when splitting; the task's own choice
+    group_by: str | None = None  # the column whose rows stay together when splitting
     validation: Share = 0.1
     test: Share = 0.1
     limit: Annotated[int, Field(gt=0)] | None = None  # rows, after a shuffle that is always the same
@@ -133,7 +133,7 @@ class Sft(Section):
     packing: bool = True
     assistant_only_loss: bool = True
     per_device_train_batch_size: Annotated[int, Field(gt=0)] = 4
-    per_device_eval_batch_size: Annotated[int, Field(gt=0)] | None = None  # as in training
+    per_device_eval_batch_size: Annotated[int, Field(gt=0)] | None = None  # otherwise as in training
     gradient_accumulation_steps: Annotated[int, Field(gt=0, le=2**16)] = 1
     num_train_epochs: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     max_steps: Annotated[int, Field(ge=-1)] = -1  # above 0 it goes before the epochs
@@ -144,11 +144,11 @@ class Sft(Section):
     optim: Literal["adamw_torch_fused", "paged_adamw_8bit", "paged_adamw_32bit"] = "adamw_torch_fused"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    fp16: bool = False  # bf16 otherwise
+    fp16: bool = False  # otherwise bf16
     gradient_checkpointing: Literal["none", "full"] | None = None  # goes before the recipe's memory
     group_by_length: bool = False
     logging_steps: Annotated[int, Field(gt=0)] = 10
-    eval_steps: Annotated[int, Field(gt=0)] | None = None  # also when a checkpoint is kept; once an epoch
+    eval_steps: Annotated[int, Field(gt=0)] | None = None  # and checkpoints; otherwise once an epoch
     early_stopping_patience: Annotated[int, Field(gt=0)] | None = None  # evaluations without a lower loss
     report_to: list[Literal["tensorboard", "trackio"]] = []
     seed: Seed = 0
@@ -165,7 +165,7 @@ class Sft(Section):
 class Recipe(Section):
     """One run."""
 
-    name: str = ""  # the file's
+    name: str = ""  # otherwise the file's
     description: str = ""
     model: Model
     data: Data

@@ -25,7 +25,7 @@ def take(browser: Browser, app: App, name: str) -> None:
     person.send(QUESTION)
     expect(person.page.locator("#chat pre")).to_be_visible()
     person.page.mouse.move(0, 0)
-    person.page.screenshot(path=ROOT / "docs" / f"chat-{name}.png", animations="disabled")
+    person.page.screenshot(path=ROOT / "docs" / "images" / f"chat-{name}.png", animations="disabled")
     person.page.close()
 
 

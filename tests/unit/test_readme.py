@@ -1,4 +1,4 @@
-"""What the README and CONTRIBUTING say is true: commands, options, files, pins and pictures."""
+"""What the README, CONTRIBUTING and docs/ say is true: commands, options, keys, pins and pictures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from chat.registry import hub_source, load_registry
+from tests.recipe_keys import PAGE, page
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -24,17 +25,13 @@ def commands(text: str) -> list[list[str]]:
     return [words for line in code if (words := line.split())[0] in programs]
 
 
-COMMANDS = commands(README) + commands(CONTRIBUTING)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [command for page in PAGES for command in commands(page.read_text())]
 
 
 def front_matter() -> dict[str, str]:
     block = README.split("---\n")[1]
     return {key: value.strip('"') for key, value in re.findall(r"^(\w+): (.+)$", block, re.MULTILINE)}
-
-
-def tree() -> dict[str, str]:
-    block = README.split("## Files", 1)[1].split("```")[1]
-    return dict(re.findall(r"^(\S+) {2,}(\S.*)$", block, re.MULTILINE))
 
 
 def test_commands_are_found_at_all() -> None:
@@ -56,23 +53,21 @@ def test_a_quoted_command_exists(command: list[str]) -> None:
 
 def test_the_options_are_those_of_the_app() -> None:
     shown = subprocess.run([sys.executable, APP, "--help"], capture_output=True, text=True, check=True).stdout
-    rows = re.findall(r"^\| `(--\w+)` \| `(\w+)` \|", README, re.MULTILINE)
+    chat = (ROOT / "docs" / "chat.md").read_text()
+    rows = re.findall(r"^\| `(--\w+)` \| `(\w+)` \|", chat, re.MULTILINE)
     assert {option for option, _ in rows} == set(re.findall(r"--[\w-]+", shown)) - {"--help"}
     unknown = [variable for _, variable in rows if variable not in shown]
     assert not unknown, f"the app knows no {unknown}"
 
 
-def test_the_file_list_is_true() -> None:
-    listed = tree()
-    gone = [path for path in listed if not (ROOT / path).exists()]
-    assert not gone, f"the README lists files that don't exist: {gone}"
-    folders = ("core", "publish", "chat", "scripts", "bench", "train", "convert")
-    code = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    there = {path.relative_to(ROOT).as_posix() for path in code if path.stat().st_size}
-    there |= {path.name for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".")}
-    there -= {"README.md"}
-    missing = there - set(listed)
-    assert not missing, f"the README's file list lacks {sorted(missing)}"
+def test_every_folder_stands_in_the_map() -> None:
+    folders = {path.parent.name for path in ROOT.glob("*/*.py")} - {"scripts"}
+    missing = [name for name in sorted(folders) if f"| `{name}/` |" not in README]
+    assert not missing, f"the README's map lacks {missing}"
+
+
+def test_the_keys_of_a_recipe_stand_in_docs() -> None:
+    assert page() == PAGE.read_text(), "run: .venv/bin/python -m tests.recipe_keys"
 
 
 def test_the_space_installs_the_pinned_gradio_and_starts_the_app() -> None:
@@ -96,11 +91,14 @@ def test_the_space_has_the_default_model_before_it_starts() -> None:
     assert preloaded.groups() == (source.repo_id, source.filename, source.revision)
 
 
-def test_links_and_pictures_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README + CONTRIBUTING) + re.findall(
-        r'src="([^":]+)"', README
-    ):
-        assert (ROOT / target).exists(), f"no {target}"
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_and_pictures_exist(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), f"no {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") <= 170
 
 
 def test_contributing_stays_on_one_page() -> None:

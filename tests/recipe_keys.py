@@ -1,0 +1,65 @@
+"""Writes the keys of a recipe into docs/train.md: .venv/bin/python -m tests.recipe_keys"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic_core import PydanticUndefined
+
+from train.recipe import SECTIONS, Recipe, Section
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
+BEGIN, END = "<!-- keys: python -m tests.recipe_keys -->\n", "<!-- end of keys -->"
+
+
+def tables() -> str:
+    """Markdown with one table for each section, and one for the keys beside them."""
+    parts = [_table(f"`{name}`", section) for name, section in SECTIONS.items()]
+    return "\n".join([*parts, _table("Beside the sections", Recipe)])
+
+
+def _table(title: str, section: type[Section]) -> str:
+    comments = dict(re.findall(r"^    (\w+): .+?  # (.+)$", inspect.getsource(section), re.MULTILINE))
+    rows = [f"**{title}**", "", "| key | values | if left out | |", "|---|---|---|---|"]
+    for name, field in section.model_fields.items():
+        if field.alias in SECTIONS or name in SECTIONS:
+            continue
+        default = "(must be given)" if field.is_required() else _said(field.get_default())
+        rows.append(f"| `{name}` | {_values(field.annotation)} | {default} | {comments.get(name, '')} |")
+    return "\n".join(rows) + "\n"
+
+
+def _said(default: Any) -> str:
+    if default is PydanticUndefined or default in (None, "", [], {}):
+        return ""
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def _values(annotation: Any) -> str:
+    """A type in words: its choices, or what kind of value it takes."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in inside)
+    if origin is Annotated:
+        return _values(inside[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(_values(each) for each in inside if each is not type(None))
+    if origin is list:
+        return f"a list of {_values(inside[0])}"
+    names = {str: "text", bool: "`true`, `false`", int: "a whole number", float: "a number"}
+    return names.get(origin or annotation, "keys and values")
+
+
+def page() -> str:
+    """docs/train.md with the tables as they should be."""
+    text = PAGE.read_text()
+    before, _, rest = text.partition(BEGIN)
+    return before + BEGIN + tables() + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
