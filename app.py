@@ -1,6 +1,11 @@
 """Chat with a GGUF model in the browser: python app.py [--model NAME-or-FILE.gguf] [--engine auto]"""
 
+import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the page is served, Ctrl-C has nothing to close
+
 from pathlib import Path
 
 try:
@@ -25,9 +30,14 @@ demo = build_demo(Sessions(host))
 
 if __name__ == "__main__":
     try:
-        launch(
-            demo, settings.host, settings.port, settings.auth, lambda address: cli.page_is_up(address, host)
-        )
+        with cli.interruptible():
+            launch(
+                demo,
+                settings.host,
+                settings.port,
+                settings.auth,
+                lambda address: cli.page_is_up(address, host),
+            )
     except KeyboardInterrupt:
         sys.exit(130)  # Ctrl-C before the page was there; afterwards launch returns
     finally:

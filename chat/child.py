@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-# What a child may need of the app's environment: no tokens, and no settings that we haven't chosen.
+Process = subprocess.Popen[bytes]
+
+# What a Python program of ours needs that runs what others wrote (templates, a model's code).
 _KEPT = frozenset(
     (
         "PATH",
@@ -29,12 +32,35 @@ _KEPT = frozenset(
         "HOME",
     )
 )
-_KEPT_PREFIXES = ("CUDA_", "GGML_", "HIP_", "ROCR_", "VK_")  # which GPU, and how
+
+# An engine gets the whole environment but for this. A list of what it may have would always lack something:
+# each maker of GPUs has prefixes of its own (HSA_, ZE_, ONEAPI_), and so have loaders, drivers and OpenMP. It
+# keeps secrets out of logs and crash reports; a child of the same user could find them elsewhere.
+_SECRETS = re.compile(
+    r"TOKEN|SECRET|PASS(W|PHRASE|_|$)|PWD$|CREDENTIAL|COOKIE|AUTH|API_?KEY|ACCESS_?KEY|PRIVATE|SIGNING"
+    r"|(^|_)(KEY|KEYS|PAT|DSN|SALT)$|_KEY_|CONNECTION_?STR|WEBHOOK|DATABASE_URL"
+)
+_OF_OTHERS = re.compile(  # accounts, proxies, and settings that we haven't chosen
+    r"(AWS|AZURE|GOOGLE|GCP|GCLOUD|CLOUDSDK|ALIBABA|OCI|HF|HUGGING_?FACE|OPENAI|ANTHROPIC|WANDB|GITHUB|GH"
+    r"|GITLAB|CI|NPM|PIP|UV|DOCKER|KUBERNETES|VAULT|SSH|GPG|SPACE|OAUTH|OPENID|GRADIO|TUNE2CHAT|LLAMA|AIP"
+    r")_.*|HUGGING_.*|PYTHON.*|.*_PROXY"
+)
+_WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # in an address
 
 
 def environment() -> dict[str, str]:
-    """The part of the app's environment that a child process gets."""
-    return {k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)}
+    """The part of the app's environment that a worker gets."""
+    return {k: v for k, v in os.environ.items() if k in _KEPT}
+
+
+def engine_environment() -> dict[str, str]:
+    """The app's environment for an engine or a converter: without secrets, proxies and others' settings."""
+    return {
+        k: v
+        for k, v in os.environ.items()
+        if k in _KEPT
+        or not (_SECRETS.search(k.upper()) or _OF_OTHERS.fullmatch(k.upper()) or _WITH_PASSWORD.search(v))
+    }
 
 
 def worker(arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -59,7 +85,7 @@ def guarded(command: list[str], secrets: dict[str, str]) -> subprocess.Popen[byt
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment() | secrets,
+        env=engine_environment() | secrets,
         start_new_session=True,
     )
 

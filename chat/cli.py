@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -131,12 +133,27 @@ def check_address(settings: Settings) -> None:
         stop(f"can't serve on {bare(settings.host)}, port {settings.port}: {reason}")
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt; before and after, it ends the program at once and silently."""
+    at_once = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    if at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if at_once:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def prepare(settings: Settings, host: Host) -> None:
     """Check all that can be checked before the page is built, and bring the default model."""
+    check_address(settings)
     try:
-        check_address(settings)
-        _bring_default(host)
+        with interruptible():
+            _bring_default(host)
     except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it was", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -186,12 +203,17 @@ def _bring_default(host: Host) -> None:
 def _warm_up(host: Host) -> None:
     """Load the default model in the background; a failure is shown by the first turn too."""
 
+    def given_up() -> bool:
+        return host.wanted_besides(host.default)
+
     def load() -> None:
         try:
-            with host.use(host.default):
+            # Whoever wants another model by now shall not wait for this one.
+            with host.use(host.default, given_up):
                 pass
         except ChatError as error:
-            print(f"error: {error}", file=sys.stderr)
+            if not given_up() and not host.closed:
+                print(f"error: {error}", file=sys.stderr)
 
     threading.Thread(target=load, name="warm-up", daemon=True).start()
 

@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from core.errors import ChatError
+
 # Streamed text is handed on at this interval, not per token: waking a reader 160 times a second
 # takes time from the two cores that decode.
 CHUNK_INTERVAL_S = 0.06
@@ -16,6 +18,18 @@ CHUNK_INTERVAL_S = 0.06
 # Both engines penalise the last tokens of the chat, prompt included (llama.cpp's default window).
 PENALTY_WINDOW = 64
 PENALTY_SCOPE = f"the last {PENALTY_WINDOW} tokens of the chat, prompt included"
+
+
+LOOK_AGAIN_S = 0.1  # how often a load looks whether it is still wanted
+
+
+class LoadCancelled(ChatError):
+    """A load was given up before the model was ready: nobody waits for it any more."""
+
+
+def wanted() -> bool:
+    """The answer of a load that nobody cancels."""
+    return False
 
 
 class Sampling(BaseModel):

@@ -65,6 +65,7 @@ class GgufFile:
     chat_template: str | None
     kv_bytes_per_token: int  # with an f16 cache, every layer counted in full
     vocab: Vocab
+    end_keys: frozenset[str]  # keys with which the file names tokens that end a turn or a message
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -158,6 +159,7 @@ def _describe(parts: tuple[Path, ...], size: int, header: Header, n_params: int)
             chat_template=_text(metadata, "tokenizer.chat_template") or None,
             kv_bytes_per_token=_kv_bytes_per_token(metadata, architecture),
             vocab=vocab,
+            end_keys=frozenset(key for key in metadata if key.endswith((".eot_token_id", ".eom_token_id"))),
         )
     except (ValueError, OverflowError) as error:
         raise ModelFileError(f"{path.name} can't be used: {error}") from None

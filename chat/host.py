@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from chat.engine import Engine
+from chat.end_of_turn import EndOfTurn, end_of_turn
+from chat.engine import Engine, wanted
 from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import human_size, memory_limit_bytes, thread_count, verdict
-from chat.prompt import FALLBACK_STOP, FALLBACK_TEMPLATE, PromptEncoder
+from chat.prompt import FALLBACK_STOP, FALLBACK_TEMPLATE, Messages, PromptEncoder
 from chat.reasoning import Reasoning
 from chat.registry import Entry, Registry, menu
 from chat.replies import Replies
@@ -23,6 +24,9 @@ from core.errors import ChatError, ModelFileError
 ENGINES = ("auto", "in-process", "llama-server")
 ASK_AGAIN_S = 0.2  # how often a turn that waits for its model looks whether it was stopped
 CACHED_TEXT = 16_384  # characters; longer texts are tokenised anew rather than kept
+CLOSE_LIMIT_S = 5.0  # a load that hangs in the disk must not keep the app from ending
+# Keys by which a file names its end of turn; llama.cpp knows more of them by name.
+END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 SLOTS_SHARE = 0.1  # of the memory limit that further chats' context may take
 
 
@@ -36,6 +40,7 @@ class Model:
     engine: Engine
     encoder: PromptEncoder
     replies: Replies
+    end: EndOfTurn
 
     @cached_property
     def reasoning(self) -> Reasoning:
@@ -45,17 +50,39 @@ class Model:
     @property
     def warning(self) -> str:
         """What the page must say about this model; empty when there is nothing."""
-        if self.file.chat_template:
-            return ""
-        return (
-            f"{self.name} has no chat template: a plain one is used, and replies may wander. "
-            "A model made for chat brings its own."
-        )
+        sentences = []
+        if not self.file.chat_template:
+            sentences.append(
+                f"{self.name} has no chat template: a plain one is used, and replies may wander. "
+                "A model made for chat brings its own."
+            )
+        if self.engine.n_ctx < self.entry.n_ctx:
+            sentences.append(
+                f"{self.name} has a context of {self.engine.n_ctx:,} tokens, which it was trained on, "
+                f"and not the {self.entry.n_ctx:,} of its entry."
+            )
+        return " ".join(sentences)
 
     @property
     def stop(self) -> str:
         """The text at which a reply ends; empty for a model whose template has a token for that."""
-        return "" if self.file.chat_template else FALLBACK_STOP
+        return self.end.text if self.file.chat_template else FALLBACK_STOP
+
+
+class _Ticket:
+    """A turn that stands in line for the model `name`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.error: Exception | None = None  # why that model did not load
+
+
+class _Loading:
+    """The model that is being loaded, by a thread of its own: no lock is held meanwhile."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.cancelled = threading.Event()
 
 
 class Host:
@@ -67,7 +94,9 @@ class Host:
         self._renderer = TemplateRenderer()
         self._model: Model | None = None
         self._users = 0
-        self._queue: deque[object] = deque()  # turns in the order of their arrival: nobody is overtaken
+        self._queue: deque[_Ticket] = deque()  # turns in the order of their arrival: nobody is overtaken
+        self._loading: _Loading | None = None
+        self.closed = False
         self._changed = threading.Condition()
 
     @property
@@ -88,23 +117,20 @@ class Host:
     def use(self, name: str, given_up: Callable[[], bool] = lambda: False) -> Iterator[Model]:
         """Hold the model called `name` for one turn, loading it first if need be.
 
-        Raises ChatError, also when `given_up` becomes true while another model is in use.
+        Raises ChatError, also when `given_up` becomes true while the turn waits for the model: a load that
+        nobody else wants next ends with it.
         """
         self._find(name)  # who asks for what is not there must not make others wait behind
-        ticket = object()
+        ticket = _Ticket(name)
         with self._changed:
             self._queue.append(ticket)
             try:
-                while not self._changed.wait_for(
-                    lambda: self._queue[0] is ticket and (self._users == 0 or self._serves(name)),
-                    ASK_AGAIN_S,
-                ):
-                    if given_up():
-                        raise ChatError(f"Stopped while other chats were using another model than {name}.")
-                model = self._load(name)
+                model = self._wait(ticket, given_up)
                 self._users += 1
             finally:
                 self._queue.remove(ticket)
+                if self._loading and not (self._queue and self._queue[0].name == self._loading.name):
+                    self._loading.cancelled.set()
                 self._changed.notify_all()
         try:
             yield model
@@ -112,6 +138,50 @@ class Host:
             with self._changed:
                 self._users -= 1
                 self._changed.notify_all()
+
+    def wanted_besides(self, name: str) -> bool:
+        """Whether somebody waits for another model than `name`."""
+        return any(ticket.name != name for ticket in list(self._queue))
+
+    def _wait(self, ticket: _Ticket, given_up: Callable[[], bool]) -> Model:
+        """Wait, with the lock let go, until it is the ticket's turn and its model is there."""
+        name = ticket.name
+        while True:
+            if self.closed:
+                raise ChatError("The app is ending.")
+            if ticket.error:
+                raise ticket.error
+            if given_up():
+                loading = self._loading and self._loading.name == name
+                reason = f"{name} was being loaded" if loading else "other chats were using another model"
+                raise ChatError(f"Stopped while {reason}" + ("." if loading else f" than {name}."))
+            if self._queue[0] is ticket and self._loading is None:
+                if self._model and self._serves(name):
+                    return self._model
+                if self._users == 0:
+                    self._loading = _Loading(name)
+                    threading.Thread(
+                        target=self._bring, args=(self._loading,), name="load", daemon=True
+                    ).start()
+            self._changed.wait(ASK_AGAIN_S)
+
+    def _bring(self, loading: _Loading) -> None:
+        """Load a model in this thread; then wake whoever waits for it, or tell them why it failed."""
+        model, failure = None, None
+        try:
+            model = self._load(loading.name, loading.cancelled.is_set)
+        except Exception as error:  # noqa: BLE001 (whoever waits raises it)
+            failure = error
+        with self._changed:
+            self._loading = None
+            if model and self.closed:
+                model.engine.close()
+            else:
+                self._model = model or self._model
+            if not loading.cancelled.is_set():
+                for ticket in self._queue:
+                    ticket.error = failure if ticket.name == loading.name else ticket.error
+            self._changed.notify_all()
 
     def _serves(self, name: str) -> bool:
         return self._model is not None and self._model.name == name and self._model.engine.alive()
@@ -127,49 +197,62 @@ class Host:
             raise ChatError(f"{name} is not on this disk. Choose it in the model menu to download it.")
         return entry, path
 
-    def _load(self, name: str) -> Model:
-        if self._model and self._serves(name):
-            return self._model
+    def _load(self, name: str, cancelled: Callable[[], bool] = wanted) -> Model:
         entry, path = self._find(name)
         file = read_gguf(path)
         if not file.n_params:
             raise ModelFileError(
                 f"{path.name} holds a vocabulary and no weights; choose the model's other file."
             )
-        _check_memory(name, file, entry.n_ctx)
+        n_ctx = min(entry.n_ctx, file.n_ctx_train or entry.n_ctx)
+        _check_memory(name, file, n_ctx)
         replies = self._model.replies if self._model and self._model.name == name else Replies()
+        end = end_of_turn(self._render(file), file.vocab) if file.chat_template else EndOfTurn()
         self._unload()  # two models at once may not fit
-        engine = self._start(path, entry, file)
-        self._model = Model(name, entry, file, engine, self._encoder(file, engine, replies), replies)
-        marks = self._model.reasoning.shown(file.vocab.control)
+        engine = self._start(file, entry, n_ctx, end, cancelled)
+        model = Model(name, entry, file, engine, self._encoder(file, engine, replies), replies, end)
+        marks = model.reasoning.shown(file.vocab.control)
         kept = {mark: i for mark, i in file.vocab.control.items() if mark in marks}
-        engine.shown = {mark: i for mark, i in kept.items() if i not in file.vocab.eog_ids}
-        return self._model
+        ends = {*file.vocab.eog_ids, end.token}
+        engine.shown = {mark: i for mark, i in kept.items() if i not in ends}
+        return model
 
-    def _start(self, path: Path, entry: Entry, file: GgufFile) -> Engine:
+    def _start(
+        self, file: GgufFile, entry: Entry, n_ctx: int, end: EndOfTurn, cancelled: Callable[[], bool]
+    ) -> Engine:
         adapters = [str(self.registry.folder / adapter) for adapter in entry.adapters]
+        overrides = {}
+        if end.token is not None:
+            free = (key for key in END_KEYS if key not in file.end_keys)
+            overrides[next(free, END_KEYS[0])] = end.token
         if self.engine == "in-process":
             from chat.in_process import InProcessEngine  # loads llama.cpp's library: not before it is needed
 
-            return InProcessEngine(path, entry.n_ctx, thread_count(), adapters)
+            return InProcessEngine(file.path, n_ctx, thread_count(), adapters, cancelled, overrides)
         from chat.llama_server import LlamaServerEngine
 
-        kv_bytes = file.kv_bytes_per_token * entry.n_ctx
+        kv_bytes = file.kv_bytes_per_token * n_ctx
         slots = 2 if kv_bytes < memory_limit_bytes() * SLOTS_SHARE else 1
-        return LlamaServerEngine(path, entry.n_ctx, thread_count(), adapters, slots)
+        return LlamaServerEngine(file.path, n_ctx, thread_count(), adapters, slots, cancelled, overrides)
 
-    def _encoder(self, file: GgufFile, engine: Engine, replies: Replies) -> PromptEncoder:
+    def _render(self, file: GgufFile) -> Callable[[Messages, bool], str]:
         vocab, template = file.vocab, file.chat_template or FALLBACK_TEMPLATE
 
-        def render(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        def render(messages: Messages, add_generation_prompt: bool) -> str:
             return self._renderer.render(template, messages, add_generation_prompt, vocab.bos, vocab.eos)
 
+        return render
+
+    def _encoder(self, file: GgufFile, engine: Engine, replies: Replies) -> PromptEncoder:
+        vocab = file.vocab
         cached = lru_cache(maxsize=256)(engine.tokenize)  # the turns before come again with every turn
 
         def tokenize(text: str, special: bool) -> list[int]:
             return cached(text, special) if len(text) <= CACHED_TEXT else engine.tokenize(text, special)
 
-        return PromptEncoder(render, tokenize, vocab.control, vocab.bos_id, vocab.add_bos, replies)
+        return PromptEncoder(
+            self._render(file), tokenize, vocab.control, vocab.bos_id, vocab.add_bos, replies
+        )
 
     def _unload(self) -> None:
         if self._model:
@@ -177,8 +260,14 @@ class Host:
             self._model = None
 
     def close(self) -> None:
-        """Free the model and end every child process."""
+        """Free the model and end every child process, and a load that is under way."""
         with self._changed:
+            self.closed = True
+            if self._loading:
+                self._loading.cancelled.set()
+            self._changed.notify_all()
+            idle = self._changed.wait_for(lambda: self._loading is None, CLOSE_LIMIT_S)
+        if idle:
             self._unload()
         self._renderer.close()
 

@@ -11,13 +11,13 @@ import codecs
 import ctypes
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from chat.engine import CHUNK_INTERVAL_S, Chunk, Sampling, Stats
-from chat.llama_model import MAX_BATCH, LlamaModel
+from chat.engine import CHUNK_INTERVAL_S, Chunk, Sampling, Stats, wanted
+from chat.llama_model import LlamaModel
 from core.errors import ChatError
 
 FIRST_BATCH, MIN_BATCH = 128, 32
@@ -63,11 +63,19 @@ class InProcessEngine:
 
     label = "in-process"
 
-    def __init__(self, path: Path, n_ctx: int, n_threads: int, adapters: list[str] | None = None) -> None:
-        self.n_ctx = n_ctx
+    def __init__(
+        self,
+        path: Path,
+        n_ctx: int,
+        n_threads: int,
+        adapters: list[str] | None = None,
+        cancelled: Callable[[], bool] = wanted,
+        overrides: Mapping[str, int] | None = None,
+    ) -> None:
         self.entered = 0  # replies inside the model now, and the most there ever were: for the tests
         self.most_entered = 0
-        self._model = LlamaModel(path, n_ctx, n_threads, adapters or [])
+        self._model = LlamaModel(path, n_ctx, n_threads, adapters or [], cancelled, overrides)
+        self.n_ctx = self._model.n_ctx
         self.shown: Mapping[str, int] = {}
         self._jobs: SimpleQueue[InProcessGeneration | None] = SimpleQueue()
         self._unfinished: set[InProcessGeneration] = set()
@@ -139,7 +147,7 @@ class InProcessEngine:
     def _prefill(self, job: InProcessGeneration) -> bool:
         """Evaluate what the context does not hold yet; False when stopped."""
         done = job.stats.cached_tokens = self._model.keep_common_prefix(job.ids)
-        batch = FIRST_BATCH
+        batch = min(FIRST_BATCH, self._model.n_batch)
         job.out.put(Chunk(prompt_done=done))
         while done < len(job.ids):
             part = job.ids[done : done + batch]
@@ -149,7 +157,7 @@ class InProcessEngine:
             done += len(part)
             job.out.put(Chunk(prompt_done=done))
             speed = len(part) / (time.perf_counter() - began)
-            batch = max(MIN_BATCH, min(MAX_BATCH, int(speed * BATCH_TIME_S)))
+            batch = max(MIN_BATCH, min(self._model.n_batch, int(speed * BATCH_TIME_S)))
         return True
 
     def _decode(self, job: InProcessGeneration, chain: Any, started: float) -> None:

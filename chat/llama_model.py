@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
-from chat.engine import PENALTY_WINDOW, Sampling
+from chat.engine import PENALTY_WINDOW, LoadCancelled, Sampling, wanted
+from chat.llama_log import first_reason
 from core.errors import ChatError, ModelFileError
 
 MAX_BATCH = 512  # llama.cpp's physical batch: larger ones evaluate no faster
@@ -22,23 +24,39 @@ ABORTED = 2  # llama_decode's return value after the abort callback said so
 _libc = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
 _flag_is_set = ctypes.cast(_libc.strlen, llama_cpp.ggml_abort_callback)
 
-_log: deque[str] = deque(maxlen=200)  # llama.cpp's last messages: the only place where it says why
+ERROR = 4  # ggml_log_level
+
+_errors: deque[str] = deque(maxlen=200)  # llama.cpp's messages: the only place where it says why
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _keep_log(level: int, text: bytes, _: Any) -> None:
-    _log.append(text.decode("utf-8", "replace").rstrip())
+def _keep_errors(level: int, text: bytes, _: Any) -> None:
+    if level == ERROR:
+        _errors.append(text.decode("utf-8", "replace").rstrip())
 
 
 class LlamaModel:
     """Weights, vocabulary, and a context that remembers which ids it holds. Raises ModelFileError."""
 
-    def __init__(self, path: Path, n_ctx: int, n_threads: int, adapters: list[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        n_ctx: int,
+        n_threads: int,
+        adapters: list[str],
+        cancelled: Callable[[], bool] = wanted,
+        overrides: Mapping[str, int] | None = None,
+    ) -> None:
         self.cached: list[int] = []  # the ids whose keys and values the context holds
-        self._model = _load(path)
+        self._model = _load(path, cancelled, overrides or {})
+        # What it was trained on is the end of its context, as llama-server has it.
+        n_ctx_train = llama_cpp.llama_model_n_ctx_train(self._model)
+        n_ctx = min(n_ctx, n_ctx_train) if n_ctx_train > 0 else n_ctx
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._context = self._open_context(path, n_ctx, n_threads)
+        self.n_ctx = min(n_ctx, llama_cpp.llama_n_ctx(self._context))  # it rounds up to blocks of 256
+        self.n_batch = min(MAX_BATCH, llama_cpp.llama_n_batch(self._context))
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._adapt(path, adapters)
         self._one = (llama_cpp.llama_token * 1)()
@@ -50,6 +68,7 @@ class LlamaModel:
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = MAX_BATCH
         params.n_threads = params.n_threads_batch = n_threads
+        _errors.clear()
         context = llama_cpp.llama_init_from_model(self._model, params)
         if not context:
             llama_cpp.llama_model_free(self._model)
@@ -57,7 +76,9 @@ class LlamaModel:
         return context
 
     def _adapt(self, path: Path, adapters: list[str]) -> None:
-        loras = [llama_cpp.llama_adapter_lora_init(self._model, adapter.encode()) for adapter in adapters]
+        _errors.clear()
+        files = map(os.fsencode, adapters)
+        loras = [llama_cpp.llama_adapter_lora_init(self._model, file) for file in files]
         if not all(loras):
             self.close()
             raise ModelFileError(f"{path.name}: an adapter of {adapters} does not load: {_reason()}")
@@ -101,7 +122,7 @@ class LlamaModel:
         return same
 
     def evaluate(self, ids: list[int]) -> bool:
-        """Add `ids` (at most MAX_BATCH) to the context; False when aborted. Raises ChatError."""
+        """Add `ids` (at most n_batch) to the context; False when aborted. Raises ChatError."""
         if len(ids) == 1:
             self._one[0], batch = ids[0], self._batch_of_one
         else:
@@ -121,8 +142,8 @@ class LlamaModel:
         for each position in `wanted`. The next step overwrites the array. Raises ChatError."""
         self.cached.clear()
         llama_cpp.llama_memory_clear(self._memory, True)
-        for start in range(0, len(ids), MAX_BATCH):
-            part = ids[start : start + MAX_BATCH]
+        for start in range(0, len(ids), self.n_batch):
+            part = ids[start : start + self.n_batch]
             batch = llama_cpp.llama_batch_init(len(part), 0, 1)
             try:
                 batch.n_tokens = len(part)
@@ -175,23 +196,32 @@ class LlamaModel:
         llama_cpp.llama_model_free(self._model)
 
 
-def _load(path: Path) -> Any:
-    """Load the weights, on a GPU where this build has one. Raises ModelFileError with llama.cpp's reason."""
-    llama_cpp.llama_log_set(_keep_log, None)
+def _load(path: Path, cancelled: Callable[[], bool], overrides: Mapping[str, int]) -> Any:
+    """Load the weights, on a GPU where this build has one. Raises ModelFileError with llama.cpp's reason.
+
+    `overrides` are keys of the file that count as having these values.
+    """
+    llama_cpp.llama_log_set(_keep_errors, None)
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = -1 if llama_cpp.llama_supports_gpu_offload() else 0
-    _log.clear()
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+    callback = llama_cpp.llama_progress_callback(lambda progress, data: not cancelled())
+    params.progress_callback = callback
+    table = (llama_cpp.llama_model_kv_override * (len(overrides) + 1))()  # ends at an empty key
+    for entry, (key, value) in zip(table, overrides.items(), strict=False):
+        entry.tag, entry.key, entry.value.val_i64 = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, key.encode(), value
+    params.kv_overrides = table
+    _errors.clear()
+    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+    if cancelled():
+        if model:
+            llama_cpp.llama_model_free(model)
+        raise LoadCancelled(f"Stopped while {path.name} was being loaded.")
     if not model:
         raise ModelFileError(f"{path.name} could not be loaded: {_reason()}")
     return model
 
 
 def _reason() -> str:
-    """llama.cpp's last complaint, or a plain sentence where it gave none."""
-    for sign in ("error", "failed", "unknown"):  # "failed to load model" comes last and says least
-        for line in reversed(_log):
-            if sign in line:
-                return line.split(": ", 1)[-1]
-    return "llama.cpp gave no reason; the memory may be too small"
+    """llama.cpp's own reason, or a plain sentence where it gave none."""
+    return first_reason(_errors) or "llama.cpp gave no reason; the memory may be too small"

@@ -16,6 +16,7 @@ from chat.turn import Progress, Turn, plan
 from core.errors import ChatError
 
 PROGRESS_INTERVAL_S = 0.25
+STOP_LIMIT_S = 1.0  # in which a download that was stopped says how far it is
 
 
 class Stoppable(Protocol):
@@ -46,6 +47,8 @@ class Fetch:
     def __iter__(self) -> Iterator[tuple[int, int | None]]:
         while not self._finished.wait(PROGRESS_INTERVAL_S):
             yield self._progress
+            if self._stopped.is_set() and not self._finished.wait(STOP_LIMIT_S):
+                raise ChatError("the download was stopped; starting it again goes on")  # the network hangs
         if self._error:
             raise self._error
         yield self._progress
@@ -89,8 +92,12 @@ class Sessions:
             finally:
                 task.cancel()  # nobody reads on: the page was closed
                 self._forget(key, task)
-        with self.host.use(name):
-            pass
+        load = self._running[key] = Turn()
+        try:
+            with self.host.use(name, lambda: load.cancelled):
+                pass
+        finally:
+            self._forget(key, load)
 
     def stop(self, key: str) -> None:
         """Stop the tab's reply or download, if one is running."""

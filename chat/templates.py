@@ -52,7 +52,9 @@ class TemplateRenderer:
         return answer["text"]
 
     def close(self) -> None:
-        """End the child process; the next render starts another one."""
+        """End the child process, a render included; the next render starts another one."""
+        if (running := self._worker) is not None:
+            running.kill()  # so that nobody holds the lock for long
         with self._lock:
             self._stop()
 
@@ -94,6 +96,9 @@ class _Worker:
             return {"error": self._cause_of_death()}
         self._in_step = "fatal" not in answer
         return answer
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def stop(self) -> None:
         self._process.kill()

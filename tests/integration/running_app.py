@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -33,6 +34,11 @@ def environment(**more: str) -> dict[str, str]:
     return clean | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | more
 
 
+def hear_ctrl_c() -> None:
+    """For a process to be: tests that run in a shell's background were told to ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class App:
     """app.py, served until it is ended."""
 
@@ -46,6 +52,7 @@ class App:
                 env=environment(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                preexec_fn=hear_ctrl_c,
             )
 
     def wait_until_it_answers(self) -> str:

@@ -17,6 +17,7 @@ from chat.host import Host
 from chat.registry import Entry, Registry, Source
 from chat.session import Sessions
 from core.errors import ChatError, ModelFileError
+from tests.integration.scripted_gguf import edited
 
 PATIENCE_S = 120  # a busy machine with two cores
 
@@ -160,9 +161,10 @@ def test_a_vocabulary_without_weights_is_refused(embedded_model: Path, llama_mod
 
 
 def test_a_model_that_needs_more_memory_than_there_is_is_refused_with_both_numbers(
-    embedded_model: Path,
+    embedded_model: Path, tmp_path: Path
 ) -> None:
-    with closing(host_of("in-process", huge=(embedded_model, 2**24), good=(embedded_model, 256))) as host:
+    long = edited(embedded_model, tmp_path / "long.gguf", {"llama.context_length": 2**24})
+    with closing(host_of("in-process", huge=(long, 2**24), good=(embedded_model, 256))) as host:
         assert reply(host, "good")
         with pytest.raises(ModelFileError, match=r"huge needs [\d.]+ GB .* 16,777,216 .* allows [\d.]+ GB"):
             reply(host, "huge")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 
 from chat.llama_server import find_binary
 from tests.integration.running_app import PATIENCE_S, App, copy_app, environment, wait_for
+
+SECONDS = 15  # on a machine that does other things too; it takes 0.1 to 2
 
 needs_server = pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
 
@@ -91,6 +94,21 @@ def test_ctrl_c_ends_the_app_quietly(start: Callable[..., App], engine: str) -> 
     log = app.end(signal.SIGINT)
     assert "Traceback" not in log
     assert "Exception" not in log
+    assert app.process.returncode in (0, 130, -signal.SIGINT)
+
+
+@pytest.mark.parametrize("loaded", ["gradio", "llama_cpp"])
+def test_ctrl_c_ends_the_app_in_seconds_while_it_starts_or_loads(
+    start: Callable[..., App], loaded: str
+) -> None:
+    app = start("--engine", "in-process")
+    maps = Path(f"/proc/{app.process.pid}/maps")
+    part = {"gradio": "/numpy/", "llama_cpp": "libllama"}[loaded]  # what is mapped in the middle of it
+    wait_for(lambda: part in maps.read_text())
+    began = time.monotonic()
+    log = app.end(signal.SIGINT)
+    assert time.monotonic() - began < SECONDS
+    assert "Traceback" not in log
     assert app.process.returncode in (0, 130, -signal.SIGINT)
 
 

@@ -1,0 +1,147 @@
+"""One reply of llama-server: the request for it, and its event stream."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any, Protocol
+
+from chat.engine import CHUNK_INTERVAL_S, PENALTY_WINDOW, Chunk, Sampling, Stats
+from core.errors import ChatError, EngineDied
+
+
+class Server(Protocol):
+    """The server as a reply needs it."""
+
+    n_ctx: int
+    port: int
+    headers: dict[str, str]
+    shown: Mapping[str, int]
+
+    def tokenize(self, text: str, special: bool) -> list[int]: ...
+
+    def died(self) -> EngineDied: ...
+
+
+class LlamaServerGeneration:
+    """One reply, read from the server's event stream."""
+
+    def __init__(self, engine: Server, ids: list[int], sampling: Sampling) -> None:
+        self.stats = Stats(prompt_tokens=len(ids), seed=sampling.seed or 0)
+        self._engine = engine
+        n_predict = min(sampling.max_tokens, engine.n_ctx - len(ids))
+        self._request = completion(ids, sampling, n_predict, preserved_tokens=list(engine.shown))
+        self._connection = http.client.HTTPConnection("127.0.0.1", engine.port)
+        self._socket: socket.socket | None = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Shut the socket down: the server stops after the batch that it is in."""
+        self._cancelled = True
+        if self._socket:
+            with suppress(OSError):  # the reply has just ended
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        started = time.perf_counter()
+        try:
+            yield from self._chunks(started)
+        except (OSError, http.client.HTTPException) as error:
+            if not self._cancelled:
+                raise self._engine.died() from error
+        finally:
+            self._connection.close()
+            if self._socket:
+                self._socket.close()
+        if not self.stats.finish_reason:
+            if not self._cancelled:
+                raise self._engine.died()
+            self.stats.finish_reason = "cancelled"
+        self.stats.generated_tokens = len(self.stats.ids)
+
+    def _chunks(self, started: float) -> Iterator[Chunk]:
+        text, fresh, last = "", 0, 0.0
+        for event, waited in self._events():
+            if progress := event.get("prompt_progress"):
+                self.stats.cached_tokens = progress["cache"]
+                yield Chunk(prompt_done=progress["processed"])
+                continue
+            if event["stop"]:
+                self._finish(event)
+                break
+            fresh += self._take_ids(event)
+            text += event["content"]
+            now = time.perf_counter()
+            self.stats.first_token_s = self.stats.first_token_s or now - started
+            # Sleep, then drain: two wake-ups an interval instead of one a token leave the cores to llama.cpp.
+            if text and (waited or not last) and now - last >= CHUNK_INTERVAL_S:
+                yield Chunk(text, tuple(self.stats.ids[-fresh:]) if fresh else ())
+                text, fresh, last = "", 0, now
+                time.sleep(CHUNK_INTERVAL_S)
+        yield Chunk(text, tuple(self.stats.ids[len(self.stats.ids) - fresh :]))
+
+    def _events(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Yield each event, and whether it had to be waited for."""
+        self._connection.connect()
+        self._socket = self._connection.sock
+        if self._cancelled:
+            return
+        self._connection.request("POST", "/completion", self._request, self._engine.headers)
+        response = self._connection.getresponse()
+        if response.status != 200:
+            raise refusal(response)
+        before = time.perf_counter()
+        while line := response.readline():
+            if line.startswith(
+                b"data: "
+            ):  # anything else is a blank line or a comment that keeps the line open
+                now = time.perf_counter()
+                yield json.loads(line[6:]), now - before > 0.001
+                before = time.perf_counter()
+
+    def _take_ids(self, event: dict[str, Any]) -> int:
+        """Add the event's ids to the reply's. A character of several tokens arrives with its last id only:
+        the others are found by tokenising it; where that fails, the history falls back to the text."""
+        gap = event["tokens_predicted"] - len(self.stats.ids)
+        ids = event["tokens"]
+        if gap > len(ids):
+            found = self._engine.tokenize(event["content"], False)[-gap:]
+            ids = found if len(found) == gap and found[-1] == ids[-1] else [-1] * (gap - 1) + ids
+        self.stats.ids += ids
+        return len(ids)
+
+    def _finish(self, event: dict[str, Any]) -> None:
+        ended = event["stop_type"] == "eos"
+        if ended and event["tokens_predicted"] == len(self.stats.ids):
+            self.stats.ids.pop()  # the stop token itself
+        self.stats.finish_reason = "stop" if ended else "length"
+        timings = event["timings"]
+        self.stats.cached_tokens = timings["cache_n"]
+        self.stats.prompt_per_s = timings["prompt_per_second"] or 0.0
+        self.stats.generated_per_s = timings["predicted_per_second"] or 0.0
+
+
+def completion(
+    ids: list[int], sampling: Sampling, n_predict: int, stream: bool = True, **more: list[str]
+) -> str:
+    """The body of a request: our fields only, never what a client sent."""
+    fields = sampling.model_dump(exclude={"max_tokens"})
+    fields |= {"prompt": ids, "n_predict": n_predict, "repeat_last_n": PENALTY_WINDOW, "cache_prompt": stream}
+    fields |= {"stream": stream, "return_tokens": True, "return_progress": stream, "response_fields": None}
+    fields |= more
+    if sampling.temperature == 0:
+        fields |= {"samplers": ["penalties", "top_k"], "top_k": 1}  # greedy: nothing else to compute
+    return json.dumps({name: value for name, value in fields.items() if value is not None})
+
+
+def refusal(response: http.client.HTTPResponse) -> ChatError:
+    """The error for an answer that is none, with the server's own words."""
+    try:
+        message = json.load(response)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = response.reason
+    return ChatError(f"llama-server refused the request: {message}")
