@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from chat import space
 from chat.address import bare, why_not
-from chat.command import Parser
+from chat.command import Parser, print_anything
 from chat.entry import Entry, Source, hub_source
 from chat.gguf_file import read_gguf
 from chat.gguf_parts import model_name
@@ -43,6 +43,7 @@ class Settings:
 
 def parse(argv: list[str]) -> Settings:
     """Read the options; a wrong one ends the program with one line and exit code 2."""
+    print_anything()
     parser = Parser(prog="python app.py", description="Chat with a GGUF model in the browser.")
     env = os.environ.get
     add = parser.add_argument
@@ -103,7 +104,7 @@ def _first(registry: Registry, wanted: str) -> Registry:
     elif path.suffix == ".gguf" or path.exists():
         file = read_gguf(path)
         entries = {
-            model_name(path.name): Entry(
+            _printable(model_name(path.name)): Entry(
                 sources=[Source(path=str(file.path.absolute()))],  # not resolved: a part goes by its name
                 n_ctx=max(MIN_CONTEXT, min(file.n_ctx_train or FILE_CONTEXT, FILE_CONTEXT)),
                 kv_bytes_per_token=file.kv_bytes_per_token,
@@ -116,6 +117,11 @@ def _first(registry: Registry, wanted: str) -> Registry:
         )
     others = {name: entry for name, entry in registry.entries.items() if name not in entries}
     return replace(registry, entries=entries | others)
+
+
+def _printable(name: str) -> str:
+    """Return a file name as the page can show it, also one that is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _near(wanted: str, known: Iterable[str]) -> str:

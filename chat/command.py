@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -10,6 +11,13 @@ from typing import NoReturn
 from core.errors import ChatError
 
 OURS = ("bench", "chat", "convert", "core", "publish", "train")
+
+
+def print_anything() -> None:
+    """Let `print` write what the terminal's encoding lacks as an escape, where it would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +44,7 @@ def run(work: Callable[[], int], stopped: str) -> int:
 
     `stopped` says what Ctrl-C leaves behind.
     """
+    print_anything()
     try:
         return work()
     except ChatError as error:
