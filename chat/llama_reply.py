@@ -64,17 +64,18 @@ class LlamaServerGeneration:
         self.stats.generated_tokens = len(self.stats.ids)
 
     def _chunks(self, started: float) -> Iterator[Chunk]:
-        text, fresh, last = "", 0, 0.0
+        text, newest, fresh, last = "", "", 0, 0.0
         for event, waited in self._events():
             if progress := event.get("prompt_progress"):
                 self.stats.cached_tokens = progress["cache"]
                 yield Chunk(prompt_done=progress["processed"])
                 continue
             if event["stop"]:
-                self._finish(event)
+                text += "" if self._finish(event) else newest
                 break
+            text += newest
             fresh += self._take_ids(event)
-            text += event["content"]
+            newest = event["content"]  # kept back: a stop token that is user-defined has a text
             now = time.perf_counter()
             self.stats.first_token_s = self.stats.first_token_s or now - started
             # Sleep, then drain: two wake-ups an interval instead of one a token leave the cores to llama.cpp.
@@ -82,6 +83,8 @@ class LlamaServerGeneration:
                 yield Chunk(text, tuple(self.stats.ids[-fresh:]) if fresh else ())
                 text, fresh, last = "", 0, now
                 time.sleep(CHUNK_INTERVAL_S)
+        else:
+            text += newest  # the server hung up: what it sent stays
         yield Chunk(text, tuple(self.stats.ids[len(self.stats.ids) - fresh :]))
 
     def _events(self) -> Iterator[tuple[dict[str, Any], bool]]:
@@ -114,15 +117,18 @@ class LlamaServerGeneration:
         self.stats.ids += ids
         return len(ids)
 
-    def _finish(self, event: dict[str, Any]) -> None:
+    def _finish(self, event: dict[str, Any]) -> bool:
+        """Note how the reply ended; True if its newest id was the stop token, which is no part of it."""
         ended = event["stop_type"] == "eos"
-        if ended and event["tokens_predicted"] == len(self.stats.ids):
-            self.stats.ids.pop()  # the stop token itself
+        stopped: bool = ended and event["tokens_predicted"] == len(self.stats.ids)
+        if stopped:
+            self.stats.ids.pop()
         self.stats.finish_reason = "stop" if ended else "length"
         timings = event["timings"]
         self.stats.cached_tokens = timings["cache_n"]
         self.stats.prompt_per_s = timings["prompt_per_second"] or 0.0
         self.stats.generated_per_s = timings["predicted_per_second"] or 0.0
+        return stopped
 
 
 def completion(

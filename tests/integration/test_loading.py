@@ -195,7 +195,7 @@ def test_a_reply_stops_at_the_end_that_the_template_writes(
     engine: str, kind: int | None, embedded_model: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "odd.gguf"
-    end = ["<|my_end|>"] if kind else ["[", "OVER", "]"]
+    end = ["<|my_end|>"] if kind else ["[", "end", "]"]
     template = CHATML.replace("END", repr("".join(end)))
     extra = [(surface, kind) for surface in end] if kind else []
     scripted(embedded_model, path, ["Hello", " world", *end, "User", " again"], template, extra)
