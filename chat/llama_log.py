@@ -15,7 +15,8 @@ _SAYS_NOTHING = re.compile(
     re.IGNORECASE,
 )
 _MEMORY = re.compile(
-    r"(?:unable|failed|cannot) to (?:allocate|reserve)|cannot allocate|bad_alloc|out of memory", re.IGNORECASE
+    r"(?:unable|failed|cannot) to (?:allocate|reserve)|cannot allocate|bad_alloc|(?:out of|insufficient) memory",
+    re.IGNORECASE,
 )
 _LEVEL = re.compile(r"^[\d.]+ ([A-Z]) (.*)")  # how llama-server begins a line
 _CRASH = re.compile(r"GGML_ASSERT|GGML_ABORT|terminate called|what\(\): |bad_alloc")
