@@ -15,7 +15,8 @@ _SAYS_NOTHING = re.compile(
     re.IGNORECASE,
 )
 _MEMORY = re.compile(
-    r"(?:unable|failed|cannot) to (?:allocate|reserve)|cannot allocate|bad_alloc|(?:out of|insufficient) memory",
+    r"(?:unable|failed|cannot) to (?:allocate|reserve)|cannot allocate|bad_alloc"
+    r"|(?:out of|insufficient) memory",
     re.IGNORECASE,
 )
 _LEVEL = re.compile(r"^[\d.]+ ([A-Z]) (.*)")  # how llama-server begins a line
