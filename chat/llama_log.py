@@ -11,7 +11,8 @@ from collections.abc import Iterable
 # What a caller says of a failure below it, in llama.cpp's src/, common/ and tools/server.
 _SAYS_NOTHING = re.compile(
     r"failed to load model|exiting due to|cleaning up|failed to create context with model"
-    r"|encountered an error|failed to read (?:header|tensor info)|unable to load model",
+    r"|encountered an error|failed to read (?:header|tensor info)|unable to load model"
+    r"|^task id = -?\d+, error",  # a request that was refused
     re.IGNORECASE,
 )
 _MEMORY = re.compile(

@@ -65,7 +65,7 @@ class LlamaServerGeneration:
 
     def _chunks(self, started: float) -> Iterator[Chunk]:
         text, newest, fresh, last = "", "", 0, 0.0
-        for event, waited in self._events():
+        for event, waited in self._until_stopped():
             if progress := event.get("prompt_progress"):
                 self.stats.cached_tokens = progress["cache"]
                 yield Chunk(prompt_done=progress["processed"])
@@ -86,6 +86,14 @@ class LlamaServerGeneration:
         else:
             text += newest  # the server hung up: what it sent stays
         yield Chunk(text, tuple(self.stats.ids[len(self.stats.ids) - fresh :]))
+
+    def _until_stopped(self) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Yield the events; a Stop ends them without an error, so that the text of all ids is handed on."""
+        try:
+            yield from self._events()
+        except (OSError, http.client.HTTPException):
+            if not self._cancelled:
+                raise
 
     def _events(self) -> Iterator[tuple[dict[str, Any], bool]]:
         """Yield each event, and whether it had to be waited for."""

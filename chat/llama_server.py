@@ -80,11 +80,12 @@ class LlamaServerEngine:
     @contextmanager
     def _killed_when(self, cancelled: Callable[[], bool]) -> Iterator[None]:
         """Kill the server while it starts as soon as `cancelled` says so: nothing then waits any longer."""
-        done = threading.Event()
+        done, killed = threading.Event(), threading.Event()
 
         def watch() -> None:
             while not done.wait(LOOK_AGAIN_S):
                 if cancelled():
+                    killed.set()
                     self._kill()
 
         watcher = threading.Thread(target=watch, name="llama-server start", daemon=True)
@@ -99,6 +100,9 @@ class LlamaServerEngine:
         finally:
             done.set()
             watcher.join()
+        if killed.is_set():  # after the last thing that was asked of it
+            self.close()
+            raise LoadCancelled(f"Stopped while {self._path.name} was being loaded.")
 
     def _start(self) -> None:
         key = secrets.token_urlsafe(32)  # through the environment: a command line is everyone's to read
@@ -211,12 +215,12 @@ class LlamaServerEngine:
 
     def died(self) -> EngineDied:
         """The error for a reply that the server did not finish."""
-        return EngineDied(
-            f"The model's process stopped in the middle of a reply ({self._reason()}). Retry the turn."
-        )
+        closed = self._process and self._process.stdin and self._process.stdin.closed
+        reason = "the model was unloaded" if closed else self._reason()
+        return EngineDied(f"The model's process stopped in the middle of a reply ({reason}). Retry the turn.")
 
     def _reason(self) -> str:
-        if reason := first_reason(server_errors(self.log)):
+        if reason := first_reason(server_errors(list(self.log))):
             return reason
         code = self._process.poll() if self._process else None
         if code == KILLED:

@@ -54,7 +54,7 @@ def test_a_load_that_nobody_wants_any_more_ends_at_once(engine: str, embedded_mo
         return time.monotonic() - began > 0.05
 
     with pytest.raises(LoadCancelled, match=r"Stopped while .*gguf was being loaded"):
-        ENGINES[engine](embedded_model, 512, 1, cancelled=cancelled)  # type: ignore[operator]
+        ENGINES[engine](embedded_model, 512, 1, cancelled=cancelled)
     assert time.monotonic() - began < SECONDS
     assert servers() == before
 
@@ -125,10 +125,9 @@ def test_the_first_reason_is_told_by_both_engines(engine: str, what: str, tiny: 
     path = edited(tiny, tmp_path / "broken.gguf", **changes)
     if what == "architecture":
         path.write_bytes(path.read_bytes().replace(b"llama", b"lamma", 1))
-    for engine in ENGINES.values():
-        with pytest.raises(ModelFileError, match=r"broken\.gguf could not be loaded: ") as caught:
-            engine(path, 256, 1)
-        assert str(caught.value).split("loaded: ", 1)[1].startswith(reason)
+    with pytest.raises(ModelFileError, match=r"broken\.gguf could not be loaded: ") as caught:
+        ENGINES[engine](path, 256, 1)
+    assert str(caught.value).split("loaded: ", 1)[1].startswith(reason)
 
 
 # In a Python of its own, whose memory is limited: one token of context takes 512 bytes, 16 million 8 GB.
@@ -210,3 +209,45 @@ def test_a_reply_stops_at_the_end_that_the_template_writes(
             if kind:
                 assert (text, generation.stats.finish_reason) == (" world", "stop")
                 assert len(generation.stats.ids) == 1
+
+
+def test_a_stop_keeps_the_text_of_every_id(embedded_model: Path) -> None:
+    with closing(LlamaServerEngine(embedded_model, 512, 1)) as engine:
+        ids = engine.tokenize("Once upon a time", False)
+        for after in range(1, 9):
+            generation = engine.generate(ids, Sampling(temperature=0, max_tokens=200))
+            text, pieces = "", 0
+            for chunk in generation:
+                text, pieces = text + chunk.text, pieces + bool(chunk.text)
+                if pieces == after:
+                    generation.cancel()
+            assert generation.stats.finish_reason == "cancelled"
+            assert engine.tokenize(text, False) == generation.stats.ids
+
+
+def test_a_server_that_is_killed_as_its_load_ends_is_not_handed_out(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unwanted, request = threading.Event(), LlamaServerEngine._request
+
+    def slow(self: LlamaServerEngine, method: str, path: str, body: str | None = None) -> Any:
+        answer = request(self, method, path, body)
+        if path == "/props":  # the last one
+            unwanted.set()
+            time.sleep(0.3)
+        return answer
+
+    monkeypatch.setattr(LlamaServerEngine, "_request", slow)
+    with pytest.raises(LoadCancelled):
+        LlamaServerEngine(tiny, 256, 1, cancelled=unwanted.is_set)
+
+
+def test_a_request_that_was_refused_is_not_why_a_server_died(tiny: Path) -> None:
+    with closing(LlamaServerEngine(tiny, 256, 1)) as engine:
+        with pytest.raises(ChatError, match="exceeds the available context"):
+            engine._request("POST", "/completion", '{"prompt": %s}' % ([1] * 999))
+        psutil.Process(engine._process.pid).children()[0].kill()  # type: ignore[union-attr]
+        wait_until(lambda: not engine.alive())
+        assert "the system killed llama-server" in str(engine.died())
+        engine.close()
+        assert "the model was unloaded" in str(engine.died())
