@@ -151,18 +151,16 @@ class Host:
                 raise ChatError("The app is ending.")
             if ticket.error:
                 raise ticket.error
+            next_one = self._queue[0] is ticket and self._loading is None
+            if next_one and self._model and self._serves(name):
+                return self._model  # also to a turn that is stopped by now: there is nothing to wait for
             if given_up():
                 loading = self._loading and self._loading.name == name
                 reason = f"{name} was being loaded" if loading else "other chats were using another model"
                 raise ChatError(f"Stopped while {reason}" + ("." if loading else f" than {name}."))
-            if self._queue[0] is ticket and self._loading is None:
-                if self._model and self._serves(name):
-                    return self._model
-                if self._users == 0:
-                    self._loading = _Loading(name)
-                    threading.Thread(
-                        target=self._bring, args=(self._loading,), name="load", daemon=True
-                    ).start()
+            if next_one and self._users == 0:
+                self._loading = _Loading(name)
+                threading.Thread(target=self._bring, args=(self._loading,), name="load", daemon=True).start()
             self._changed.wait(ASK_AGAIN_S)
 
     def _bring(self, loading: _Loading) -> None:
