@@ -97,6 +97,12 @@ def test_links_and_pictures_exist(path: Path) -> None:
         assert (path.parent / target).exists(), f"no {target}"
 
 
+def test_the_linter_before_a_commit_is_the_one_of_the_checks() -> None:
+    ruff = re.search(r"^ruff==(\S+)$", (ROOT / "tests" / "requirements.txt").read_text(), re.MULTILINE)
+    assert ruff
+    assert f"rev: v{ruff[1]} " in (ROOT / ".pre-commit-config.yaml").read_text()
+
+
 def test_the_readme_is_short() -> None:
     assert README.count("\n") <= 170
 
