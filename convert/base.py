@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, errors, snapshot_download
+from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
 
 from convert.checkpoint import Checkpoint
@@ -20,6 +20,7 @@ from convert.gptq import refuse_quantised, refuse_quantised_name
 from convert.source import ADAPTER_CONFIG, read_json
 from convert.tokenizer_files import SENTENCEPIECE, needs_sentencepiece
 from core.families import refusal
+from core.other_formats import other_format
 
 # Weights as safetensors and what a tokenizer needs; nothing that is code or could become it.
 WANTED = ("*.safetensors", "*.json", SENTENCEPIECE, "*.jinja", "merges.txt")
@@ -92,7 +93,11 @@ def _from_hub(name: str, revision: Any) -> Path:
     try:
         about = options | {"allow_patterns": ("config.json", "README.md")}
         folder = Path(snapshot_download(name, **about))
-        if (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file():
+            files = HfApi().repo_info(name, revision=revision).siblings or []
+            if other := other_format([file.rfilename for file in files], repr(name)):
+                raise ConvertError(other)
+        else:
             refuse_quantised(folder, name)
             if refused := refusal(read_json(folder / "config.json"), repr(name)):
                 raise ConvertError(refused)

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from convert.errors import ConvertError
 from convert.source import read_json
+from core.other_formats import other_format
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _FILE = re.compile(r"[\w.-]+\.safetensors")
@@ -158,6 +159,8 @@ def _paths(folder: Path, named: object) -> tuple[list[Path], dict[str, str]]:
 def _no_weights(folder: Path) -> str:
     """Say what is there instead."""
     found = sorted(path.name for path in folder.glob("*.safetensors"))
+    if other := other_format([path.name for path in folder.iterdir()], str(folder)):
+        return other
     if found:
         return (
             f"{folder} holds {found[0]}, and neither {SINGLE} nor {INDEX}, from which transformers would "

@@ -15,7 +15,6 @@ stores zero points as they are.
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +26,11 @@ from convert.errors import ConvertError
 from convert.source import read_json
 from convert.text_part import TextCheckpoint
 from core.families import has_parts, refusal
+from core.quantised import by_name, method_of, sixteen_bit_name
 
 FORMATS = ("gptq", "gptq_v2")
 BITS = (2, 4, 8)
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-_BNB = re.compile(r"(-unsloth)?-bnb-[48]bit$")
-# In the YAML at the head of a card: the name alone, or the first of a list.
-_BASE_MODEL = re.compile(r"^base_model:(?:[ ]*|\s*\n\s*-[ ]*)[\"']?([\w.-]+/[\w.-]+)", re.MULTILINE)
-CARD_HEAD = 20_000  # characters
 BLOCK_WORDS = 64  # rows of qweight that are unpacked at a time
 
 
@@ -44,9 +40,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises ConvertError for other quantised ones, and for families that can't be converted.
     """
     refuse_quantised(folder, str(folder))
-    checkpoint = Checkpoint(folder)
-    if reason := refusal(checkpoint.config, str(folder)):
+    if reason := refusal(read_json(folder / "config.json"), str(folder)):
         raise ConvertError(reason)
+    checkpoint = Checkpoint(folder)
     if has_parts(checkpoint.config):
         return TextCheckpoint(folder)
     if checkpoint.config.get("quantization_config"):
@@ -61,20 +57,14 @@ def refuse_quantised(folder: Path, name: str) -> None:
 
     `name`: what the model is called. Raises ConvertError, which names the 16-bit model where that is known.
     """
-    config = read_json(folder / "config.json")
-    about = config.get("quantization_config") or config.get("quantization")  # the second is MLX's
-    if not about:
-        return
-    if "quantization_config" not in config:
-        raise _quantised(folder, name, "MLX")
-    method = about.get("quant_method") if isinstance(about, dict) else about
-    if method != "gptq":
+    method = method_of(read_json(folder / "config.json"))
+    if method not in (None, "gptq"):
         raise _quantised(folder, name, str(method))
 
 
 def refuse_quantised_name(name: str) -> None:
     """Refuse a hub's model that says in its name that bitsandbytes made it. Raises ConvertError."""
-    if _BNB.search(name):
+    if by_name(name):
         raise _quantised(None, name, "bitsandbytes")
 
 
@@ -85,19 +75,6 @@ def _quantised(folder: Path | None, name: str, method: str) -> ConvertError:
         f"{name} is quantised ({method}), and an adapter is merged into 16-bit weights, as a GGUF is made of "
         f"them; give the 16-bit model that it was made from: {give}"
     )
-
-
-def sixteen_bit_name(name: str, folder: Path | None = None) -> str:
-    """The hub's name of the model that a quantised one was made from; empty where nothing tells.
-
-    By Unsloth's way of naming, else as the model card says (`base_model`).
-    """
-    if (plain := _BNB.sub("", name)) != name and not Path(name).exists():
-        return plain
-    card = folder / "README.md" if folder else None
-    head = card.read_text("utf-8", "replace")[:CARD_HEAD] if card and card.is_file() else ""
-    found = _BASE_MODEL.search(head.partition("\n---")[0])
-    return found[1] if found else ""
 
 
 @dataclass(frozen=True)

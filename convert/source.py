@@ -10,6 +10,7 @@ from typing import Any
 
 from convert.errors import ConvertError
 from convert.names import bounded, folder_name
+from core.other_formats import other_format
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -43,6 +44,8 @@ def find_source(given: str | None, outputs: Path) -> Source:
         name = bounded(folder_name(path).rpartition("/")[2])
         return Source(name, outputs / name, checkpoint=path)
     if path.is_dir():
+        if other := other_format([file.name for file in path.iterdir()], repr(given)):
+            raise ConvertError(other)
         inside = [
             found.parent for name in (ADAPTER_CONFIG, "config.json") for found in path.glob(f"*/{name}")
         ]

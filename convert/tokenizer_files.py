@@ -19,6 +19,7 @@ from convert.errors import ConvertError
 from convert.sentencepiece_file import adds_space, is_byte_level, is_sentencepiece, rebuild
 from convert.source import read_json
 from core.chat_template import find_template, write_template
+from core.other_formats import other_format
 
 CONFIG = "tokenizer_config.json"
 SENTENCEPIECE, TOKENIZER, ADDED = "tokenizer.model", "tokenizer.json", "added_tokens.json"
@@ -130,6 +131,9 @@ class TokenizerFiles:
         needed = kind in READ_MODEL_FILE or not {TOKENIZER, "vocab.json"} & self.paths.keys()
         if SENTENCEPIECE in self.paths or not (needed or is_sentencepiece(content)):
             return
+        there = [path.name for folder in (self._base, self._adapter) for path in folder.iterdir()]
+        if other := other_format(there, str(self._base)):
+            raise ConvertError(other)
         cure = (
             "get it from where the base came from: "
             f"hf download {shlex.quote(origin)} {SENTENCEPIECE} --local-dir {shlex.quote(str(self._base))}"

@@ -83,7 +83,7 @@ OTHERWISE = "qwen3"
 EXPERTS = re.compile(r"(num_|n_)(local_|routed_)?experts|moe_num_experts|num_moe_experts")
 # Layers that hand a state from one token to the next: "linear_attention", "mamba", "conv", "recurrent"...
 ATTENTION = re.compile(r"(full_|sliding_|chunked_)?attention")
-RECURRENT = re.compile(r"mamba|rwkv|xlstm|ssm_|conv_L_cache|linear_conv_kernel")
+RECURRENT = re.compile(r"mamba|rwkv|xlstm|recurrent|lru_|ssm_|conv_L_cache|linear_conv_kernel")
 WRITERS = re.compile(r"ForCausalLM|LMHeadModel|ForConditionalGeneration|LMHead$")
 
 # Where a checkpoint with several parts keeps its text model: `language_model.model.` (as Gemma 3 and Mistral
@@ -179,7 +179,9 @@ def _reason(config: Mapping[str, Any], kind: str) -> str | None:
     architectures = config.get("architectures") or []
     if config.get("is_encoder_decoder"):
         return f"a {kind} is an encoder with a decoder, and llama.cpp's chat takes decoders alone"
-    if any(EXPERTS.fullmatch(key) and _many(value) for key, value in text.items()):
+    inside = text.get("ffn_config")  # where a DBRX has them
+    counts = [*text.items(), *(inside.items() if isinstance(inside, dict) else [])]
+    if any(EXPERTS.fullmatch(key) and _many(value) for key, value in counts):
         return f"a {kind} is a mixture of experts, whose experts are no layers that a LoRA here goes on"
     layers = text.get("layer_types") or []
     recurrent = [str(layer) for layer in layers if not ATTENTION.fullmatch(str(layer))]

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from chat.child import guarded
 from core.families import refusal, text_config
+from core.other_formats import other_format
+from core.quantised import method_of, sixteen_bit_name
 from train.errors import TrainError
-from train.hub import look_up, offline
+from train.hub import TIMEOUT_S, look_up, offline
 from train.recipe import Model, Recipe
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 BASES = ROOT / ".cache" / "bases"
+TRAINED_ON = ("gptq", "bitsandbytes")  # quantised weights that a LoRA can go on here
 # What decides what a GGUF is written out as, beside its own content.
 WRITERS = tuple(ROOT / "convert" / name for name in ("from_gguf.py", "gguf_tokenizer.py", "gguf_weights.py"))
 
@@ -97,8 +100,22 @@ def load_config(base: str, revision: str | None) -> Any:
         content, _ = PreTrainedConfig.get_config_dict(base, revision=revision)
         if reason := refusal(content, repr(base)):
             raise TrainError(reason)
+        refuse_quantised(content, base)
         whole = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
         return text_config(whole)
+
+
+def refuse_quantised(config: Mapping[str, Any], base: str) -> None:
+    """Refuse weights that only their own library can read, by config.json. Raises TrainError."""
+    method = method_of(config)
+    if method in (None, *TRAINED_ON):
+        return
+    made_from = sixteen_bit_name(base, Path(base) if Path(base).is_dir() else None)
+    instead = f", {made_from}" if made_from else " (its page names it)"
+    raise TrainError(
+        f"{base!r} is quantised ({method}), which can't be trained on; give the 16-bit model that it was "
+        f"made from{instead}: with load_in_4bit it is trained in 4 bits all the same"
+    )
 
 
 @contextmanager
@@ -112,7 +129,11 @@ def hub_errors(base: str, revision: str | None) -> Iterator[None]:
     try:
         with offline(not reachable):
             yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
+        if other := other_format(_files(base, revision) if reachable else [], repr(base)):
+            raise TrainError(other) from None
+        if isinstance(error, ImportError):
+            raise
         causes = [error, error.__cause__, error.__context__]
         kinds = {type(cause).__name__ for cause in causes}
         text = " ".join(str(error).split())[:300]
@@ -126,6 +147,20 @@ def hub_errors(base: str, revision: str | None) -> Iterator[None]:
             ) from None
         place = "in" if local else "from the hub,"
         raise TrainError(f"the base {place} {base!r} can't be loaded: {text}") from None
+
+
+def _files(base: str, revision: str | None) -> list[str]:
+    """The names of a base's files; of a hub's that can't be asked, none."""
+    if Path(base).is_dir():
+        return [path.name for path in Path(base).iterdir()]
+    from huggingface_hub import HfApi, errors
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
+
+    try:
+        found = HfApi().repo_info(base, revision=revision, timeout=TIMEOUT_S).siblings or []
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, HTTPError, ConnectionError):
+        return []
+    return [file.rfilename for file in found]
 
 
 def fingerprint(base: str) -> str:

@@ -46,9 +46,19 @@ def test_an_adapters_names_are_those_that_peft_looks_for_in_the_whole_model() ->
         ({"model_type": "qwen3_moe", "num_experts": 128}, "mixture of experts"),
         ({"model_type": "gpt_oss", "num_local_experts": 32}, "mixture of experts"),
         ({"model_type": "deepseek_v3", "n_routed_experts": 256}, "mixture of experts"),
+        ({"model_type": "dbrx", "ffn_config": {"moe_num_experts": 16}}, "mixture of experts"),
+        ({"model_type": "jamba", "num_experts": 16, "mamba_d_state": 16}, "mixture of experts"),
+        ({"model_type": "hunyuan_v1_moe", "num_experts": [16, 16]}, "mixture of experts"),
         ({"model_type": "llama4", "text_config": {"num_local_experts": 16}}, "mixture of experts"),
         ({"model_type": "t5", "is_encoder_decoder": True}, "encoder with a decoder"),
+        (
+            {"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}
+            | {"is_encoder_decoder": True},
+            "encoder with a decoder",
+        ),
         ({"model_type": "mamba"}, "carry a state along"),
+        ({"model_type": "recurrent_gemma", "block_types": ["recurrent", "attention"]}, "carry a state along"),
+        ({"model_type": "falcon_h1", "mamba_d_ssm": 1024}, "carry a state along"),
         ({"model_type": "qwen3_5", "text_config": {"layer_types": ["linear_attention"]}}, "linear_attention"),
         ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "(conv)"),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "no model that writes"),
@@ -57,6 +67,15 @@ def test_an_adapters_names_are_those_that_peft_looks_for_in_the_whole_model() ->
             {"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}},
             "can't be had without its other parts",
         ),
+        (
+            {"model_type": "llava", "text_config": {"model_type": "novel"}},
+            "(novel) can't be had without its other parts",
+        ),
+        (
+            {"model_type": "qwen3", "architectures": ["Qwen3ForSequenceClassification"]},
+            "no model that writes",
+        ),
+        ({"model_type": "qwen3", "architectures": ["Qwen3Model"]}, "no model that writes"),
         ({"model_type": "novel", "auto_map": {}}, "code of its own, which is never run"),
     ],
 )

@@ -44,6 +44,41 @@ def test_the_models_that_the_app_ships_are_good() -> None:
         assert entry.quant.lower() in str(source.filename).lower()
 
 
+# Layers, heads of keys and values, and their width, by the base of an entry. From the config.json of the base
+# or of a copy of it on the hub; of Ministral 3, of baidu/ERNIE-Image's pe/, and of Qwen3-1.7B, of DictaLM's,
+# which were tuned from them. SmolLM3, Gemma 2, Phi-3.5 and Mistral 7B are also the defaults of transformers'
+# classes. No config.json of Gemma 3 was at hand: its entries aren't here.
+KEYS_AND_VALUES = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": (30, 3, 64),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (24, 32, 64),
+    "HuggingFaceTB/SmolLM3-3B": (36, 4, 128),
+    "Qwen/Qwen3-0.6B": (28, 8, 128),
+    "Qwen/Qwen3-1.7B": (28, 8, 128),
+    "Qwen/Qwen3-4B": (36, 8, 128),
+    "Qwen/Qwen3-8B": (36, 8, 128),
+    "google/gemma-2-2b-it": (26, 4, 256),
+    "ibm-granite/granite-3.3-2b-instruct": (40, 8, 64),
+    "meta-llama/Llama-3.2-1B-Instruct": (16, 8, 64),
+    "meta-llama/Llama-3.2-3B-Instruct": (28, 8, 128),
+    "microsoft/Phi-3.5-mini-instruct": (32, 32, 96),
+    "microsoft/Phi-4-mini-instruct": (32, 8, 128),
+    "mistralai/Ministral-3-3B-Instruct-2512-BF16": (26, 8, 128),
+    "mistralai/Mistral-7B-Instruct-v0.3": (32, 8, 128),
+}
+
+
+def test_the_menu_knows_what_a_token_takes_in_memory() -> None:
+    known = {
+        str(entry.base): entry.kv_bytes_per_token
+        for entry in load_registry(ROOT / "models.json").entries.values()
+        if entry.base in KEYS_AND_VALUES
+    }
+    wanted = {
+        base: 2 * 2 * layers * heads * width for base, (layers, heads, width) in KEYS_AND_VALUES.items()
+    }
+    assert known == wanted  # keys and values, 2 bytes each
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
