@@ -9,3 +9,12 @@ class TrainError(ChatError):
 
 class DiskError(TrainError):
     """A file couldn't be written: once that is cured, the run goes on."""
+
+
+class LeftOut(Exception):
+    """Why a row is no example, what was seen of it, and whether its author wants that."""
+
+    def __init__(self, reason: str, seen: object = "", on_purpose: bool = False) -> None:
+        super().__init__(reason)
+        self.seen = seen if isinstance(seen, str) and not seen else repr(seen)
+        self.on_purpose = on_purpose

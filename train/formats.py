@@ -19,13 +19,14 @@ from collections.abc import Callable
 from typing import Any
 
 from train.cells import cell_text, missing
-from train.errors import TrainError
+from train.errors import LeftOut, TrainError
 from train.example import Example
 from train.loaded import Loaded
 from train.recipe import Data
 from train.row_columns import Beside, further, in_front, refuse_labels, thought
-from train.table import Row, Table, group_of, text_of
-from train.turns import Chat, LeftOut, Messages, listed, parsed, read_chat, trimmed
+from train.table import Row, Table, group_of, say_columns, text_of
+from train.turn_lists import are_texts, listed, parsed, written_out
+from train.turns import Chat, Messages, read_chat, trimmed
 
 COLUMNS = {
     "messages": ("messages",),
@@ -35,18 +36,27 @@ COLUMNS = {
 }
 # Other names of these columns, by formats that are looked for in this order.
 SPELLINGS: dict[str, dict[str, tuple[str, ...]]] = {
-    "messages": {"messages": ("conversation", "dialogue", "dialog", "chat", "turns")},
+    "messages": {
+        "messages": ("conversation", "dialogue", "dialog", "chat", "turns", "contents", "items", "data")
+    },
     "alpaca": {"instruction": ("instruction",), "output": ("response", "answer", "completion")},
     "prompt-completion": {
-        "prompt": ("prompt", "question", "query", "problem", "input"),
-        "completion": ("completion", "response", "answer", "output", "solution"),
+        "prompt": ("prompt", "question", "query", "problem", "input", "user", "human", "q"),
+        "completion": ("completion", "response", "answer", "output", "solution", "assistant", "gpt", "a"),
     },
 }
+# A question and its answer, as columns are called where people don't speak English.
+LANGUAGES = (
+    *(("frage", "antwort"), ("anfrage", "antwort"), ("pregunta", "respuesta"), ("question", "réponse")),
+    *(("question", "reponse"), ("domanda", "risposta"), ("pergunta", "resposta"), ("vraag", "antwoord")),
+    *(("pytanie", "odpowiedź"), ("вопрос", "ответ"), ("soru", "cevap"), ("问题", "回答"), ("问题", "答案")),
+    *(("質問", "回答"), ("질문", "답변"), ("سؤال", "جواب"), ("प्रश्न", "उत्तर")),
+)
 
 
 def read_any(table: Table, data: Data, loaded: Loaded) -> None:
     """Read rows by the format that their columns give away. Raises TrainError if that is none or several."""
-    layout, names = find_format(table)
+    layout, names = find_format(table, data)
     loaded.layout = layout
     as_text = layout == "text" or data.format == "text"
     if as_text and layout not in TEXTS:
@@ -82,54 +92,69 @@ def read_any(table: Table, data: Data, loaded: Loaded) -> None:
             continue
         for change, what in chat.changed.items():
             loaded.change(change, number, what)
-        for name in (*chat.not_used, *beside.not_used(cells)):
-            loaded.ignore(name, number)
+        for name, value in (chat.not_used | beside.not_used(cells)).items():
+            loaded.ignore(name, number, value)
         add_once(example, seen, loaded)
 
 
-def find_format(table: Table) -> tuple[str, dict[str, str]]:
+def find_format(table: Table, data: Data) -> tuple[str, dict[str, str]]:
     """Name the format, and its columns where they have other names. Raises TrainError, with the columns."""
     there = {*table.columns}
-    found = [name for name, columns in COLUMNS.items() if {*columns} <= there]
+    said = [name for name, columns in COLUMNS.items() if {*columns} <= {*data.columns}]
+    found = said or [name for name, columns in COLUMNS.items() if {*columns} <= there]
+    if "text" in data.columns and not said:
+        return "text", {}
     if len(found) == 1:
         return found[0], {}
     if found:
-        raise _unclear(table, f"could be {' or '.join(found)}")
+        cure = {column: column for column in COLUMNS[found[0]]}
+        raise _unclear(table, f"could be {' or '.join(found)}", cure)
     for name, columns in SPELLINGS.items():
         choices = {ours: [theirs for theirs in known if theirs in there] for ours, known in columns.items()}
-        if not all(choices.values()) or (name == "messages" and not _hold_turns(table, choices["messages"])):
+        if name == "messages":
+            choices["messages"] = [column for column in choices["messages"] if _hold_turns(table, column)]
+        if not all(choices.values()):
             continue
-        several = next((found for found in choices.values() if len(found) > 1), None)
-        if several:
-            raise _unclear(table, f"could be {name} by {' or '.join(map(repr, several))}")
+        if several := next((found for found in choices.values() if len(found) > 1), None):
+            cure = {ours: found[0] for ours, found in choices.items()}
+            raise _unclear(table, f"could be {name} by {' or '.join(map(repr, several))}", cure)
         return name, {ours: theirs for ours, (theirs,) in choices.items()}
+    for asked, replied in LANGUAGES:
+        if {asked, replied} <= there:
+            return "prompt-completion", {"prompt": asked, "completion": replied}
     if "text" in there:
         return "text", {}
     if {"chosen", "rejected"} <= there:
-        kind = "messages" if _hold_turns(table, ["chosen"]) else "completion"
+        kind = "messages" if _hold_turns(table, "chosen") else "completion"
         raise TrainError(
             f"{table.where} has pairs of a chosen and a rejected answer: preferences, which aren't trained "
-            f"here. To train on the chosen answers alone, say in the recipe, data.columns: {{{kind}: chosen}}"
+            f"here. To train on the chosen answers alone, say {say_columns({kind: 'chosen'})}"
         )
     known = "; ".join(", ".join(columns) for columns in COLUMNS.values())
-    raise _unclear(table, f"are of no known format. Known: {known}; text")
+    cure = dict(zip(COLUMNS["prompt-completion"], table.columns, strict=False))
+    cure = cure if len(cure) > 1 else {"text": table.columns[0]}
+    raise _unclear(table, f"are of no known format. Known: {known}; text", cure)
 
 
-def _unclear(table: Table, problem: str) -> TrainError:
+def _unclear(table: Table, problem: str, cure: dict[str, str]) -> TrainError:
     return TrainError(
-        f"the columns of {table.where} ({', '.join(table.columns)}) {problem}; say which is which in the "
-        "recipe, such as data.columns: {prompt: question, completion: reply}, or name the data's task"
+        f"the columns of {table.where} ({', '.join(table.columns)}) {problem}; say which is which, such as "
+        f"{say_columns(cure)}"
     )
 
 
-def _hold_turns(table: Table, columns: list[str]) -> bool:
+def _hold_turns(table: Table, column: str) -> bool:
     """Whether the first cell that isn't empty is a list of turns, or the text of one."""
-    cells = (row.get(column) for column in columns for row in table.rows)
-    cell = next((cell for cell in cells if not missing(cell)), None)
-    cell = parsed(cell) if isinstance(cell, str) else cell
+    cell = next((cell for row in table.rows if not missing(cell := row.get(column))), None)
+    if isinstance(cell, str):
+        cell = written_out(cell) or parsed(cell)
     if isinstance(cell, dict):
         return all(isinstance(column, list) for column in cell.values())
-    return isinstance(cell, list) and bool(cell) and all(isinstance(turn, dict) for turn in cell)
+    if are_texts(cell):
+        return column != "turns"  # of MT-Bench, whose texts are all the user's
+    return (
+        isinstance(cell, list) and bool(cell) and all(isinstance(turn, dict | list | tuple) for turn in cell)
+    )
 
 
 def add_once(example: Example, seen: set[str], loaded: Loaded) -> None:
@@ -214,8 +239,8 @@ def _filled(text: str) -> str:
 
 
 CHATS: dict[str, Callable[[dict[str, Any], dict[str, str]], list[Any]]] = {
-    "messages": lambda row, _: listed(row.get("messages")),
-    "sharegpt": lambda row, _: listed(row.get("conversations")),
+    "messages": lambda row, changed: listed(row.get("messages"), changed),
+    "sharegpt": lambda row, changed: listed(row.get("conversations"), changed),
     "alpaca": _alpaca,
     "prompt-completion": _prompt_completion,
 }

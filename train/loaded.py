@@ -49,10 +49,10 @@ class Loaded:
         self.noticed[reason] += 1
         self._keep(reason, row, seen)
 
-    def ignore(self, name: str, row: int) -> None:
+    def ignore(self, name: str, row: int, seen: str = "") -> None:
         """Count a row with a column or a key that isn't used."""
         self.not_used[name] += 1
-        self._keep(name, row, "")
+        self._keep(name, row, seen)
 
     def _keep(self, reason: str, row: int, seen: str) -> None:
         if reason not in self.first:

@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int:
 
 def with_option(message: str) -> str:
     """A refusal that names a key of the recipe, where there is no recipe: with the option that sets it."""
-    key = KEY.search(message)
+    key = None if "--set" in message else KEY.search(message)
     return f"{message}\nSuch a key is set by an option: --set {key[0]}=VALUE" if key else message
 
 

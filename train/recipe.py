@@ -243,12 +243,14 @@ def changed(recipe: Recipe, values: dict[str, Any], where: str) -> Recipe:
     """The recipe with other values, by dotted keys. Raises TrainError."""
     content = recipe.model_dump(by_alias=True)
     for key, value in values.items():
-        section, _, name = key.partition(".")
-        inside = {} if content.get(section) is None else content[section]
-        if name and isinstance(inside, dict):
-            content[section] = inside | {name: value}
-        else:
-            content[key] = value
+        inside, (*sections, name) = content, key.split(".")
+        for section in sections:
+            deeper = {} if section in inside and inside[section] is None else inside.get(section)
+            if not isinstance(deeper, dict):
+                inside, name = content, key
+                break
+            inside[section] = inside = deeper
+        inside[name] = value
     return parse(content, where)
 
 

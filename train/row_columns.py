@@ -5,8 +5,8 @@
 | `system`, `system_prompt`, `system_message` | the chat's system message |
 | `history` | earlier turns: pairs of question and answer, or messages |
 | `reasoning_content`, `thinking`, `reasoning`, `complex_cot`, `cot` | the thought before the answer |
-| `weight`, `train`, `masked` and the like | 0 or false: the row isn't trained |
-| `label` of true and false | false: an answer that people rejected; the row isn't trained |
+| `weight`, `train`, `masked` and the like (`train.switches`) | 0 or false: the row isn't trained |
+| `label`, `chosen`, `rejected` and the like, of true and false | a rejected answer isn't trained |
 | `split` | train, validation or test, where it says more than one of them |
 | tools, pictures, sound, video | leave the row out, where they aren't empty |
 | any other | isn't used, and is named before the run |
@@ -17,25 +17,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from train.cells import NO_VALUE, cell_text, empty, missing, number
-from train.errors import TrainError
+from train.cells import NO_VALUE, cell_text, empty, missing
+from train.errors import LeftOut, TrainError
+from train.parts import PICTURES, TOOLS_USED, read_content
 from train.recipe import Data
 from train.row_files import SPLITS
-from train.table import Row, Table, text_of
-from train.turns import (
-    MEDIA,
+from train.switches import (
+    JUDGED,
+    JUDGED_BAD,
     NOT_TRAINED,
-    PICTURES,
-    THOUGHTS,
-    TOOLS,
     TRAINED,
-    UNREAL,
-    LeftOut,
-    listed,
+    WEIGHTS,
+    is_bad,
+    is_judgement,
+    is_switch,
     wanted,
 )
+from train.table import Row, Table, say_columns, text_of
+from train.turn_lists import listed
+from train.turns import MEDIA, THOUGHTS, TOOLS
 
-SYSTEM = ("system", "system_prompt", "system_message")
+SYSTEM = ("system", "system_prompt", "system_message", "systeminstruction", "system_instruction")
 THOUGHT_COLUMNS = (*THOUGHTS, "complex_cot", "cot")
 MORE = ("input", "context")
 LABELS = ("label", "labels", "target", "class")
@@ -53,45 +55,56 @@ class Beside:
     """What the columns beside those of `layout` say of each row of a table."""
 
     def __init__(self, table: Table, layout: str, used: Iterable[str | None]) -> None:
-        switches = [column for column in (*TRAINED, *NOT_TRAINED) if column in table.columns]
-        self._switches = [column for column in switches if _all_in(table, column, ("0", "1", ""))]
-        self._rejected = layout != "text" and _all_in(table, "label", ("true", "false", ""))
+        def there(names: Iterable[str]) -> dict[str, list[Any]]:
+            own = {*used, *USED[layout]}
+            return {
+                n: [row.get(n) for row in table.rows] for n in names if n in table.columns and n not in own
+            }
+
+        switches = there((*TRAINED, *NOT_TRAINED))
+        self._switches = [column for column, cells in switches.items() if is_switch(column, cells)]
+        judged = there((*JUDGED, *JUDGED_BAD) if layout != "text" else ())
+        self._judged = [column for column, cells in judged.items() if is_judgement(cells)]
         self._split = _says_split(table)
-        known = {*used, *USED[layout], *TOOLS, *MEDIA, *self._switches}
-        known |= {"label"} if self._rejected else set()
+        known = {*used, *USED[layout], *TOOLS, *MEDIA, *self._switches, *self._judged}
         known |= {"split"} if self._split else set()
         self._others = [column for column in table.columns if column not in known]
 
     def check(self, row: Row) -> None:
         """Raise LeftOut for a row that says that it isn't to be trained, or that is no chat of text."""
-        for columns, reason in ((TOOLS, UNREAL), (MEDIA, PICTURES)):
+        for columns, reason in ((TOOLS, TOOLS_USED), (MEDIA, PICTURES)):
             if found := next((column for column in columns if not empty(row.get(column))), None):
                 raise LeftOut(reason, f"the column {found}")
         for column in self._switches:
-            if not missing(row.get(column)) and not wanted(column, row[column]):
-                raise LeftOut("its row says that it isn't to be trained", column, on_purpose=True)
-        if self._rejected and cell_text(row.get("label")).lower() == "false":
-            raise LeftOut("label false: an answer that people rejected", on_purpose=True)
+            if not missing(row.get(column)) and not _wanted(column, row[column]):
+                reason = "its row says that it isn't to be trained"
+                raise LeftOut(reason, {column: row[column]}, on_purpose=True)
+        for column in self._judged:
+            if not missing(row.get(column)) and is_bad(column, row[column]):
+                said = cell_text(row[column]).strip().lower()
+                raise LeftOut(f"{column} {said}: an answer that people rejected", on_purpose=True)
 
     def split(self, row: Row) -> str:
         """The split that the row itself names, or ""."""
         return SPLITS[cell_text(row.get("split")).strip().lower()] if self._split else ""
 
-    def not_used(self, row: Row) -> list[str]:
-        """The columns with something in them that nobody looks at."""
-        return [f"column {column!r}" for column in self._others if not missing(row.get(column))]
+    def not_used(self, row: Row) -> dict[str, str]:
+        """The columns with something in them that nobody looks at, and what is in them."""
+        return {
+            f"column {column!r}": repr(row[column]) for column in self._others if not missing(row.get(column))
+        }
 
 
-def _all_in(table: Table, column: str, known: tuple[str, ...]) -> bool:
-    """Whether the column is there, and each of its cells a switch, or one of `known`."""
-    if column not in table.columns:
-        return False
-    for row in table.rows:
-        cell = row.get(column)
-        text = cell_text(cell).lower() if not isinstance(cell, list | dict) else "?"
-        if text not in known and (known[0] != "0" or number(cell) not in (0, 1)):
-            return False
-    return True
+def _wanted(column: str, cell: Any) -> bool:
+    """Whether a row's own switch is on. Raises LeftOut, with what can be done about a weight."""
+    try:
+        return wanted(column, cell)
+    except LeftOut as reason:
+        kind = "a weight other than 0 and 1" if column in WEIGHTS else "neither true nor false"
+        raise LeftOut(
+            f"column {column!r}: {kind}; to train all rows alike: {say_columns({'unused': column})}",
+            cell,
+        ) from reason
 
 
 def _says_split(table: Table) -> bool:
@@ -102,7 +115,8 @@ def _says_split(table: Table) -> bool:
 
 def in_front(row: Row, layout: str, turns: list[Any]) -> list[Any]:
     """The turns that other columns put before those of the chat. Raises LeftOut."""
-    text = next((text for text in (_optional(row, column) for column in SYSTEM) if text), "")
+    said = (_optional({column: read_content(row.get(column))[0]}, column) for column in SYSTEM)
+    text = next(filter(None, said), "")
     own = [turn.get("content", turn.get("value")) for turn in turns[:1] if isinstance(turn, dict)]
     system = [{"role": "system", "content": text}] if text and text not in own else []
     if "history" not in USED[layout] or empty(row.get("history")):
@@ -150,9 +164,9 @@ def thought(row: Row) -> dict[str, str]:
 def refuse_labels(table: Table, data: Data) -> None:
     """Raise TrainError for texts with labels, of which the labels would not be trained."""
     label = next((column for column in LABELS if column in table.columns), None)
-    if label and not data.columns:
+    if label and "text" not in data.columns:
         raise TrainError(
-            f"{table.where} has texts with a {label!r}: the labels would not be trained. Say in the recipe, "
-            f"data.columns: {{prompt: text, completion: {label}}}; or, to train the texts alone, "
-            "data.columns: {text: text}"
+            f"{table.where} has texts with a {label!r}: the labels would not be trained. Say "
+            f"{say_columns({'prompt': 'text', 'completion': label})}; or, to train the texts alone, "
+            f"{say_columns({'text': 'text'})}"
         )

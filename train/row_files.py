@@ -42,7 +42,10 @@ SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 # A JSON object with one of these is a row, and not what rows are wrapped in.
-COLUMNS = ("messages", "conversations", "conversation", "chosen", "instruction", "prompt", "text", "question")
+COLUMNS = (
+    *("messages", "conversations", "conversation", "contents", "dialog", "dialogue", "chat", "turns"),
+    *("chosen", "instruction", "prompt", "text", "question"),
+)
 
 Rows = list[dict[str, Any]]
 

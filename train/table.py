@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from train.cells import cell_text
 from train.errors import TrainError
@@ -63,6 +66,11 @@ def spelled(table: Table, given: Mapping[str, str]) -> Table:
     `given` is the recipe's `data.columns`: the name that a format knows, and the data's. A column whose name
     another one has already keeps its own. Raises TrainError for one that isn't there.
     """
+    near = {_plain(column): column for column in table.columns}
+    given = {
+        ours: theirs if theirs in table.columns else near.get(_plain(theirs), theirs)
+        for ours, theirs in given.items()
+    }
     absent = [column for column in given.values() if column not in table.columns]
     if absent:
         raise TrainError(
@@ -82,6 +90,22 @@ def spelled(table: Table, given: Mapping[str, str]) -> Table:
         return table
     rows = [{names.get(key, key): value for key, value in row.items()} for row in table.rows]
     return Table(rows, _columns(rows), table.where)
+
+
+def say_columns(columns: Mapping[str, str]) -> str:
+    """How a user says which column is which: options that can be pasted, and what a recipe has instead."""
+    options = (
+        f"--set {shlex.quote(f'data.columns.{ours}={_yaml(theirs)}')}" for ours, theirs in columns.items()
+    )
+    return f"{' '.join(options)} (in a recipe, data.columns: {_yaml(dict(columns))})"
+
+
+def _yaml(value: Any) -> str:
+    """In one line, as a recipe's YAML has it."""
+    text: str = yaml.safe_dump(
+        value, default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _plain(column: str) -> str:

@@ -8,60 +8,21 @@ changed is counted. What has no place in a chat of text (tools, pictures) leaves
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from train.cells import cell_text, empty, missing, number, writable
+from train.cells import empty, missing, number, writable
+from train.errors import LeftOut
+from train.parts import PICTURES, TOOLS_USED, read_content
+from train.switches import NOT_TRAINED, TRAINED, wanted
+from train.turn_lists import CONTENT_KEYS, ROLE_KEYS, ROLES
 
 Messages = list[dict[str, str]]
 
-# How the roles are called in the wild.
-ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(
-        ("assistant", "gpt", "chatgpt", "model", "ai", "bot", "chatbot", "bard", "bing"), "assistant"
-    ),
-    **dict.fromkeys(
-        (
-            "tool",
-            "function",
-            "function_call",
-            "function_response",
-            "tool_call",
-            "tool_response",
-            "observation",
-        ),
-        "tool",
-    ),
-}
-ROLE_KEYS = ("role", "from")
-CONTENT_KEYS = ("content", "value", "text")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning", "thought", "thoughts")
-# A turn is trained or not: OpenAI's weight, Axolotl's train, ms-swift's loss, torchtune's masked, and others.
-WEIGHTS = ("weight", "loss_weight", "loss_scale")
-TRAINED = (*WEIGHTS, "train", "training", "trained", "trainable", "train_on_turn", "loss")
-NOT_TRAINED = ("masked", "mask", "ignore", "ignored")
 TOOLS = ("tools", "functions", "tool_calls", "function_call", "tool_responses", "tool_results")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-TEXT_PARTS = ("text", "input_text", "output_text")
-THOUGHT_PARTS = ("thinking", "reasoning")
-TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "function_call")
-
-UNREAL = "tools are used, and a chat here has none"
-PICTURES = "a picture, sound or video; only text is trained"
-
-
-class LeftOut(Exception):
-    """Why a row is no example, what was seen of it, and whether its author wants that."""
-
-    def __init__(self, reason: str, seen: object = "", on_purpose: bool = False) -> None:
-        super().__init__(reason)
-        self.seen = seen if isinstance(seen, str) and not seen else repr(seen)
-        self.on_purpose = on_purpose
 
 
 @dataclass
@@ -71,7 +32,7 @@ class Chat:
     messages: Messages = field(default_factory=list)
     untrained: frozenset[int] = frozenset()
     changed: dict[str, str] = field(default_factory=dict)  # reason, what was seen
-    not_used: set[str] = field(default_factory=set)
+    not_used: dict[str, str] = field(default_factory=dict)  # key, the first value
 
 
 @dataclass(frozen=True)
@@ -86,10 +47,10 @@ class _Turn:
         return {"role": self.role, "content": self.content} | thought
 
 
-def read_chat(turns: Any) -> Chat:
+def read_chat(turns: list[Any]) -> Chat:
     """Turns as a chat that ends with the assistant. Raises LeftOut."""
     chat = Chat()
-    found = [_turn(turn, chat) for turn in listed(turns)]
+    found = [_turn(turn, chat) for turn in turns]
     end = next((at for at in range(len(found), 0, -1) if found[at - 1].role == "assistant"), 0)
     if not end:
         raise LeftOut("no reply of the assistant")
@@ -108,88 +69,36 @@ def read_chat(turns: Any) -> Chat:
     return chat
 
 
-def listed(turns: Any) -> list[Any]:
-    """The list that `turns` is, or that its text or its columns stand for."""
-    given = turns
-    if isinstance(turns, str):
-        turns = parsed(turns)
-    if isinstance(turns, dict) and all(isinstance(column, list) for column in turns.values()):
-        if len(set(map(len, turns.values()))) != 1:
-            raise LeftOut("no turns", given)
-        turns = [dict(zip(turns, cells, strict=True)) for cells in zip(*turns.values(), strict=True)]
-    if not isinstance(turns, list) or not turns:
-        raise LeftOut("no turns", "" if empty(given) else given)
-    return turns
-
-
-def parsed(text: str) -> Any:
-    """The value that `text` is as JSON, or as Python writes it; None if neither."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return None
-
-
 def _turn(turn: Any, chat: Chat) -> _Turn:
     if not isinstance(turn, dict):
         raise LeftOut("a turn that is no object", turn)
     there = {str(key).strip().lower(): value for key, value in turn.items() if not missing(value)}
     if any(not empty(there.get(key)) for key in TOOLS):
-        raise LeftOut(UNREAL, next(key for key in TOOLS if not empty(there.get(key))))
+        raise LeftOut(TOOLS_USED, next(key for key in TOOLS if not empty(there.get(key))))
     if any(not empty(there.get(key)) for key in MEDIA):
         raise LeftOut(PICTURES, next(key for key in MEDIA if not empty(there.get(key))))
     given = next((there[key] for key in ROLE_KEYS if key in there), None)
     role = ROLES.get(given.strip().rstrip(":").lower()) if isinstance(given, str) else None
     if role is None:
-        raise LeftOut("a role other than system, user and assistant", "" if given is None else given)
+        raise LeftOut("a role other than system, user and assistant", turn if given is None else given)
     if role == "tool":
-        raise LeftOut(UNREAL, f"the role {given}")
-    content, thought = _content(next((there[key] for key in CONTENT_KEYS if key in there), None))
+        raise LeftOut(TOOLS_USED, f"the role {given}")
+    name = next((key for key in CONTENT_KEYS if key in there), "")
+    content, thought = read_content({"parts": there[name]} if name == "parts" else there.get(name))
     if role == "assistant":
         thought = _thought(there) or thought
+    elif thought:
+        raise LeftOut(f"a thought of the {role}", thought)
     trained = role != "assistant" or _trained(there)
-    if role != "assistant":
-        asked = [key for key in TRAINED if key in there and number(there[key])]
-        chat.not_used |= {f"{key!r} of a turn that isn't the assistant's" for key in asked}
-    thoughts = THOUGHTS if role == "assistant" else ()
-    known = {*ROLE_KEYS, *CONTENT_KEYS, *TRAINED, *NOT_TRAINED, *TOOLS, *MEDIA, *thoughts}
-    chat.not_used |= {f"{key!r} of a turn" for key in there if key not in known and not empty(there[key])}
+    known = {*ROLE_KEYS, name, *NOT_TRAINED, *TOOLS, *MEDIA}
+    known |= (
+        {*TRAINED, *THOUGHTS} if role == "assistant" else {key for key in TRAINED if not _is_on(there, key)}
+    )
+    for key, value in there.items():
+        if key not in known and not empty(value) and value != there.get(name):
+            whose = "" if key not in TRAINED else " that isn't the assistant's"
+            chat.not_used.setdefault(f"{key!r} of a turn{whose}", repr(value))
     return _Turn(role, trimmed(content), trimmed(thought), trained)
-
-
-def _content(value: Any) -> tuple[str, str]:
-    """Text and thought of a turn's content: a text, parts, or a value that is JSON."""
-    if not isinstance(value, list) or not value or not all(map(_is_part, value)):
-        return _text(value), ""
-    texts, thoughts = [], []
-    for part in value:
-        kind = part.get("type", "text")
-        if kind in TEXT_PARTS and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind in THOUGHT_PARTS:
-            thoughts.append(_content(next((part[k] for k in (kind, "text") if part.get(k)), None))[0])
-        elif kind in TEXT_PARTS:
-            raise LeftOut("a turn that is no text", part)
-        elif kind in TOOL_PARTS:
-            raise LeftOut(UNREAL, f"a part of the type {kind}")
-        else:
-            raise LeftOut(PICTURES, f"a part of the type {kind}")
-    return "\n".join(texts), "\n".join(thoughts)  # as llama.cpp's server and vLLM join parts
-
-
-def _is_part(value: Any) -> bool:
-    return isinstance(value, dict) and (isinstance(value.get("type"), str) or set(value) == {"text"})
-
-
-def _text(value: Any) -> str:
-    try:
-        return cell_text(value)
-    except UnicodeDecodeError:
-        raise LeftOut("a turn that is no text", "bytes") from None
 
 
 def _thought(there: dict[str, Any]) -> str:
@@ -200,16 +109,13 @@ def _thought(there: dict[str, Any]) -> str:
     return found[0] if found else ""
 
 
+def _is_on(there: dict[str, Any], key: str) -> bool:
+    """Whether a switch asks for the training of its turn."""
+    return bool(number(there.get(key)))
+
+
 def _trained(there: dict[str, Any]) -> bool:
     return all(wanted(key, there[key]) for key in (*TRAINED, *NOT_TRAINED) if key in there)
-
-
-def wanted(key: str, value: Any) -> bool:
-    """Whether a weight or a switch says that something is to be trained. Raises LeftOut for a share."""
-    asked = number(value)
-    if asked not in (0, 1):
-        raise LeftOut("a weight other than 0 and 1", {key: value})
-    return bool(asked) != (key in NOT_TRAINED)
 
 
 def _joined(turns: Iterable[_Turn], chat: Chat) -> list[_Turn]:

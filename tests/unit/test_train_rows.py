@@ -228,7 +228,7 @@ def test_what_is_not_used_is_named_with_its_first_row(tmp_path: Path) -> None:
         {"messages": [USER | {"name": "Ann"}, REPLY, USER, REPLY], "id": 2, "score": None},
     )
     assert loaded.not_used == {"column 'id'": 2, "'name' of a turn": 1}
-    assert loaded.first["'name' of a turn"] == "row 2"
+    assert loaded.first["'name' of a turn"] == "row 2: 'Ann'"
 
 
 def test_the_split_that_the_data_names_is_kept(tmp_path: Path) -> None:

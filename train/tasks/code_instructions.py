@@ -12,13 +12,12 @@ from __future__ import annotations
 import hashlib
 
 from train.cells import NO_VALUE
-from train.errors import TrainError
+from train.errors import LeftOut, TrainError
 from train.example import Example
 from train.formats import add_once, instruction_turns
 from train.loaded import Loaded
 from train.recipe import Data
 from train.table import Table, group_of, text_of
-from train.turns import LeftOut
 
 
 def read(table: Table, data: Data, loaded: Loaded) -> None:

@@ -1,0 +1,129 @@
+"""The turns of a chat, out of whatever they come in.
+
+| what stands in a cell | how it is read |
+|---|---|
+| a list of objects with a role | as it is |
+| `{"user": "...", "assistant": "..."}`, also `human`, `gpt`, `input`, `output` and more | a turn a role |
+| pairs of two texts | what the user and the assistant say, or a role and its text |
+| texts (UltraChat, LIMA) | the user and the assistant in turn, which is counted |
+| an object of columns; the text of any of these, as JSON or as Python writes it | what it stands for |
+| `Human: ...`, `Assistant: ...` in one text (Anthropic's HH, Guanaco) | a turn a heading |
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+from train.cells import empty, missing
+from train.errors import LeftOut
+
+# How the roles are called in the wild.
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "model", "ai", "bot", "chatbot", "bard", "bing"), "assistant"
+    ),
+    **dict.fromkeys(
+        (
+            *("tool", "function", "function_call", "function_response", "tool_call", "tool_response"),
+            "observation",
+        ),
+        "tool",
+    ),
+}
+ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
+CONTENT_KEYS = ("content", "value", "text", "parts")
+# Keys of an object that holds a question and its answer.
+_ASKED = ("input", "prompt", "question", "instruction", "query")
+_REPLIED = ("output", "response", "answer", "completion", "reply")
+_SIDES = {
+    **{name: role for name, role in ROLES.items() if role != "tool"},
+    **dict.fromkeys(_ASKED, "user"),
+    **dict.fromkeys(_REPLIED, "assistant"),
+}
+_ORDER = ("system", "user", "assistant")
+_HEADING = re.compile(r"(?:(?:^|\n)\s*|###\s*)(Human|Assistant|System):")
+
+IN_TURN = "texts in a list, read as those of the user and the assistant in turn"
+
+
+def listed(turns: Any, changed: dict[str, str] | None = None) -> list[Any]:
+    """The turns that `turns` stands for; what is guessed is noted in `changed`. Raises LeftOut."""
+    given = turns
+    if isinstance(turns, str):
+        turns = written_out(turns) or parsed(turns)
+    if isinstance(turns, dict):
+        turns = _of_columns(turns)
+    if not isinstance(turns, list) or not turns:
+        raise LeftOut("no turns", "" if empty(given) else given)
+    if are_texts(turns):
+        if changed is not None:
+            changed[IN_TURN] = repr(turns[0])
+        return [_said(_ORDER[1 + at % 2], text) for at, text in enumerate(turns)]
+    return [turn for entry in turns for turn in _entry(entry)]
+
+
+def parsed(text: str) -> Any:
+    """The value that `text` is as JSON, or as Python writes it; None if neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return None
+
+
+def written_out(text: str) -> list[dict[str, Any]]:
+    """The turns of a chat that is written in one text with headings; none if it isn't that."""
+    before, *pieces = _HEADING.split(text)
+    sides = [ROLES[name.lower()] for name in pieces[::2]]
+    if before.strip() or "user" not in sides or "assistant" not in sides:
+        return []
+    return [_said(side, said.strip()) for side, said in zip(sides, pieces[1::2], strict=True)]
+
+
+def are_texts(turns: Any) -> bool:
+    """Whether this is a chat of mere texts."""
+    return isinstance(turns, list) and len(turns) > 1 and all(isinstance(turn, str) for turn in turns)
+
+
+def _of_columns(turns: dict[str, Any]) -> Any:
+    """The turns of an object of columns, or of one that holds nothing but them; None if it is neither."""
+    columns = list(turns.values())
+    if not columns or not all(isinstance(column, list) for column in columns):
+        return None
+    if len(columns) == 1 and all(isinstance(turn, dict) for turn in columns[0]):
+        return columns[0]
+    if len({*map(len, columns)}) != 1:
+        return None
+    return [dict(zip(turns, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _entry(entry: Any) -> list[Any]:
+    """The turns of one entry of a list: most often one."""
+    if isinstance(entry, list | tuple) and len(entry) == 2 and all(isinstance(t, str) for t in entry):
+        role, text = entry
+        if role.strip().lower() in ROLES:
+            return [_said(role, text)]
+        return [_said("user", role), _said("assistant", text)]
+    if not isinstance(entry, dict):
+        return [entry]
+    there = {str(key).strip().lower(): value for key, value in entry.items() if not missing(value)}
+    sides = {_SIDES[key]: value for key, value in there.items() if key in _SIDES}
+    further = {key: value for key, value in there.items() if key not in _SIDES}
+    clear = len(sides) + len(further) == len(there) and all(isinstance(text, str) for text in sides.values())
+    if not clear or not {"user", "assistant"} & {*sides} or {*ROLE_KEYS, *CONTENT_KEYS} & {*further}:
+        return [entry]
+    turns = [_said(role, sides[role]) for role in _ORDER if role in sides]
+    turns[-1] |= further  # such as a weight: it is about the reply
+    return turns
+
+
+def _said(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": text}
