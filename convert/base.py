@@ -94,7 +94,7 @@ def _from_hub(name: str, revision: Any) -> Path:
         about = options | {"allow_patterns": ("config.json", "README.md")}
         folder = Path(snapshot_download(name, **about))
         if not (folder / "config.json").is_file():
-            files = HfApi().repo_info(name, revision=revision).siblings or []
+            files = HfApi().model_info(name, revision=revision).siblings or []
             if other := other_format([file.rfilename for file in files], repr(name)):
                 raise ConvertError(other)
         else:

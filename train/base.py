@@ -157,7 +157,7 @@ def _files(base: str, revision: str | None) -> list[str]:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
 
     try:
-        found = HfApi().repo_info(base, revision=revision, timeout=TIMEOUT_S).siblings or []
+        found = HfApi().model_info(base, revision=revision, timeout=TIMEOUT_S).siblings or []
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, HTTPError, ConnectionError):
         return []
     return [file.rfilename for file in found]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from train import plan_plain, plan_stack
-from train.fused.supports import allows
+from train.fused.supports import allows, lacking, setting
 from train.gpus import Gpu
 from train.model import targets, trainable
 from train.recipe import Recipe
@@ -81,6 +83,18 @@ def settle(recipe: Recipe, shape: Shape, load: Load, gpu: Gpu | None, available:
 def by_hand(shape: Shape, recipe: Recipe, gpu: Gpu | None) -> bool:
     """Whether the run's passes will be those of train/fused; an unknown GPU is taken for a new one."""
     return shape.by_hand and allows(recipe) and (gpu is None or gpu.ampere)
+
+
+def unfused(shape: Shape, recipe: Recipe, device: torch.device | None = None) -> str:
+    """The line for a run that train/fused leaves to transformers and PEFT, and why; empty for others.
+
+    `device`: where it trains, on a CPU without a line; None for any newer GPU.
+    """
+    if device and device.type != "cuda":
+        return ""
+    key = setting(recipe)
+    why = shape.obstacle or (f"{key} is set" if key else lacking(device) if device else "")
+    return f"note: trained without the fused kernels, slower and with more memory: {why}" if why else ""
 
 
 def flops_per_token(shape: Shape, load: Load, adapter: int) -> float:

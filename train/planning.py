@@ -43,5 +43,7 @@ def print_plan(recipe: Recipe) -> None:
         print(f"{name:<8} {settled.pace:<5} {memory:>9} {host:>8} {speed:>10} {minutes:>9}{mark}")
     if waits:
         print("* so little work that the GPU waits for the processor; more tokens a micro-batch are faster")
+    if line := plan.unfused(base.shape, recipe):
+        print(line)
     share = foreseen.trainable / base.shape.parameters
     print(f"{foreseen.trainable:,} of {base.shape.parameters:,} parameters are trained ({share:.2%})")

@@ -279,19 +279,19 @@ def start(run: Run) -> tuple[Session, dict[str, Any]]:
 
 def describe(run: Run) -> None:
     """Print what is about to be trained, and the forecast."""
-    names, _ = targets(run.recipe.lora.target_modules, run.base.shape.linears)
-    for layer in run.base.shape.linears:
-        mark = "adapter" if layer.name in names else "frozen"
-        run.say(
-            f"  {layer.name:<14} {layer.out_features:>6} x {layer.in_features:<6} x {layer.count:<3} {mark}"
-        )
-    parameters = run.base.shape.parameters
-    run.say(f"{run.trainable:,} of {parameters:,} parameters are trained ({run.trainable / parameters:.2%})")
-    data, order = run.data, run.order
+    shape, data, order = run.base.shape, run.data, run.order
+    names, _ = targets(run.recipe.lora.target_modules, shape.linears)
+    for layer in shape.linears:
+        size = f"{layer.out_features:>6} x {layer.in_features:<6} x {layer.count:<3}"
+        run.say(f"  {layer.name:<14} {size} {'adapter' if layer.name in names else 'frozen'}")
+    trained, parameters = run.trainable, shape.parameters
+    run.say(f"{trained:,} of {parameters:,} parameters are trained ({trained / parameters:.2%})")
     run.say(
         f"{len(data.train):,} rows to train on, {len(data.validation):,} to validate, {len(data.test):,} to "
         f"test; {order.steps:,} steps, {order.steps_per_epoch:,} an epoch"
     )
+    if line := plan.unfused(shape, run.recipe, run.device):
+        run.say(line)
     if foreseen := run.forecast():
         host = f" and {foreseen.host_gb:.1f} GB of the computer's" if foreseen.host_gb else ""
         run.say(

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from train.attention import heads_of
-from train.fused.supports import fits
+from train.fused.supports import obstacle
 from train.model import Linears, linears
 
 # The layers that a decoder layer's two norms feed, by the names of all families.
@@ -29,7 +29,12 @@ class Shape:
     vocabulary: int
     linears: list[Linears]
     other: int  # parameters that aren't in those layers, shared ones once
-    by_hand: bool = False  # whether train/fused has its layers' passes by hand
+    obstacle: str  # why train/fused can't do its layers' passes; empty if it can
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether train/fused has its layers' passes by hand."""
+        return not self.obstacle
 
     @property
     def weights(self) -> int:
@@ -60,7 +65,7 @@ def shape_of(config: PreTrainedConfig) -> Shape:
         vocabulary=config.vocab_size,
         linears=there,
         other=parameters - sum(layer.elements for layer in there),
-        by_hand=fits(model),
+        obstacle=obstacle(model),
     )
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaConfig
+import torch
+from transformers import LlamaConfig, Phi3Config, Qwen2Config, Starcoder2Config
 
 from bench.train_models import CONFIGS as SHAPES
 from train.gpus import GPUS, gpu_of
 from train.model import linears, targets, trainable
-from train.plan import HALF, INT8, NF4, NF4_DOUBLE, by_hand, flops_per_token, forecast, settle
+from train.plan import HALF, INT8, NF4, NF4_DOUBLE, by_hand, flops_per_token, forecast, settle, unfused
 from train.recipe import RECIPES, Lora, Recipe, load_recipe
 from train.shape import Load, Shape, shape_of
 
@@ -32,6 +33,7 @@ PARAMETERS = {
     "mistral-7b": 7_248_023_552,
     "llama-2-7b": 6_738_415_616,
 }
+PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}  # as Phi-4-mini's
 SPLIT_NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FULL = Load(tokens=8192, trained=4096, most_tokens=8192, most_trained=4096, longest=600)
 
@@ -250,6 +252,25 @@ def test_auto_is_the_fastest_mode_that_fits(gigabytes: int, mode: str, phi: Shap
 )
 def test_what_is_trained_by_hand(sections: dict[str, Any], gpu: str, expected: bool, phi: Shape) -> None:
     assert by_hand(phi, recipe_of(**sections), GPUS[gpu]) is expected
+
+
+@pytest.mark.parametrize(
+    ("config", "sections", "why"),
+    [
+        (CONFIGS["phi-3.5"], {}, ""),
+        (CONFIGS["phi-3.5"], {"LoraConfig": {"use_dora": True}}, "LoraConfig.use_dora is set"),
+        (Phi3Config(rope_parameters=PARTIAL), {}, "its RoPE turns only a part of each head"),
+        (LlamaConfig(attention_bias=True), {}, "its linear layers have biases"),
+        (Qwen2Config(), {}, "a Qwen2.5, Qwen2.5-VL has what those kernels lack (biases"),
+        (Starcoder2Config(), {}, "a starcoder2 is none of the families"),
+    ],
+)
+def test_a_run_that_is_not_fused_says_why(config: Any, sections: dict[str, Any], why: str) -> None:
+    shape, recipe = shape_of(config), recipe_of(**sections)
+    line = unfused(shape, recipe)
+    assert bool(line) is bool(why)
+    assert why in line
+    assert unfused(shape, recipe, torch.device("cpu")) == ""  # where nothing is fused
 
 
 def test_forecasts_are_near_what_was_measured(shapes: dict[str, Shape]) -> None:

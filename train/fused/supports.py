@@ -18,40 +18,65 @@ WIDEST = 256  # heads that FlashAttention does, in steps of 8
 DROPOUTS = ("attention_dropout", "embd_pdrop", "resid_pdrop")
 
 
-def fits(model: Any) -> bool:
-    """Whether `Stack` computes what this causal language model would."""
+def obstacle(model: Any) -> str:
+    """Why `Stack` can't compute what this causal language model would; empty if it can."""
     config = model.config
     family = FAMILIES.get(config.model_type)
-    if family is None or not family.fused:
-        return False
+    if family is None:
+        return f"a {config.model_type} is none of the families with kernels of their own"
+    if not family.fused:
+        return f"a {family.title} has what those kernels lack ({family.special})"
     layer = model.get_decoder().layers[0]
     rope = getattr(config, "rope_parameters", None) or {}
     linears: list[Any] = [part for part in layer.modules() if isinstance(part, torch.nn.Linear)]
-    return (
-        all(linear.bias is None and _is_readable(linear) for linear in linears)
-        and layer.self_attn.is_causal
-        and rope.get("rope_type", "default") in ROTATIONS
-        and rope.get("partial_rotary_factor", 1.0) == 1.0
-        and layer.self_attn.head_dim <= WIDEST
-        and layer.self_attn.head_dim % 8 == 0
-        and not any(getattr(config, name, None) for name in DROPOUTS)
-        and _has_known_activation(layer.mlp)
-    )
+    width = layer.self_attn.head_dim
+    reasons = {
+        "its linear layers have biases": any(linear.bias is not None for linear in linears),
+        "its weights are stored in a form that those kernels don't read": not all(map(_is_readable, linears)),
+        "it looks at later tokens too": not layer.self_attn.is_causal,
+        f"its RoPE is of type {rope.get('rope_type')!r}": rope.get("rope_type", "default") not in ROTATIONS,
+        "its RoPE turns only a part of each head": rope.get("partial_rotary_factor", 1.0) != 1.0,
+        f"its heads are {width} wide": width > WIDEST or width % 8 != 0,
+        "its config asks for dropout": any(getattr(config, name, None) for name in DROPOUTS),
+        "its activation is neither SiLU nor GELU": not _has_known_activation(layer.mlp),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def fits(model: Any) -> bool:
+    """Whether `Stack` computes what this causal language model would."""
+    return not obstacle(model)
+
+
+def setting(recipe: Recipe) -> str:
+    """The recipe's key that `Stack` can't do; empty if it does all that the recipe asks for."""
+    lora, eight_bits = recipe.lora, recipe.bnb is not None and recipe.bnb.load_in_8bit
+    keys = {
+        "BitsAndBytesConfig.load_in_8bit": eight_bits,
+        "SFTConfig.fp16": recipe.sft.fp16,
+        "LoraConfig.lora_dropout": lora.lora_dropout,
+        "LoraConfig.use_dora": lora.use_dora,
+    }
+    return next((key for key, wanted in keys.items() if wanted), "")
 
 
 def allows(recipe: Recipe) -> bool:
     """Whether `Stack` does what the recipe asks for."""
-    lora, eight_bits = recipe.lora, recipe.bnb is not None and recipe.bnb.load_in_8bit
-    return not (eight_bits or recipe.sft.fp16 or lora.lora_dropout or lora.use_dora)
+    return not setting(recipe)
+
+
+def lacking(device: torch.device) -> str:
+    """Why the kernels don't run on this device; empty if they do."""
+    if device.type != "cuda":
+        return "there is no CUDA GPU"
+    if torch.cuda.get_device_capability(device) < AMPERE:
+        return "the GPU is older than Ampere"
+    return "" if find_spec("triton") else "Triton isn't installed"
 
 
 def has_kernels(device: torch.device) -> bool:
     """Whether the kernels run on this device."""
-    return (
-        device.type == "cuda"
-        and torch.cuda.get_device_capability(device) >= AMPERE
-        and find_spec("triton") is not None
-    )
+    return not lacking(device)
 
 
 def _is_readable(linear: Any) -> bool:
