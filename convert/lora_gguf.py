@@ -28,7 +28,7 @@ from convert.merge import merge
 from convert.merge_plan import MergePlan, is_tied, surplus_head
 from convert.pipeline import Pipeline
 from convert.progress import bar
-from convert.publish import place
+from convert.publish import models_folder, place
 from convert.rows import load_rows, plain_rows, save_rows
 from convert.settings import Settings
 from convert.sixteen_bit import model_name, outtype
@@ -56,6 +56,7 @@ def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
     """
     if not source.adapter:
         raise ConvertError("--lora needs an adapter, and this is a whole checkpoint")
+    models = models_folder(root)
     pipeline = Pipeline(source, settings)
     adapter, base = Adapter(source.adapter), open_checkpoint(pipeline.base)
     MergePlan(base, adapter)  # refuses an adapter of another base
@@ -63,12 +64,12 @@ def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
         print(line, flush=True)
     _check(adapter, base)
     llamacpp.converter(llamacpp.LORA_CONVERTER)
-    print(preflight.check(base, True, [], False, pipeline.work), flush=True)
+    print(preflight.check(base, True, [], False, pipeline.work, models), flush=True)
     work = pipeline.work / "lora"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     write_plain(adapter, work / "adapter")
-    made, target = work / "lora.gguf", root / "models" / f"{source.name}-lora.gguf"
+    made, target = work / "lora.gguf", models / f"{source.name}-lora.gguf"
     copy_without_code(pipeline.base, work / "base", surplus_head(base))
     quantise.convert_adapter(work / "adapter", work / "base", made)
     scores = _measure(pipeline, made, work)
@@ -76,7 +77,6 @@ def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
         print(
             f"  {name:<28} loss {score.loss:.4f}  mean KL {score.kl_mean:.5f}  same top {score.same_top:.1%}"
         )
-    target.parent.mkdir(exist_ok=True)
     verdict = CHECKPOINT_KL.judge(scores["base GGUF with the adapter"].kl_mean)
     if verdict == "fail":
         kept = place(made, target.with_suffix(".unverified"), move=True)

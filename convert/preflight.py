@@ -23,13 +23,20 @@ OTHER_BITS = 6.0
 QUANTISE_COPIES = 3
 
 
-def disk_needed(checkpoint: Checkpoint, merges: bool, types: list[str], keep: bool) -> int:
+def disk_needed(
+    checkpoint: Checkpoint, merges: bool, types: list[str], keep: bool, moved: bool = False
+) -> int:
     """Bytes at the worst moment beside the base: the merged checkpoint and the 16-bit GGUF together, or the
-    GGUFs, when the merged checkpoint is gone."""
+    GGUFs, when the merged checkpoint is gone. `moved`: each goes to another disk before the next is made."""
     sixteen = 2 * checkpoint.n_params
-    quants = round(sum(BITS.get(kind, OTHER_BITS) / 8 * checkpoint.n_params for kind in types))
+    quants = max(sizes(checkpoint, types), default=0) if moved else sum(sizes(checkpoint, types))
     merged = checkpoint.size_bytes if merges else 0
     return max(merged + sixteen, sixteen + quants + (merged if keep else 0))
+
+
+def sizes(checkpoint: Checkpoint, types: list[str]) -> list[int]:
+    """Bytes that a file of each type will have, about."""
+    return [round(BITS.get(kind, OTHER_BITS) / 8 * checkpoint.n_params) for kind in types]
 
 
 def memory_needed(checkpoint: Checkpoint) -> int:
@@ -38,18 +45,32 @@ def memory_needed(checkpoint: Checkpoint) -> int:
     return max(QUANTISE_COPIES * 4 * elements, 2 * checkpoint.n_params)
 
 
-def check(checkpoint: Checkpoint, merges: bool, types: list[str], keep: bool, folder: Path) -> str:
-    """Return the line that says what is needed. Raises ConvertError if disk or memory are too small."""
+def check(
+    checkpoint: Checkpoint, merges: bool, types: list[str], keep: bool, folder: Path, models: Path
+) -> str:
+    """Return the line that says what is needed in `folder`, and in `models` where that is another disk.
+
+    Both are there. Raises ConvertError if a disk or the memory is too small.
+    """
+    moved = models.stat().st_dev != folder.stat().st_dev
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    disk = max(0, disk_needed(checkpoint, merges, types, keep) - there)  # an earlier try may have made part
-    free_disk = shutil.disk_usage(folder).free
+    # An earlier try may have made part of it.
+    disks = {folder: max(0, disk_needed(checkpoint, merges, types, keep, moved) - there)}
+    if moved:  # a file of the same name stays until the new one is whole
+        disks[models] = sum(sizes(checkpoint, types))
+    free = {place: shutil.disk_usage(place).free for place in disks}
     memory, free_memory = memory_needed(checkpoint), available_bytes()
+    said = [
+        f"{human_size(needed)} of disk{f' in {place}' if moved else ''} ({human_size(free[place])} free)"
+        for place, needed in disks.items()
+    ]
     needs = (
-        f"Needs up to {human_size(disk)} of disk ({human_size(free_disk)} free) "
-        f"and {human_size(memory)} of memory ({human_size(free_memory)} free)."
+        f"Needs up to {', '.join(said)} and {human_size(memory)} of memory ({human_size(free_memory)} free)."
     )
-    if disk > free_disk:
-        raise ConvertError(f"the disk is too small. {needs} Free some, or ask for fewer types at once")
+    for place, needed in disks.items():
+        if needed > free[place]:
+            which = f"the disk of {place.resolve()}" if moved else "the disk"
+            raise ConvertError(f"{which} is too small. {needs} Free some, or ask for fewer types at once")
     if memory > free_memory:
         raise ConvertError(f"the memory is too small. {needs} Close other programs, or use a larger machine")
     return needs

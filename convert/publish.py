@@ -2,43 +2,64 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import shlex
 import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import human_size
 from chat.registry import Entry, Source, add
+from convert.errors import ConvertError
 from convert.names import ollama_name
 from convert.verify.report import Report
 from core.files import whole
 
 CONTEXT = 4096  # tokens that the chat gives a new model: a Phi's own 131,072 would want 48 GiB of memory
 
+WORD = r"[\w./-]+"
+
+
+def models_folder(root: Path) -> Path:
+    """Return `root`/models, made if it must be, in which files can be written. Raises ConvertError."""
+    models = root / "models"
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=models).close()
+    except FileExistsError:
+        what = f"a link to {models.readlink()}, which isn't there" if models.is_symlink() else "no folder"
+        raise ConvertError(f"{models} is {what}; the GGUF files go in there") from None
+    except OSError as error:
+        raise ConvertError(f"can't write in {models.resolve()}: {error.strerror}") from None
+    return models
+
 
 def publish(gguf: Path, name: str, report: Report, models: Path, about: dict[str, Any], move: bool) -> Path:
     """Put a verified file under its final name with all that goes with it, and return that name.
 
-    A file that failed a check becomes `.unverified`. `about` has `base`, `run` and `tested_on`.
+    The JSON that says that the file is good gets its name last, and what can't be written whole leaves
+    nothing. A file that failed a check becomes `.unverified`. `about` has `base`, `run` and `tested_on`.
+    Raises ConvertError for a disk that is full.
     """
-    models.mkdir(exist_ok=True)
     final = models / f"{name}.gguf"
     quality = json.dumps({**about, **report.quality_json()}, indent=1, ensure_ascii=False) + "\n"
     if report.verdict == "fail":  # an older file of this name, which passed, stays as it is
-        _write(models / f"{name}.unverified.json", quality)
-        return place(gguf, final.with_suffix(".unverified"), move)
-    _write(models / f"{name}.quality.json", quality)
+        texts = {f"{name}.unverified.json": quality}
+        return place(gguf, final.with_suffix(".unverified"), move, texts)
+    file = replace(read_gguf(gguf), path=final)
+    card = model_card(name, file, report, about)
+    texts = {f"{name}.quality.json": quality, f"{name}.md": card, f"{name}.Modelfile": modelfile(file)}
+    place(gguf, final, move, texts)
     for end in (".unverified", ".unverified.json"):
         (models / f"{name}{end}").unlink(missing_ok=True)
-    place(gguf, final, move)
-    file = read_gguf(final)
-    _write(models / f"{name}.Modelfile", modelfile(file))
-    _write(models / f"{name}.md", model_card(name, file, report, about))
     return final
 
 
@@ -64,11 +85,12 @@ def register(
 def modelfile(file: GgufFile) -> str:
     """The file for `ollama create`. Ollama finds its own template by the GGUF's; the stops are ours."""
     ends = sorted(text for text, i in file.vocab.control.items() if i in file.vocab.eog_ids)
+    path = f"./{file.path.name}"
     lines = [
-        f"FROM {_quoted(f'./{file.path.name}')}",
+        f"FROM {path if re.fullmatch(WORD, path, re.ASCII) else _quoted(path)}",
         f"PARAMETER num_ctx {min(file.n_ctx_train or CONTEXT, CONTEXT)}",
     ]
-    lines += [f"PARAMETER stop {json.dumps(text, ensure_ascii=False)}" for text in ends]
+    lines += [f"PARAMETER stop {_quoted(text)}" for text in ends]
     return "\n".join(lines) + "\n"
 
 
@@ -89,35 +111,40 @@ def model_card(name: str, file: GgufFile, report: Report, about: dict[str, Any])
     )
 
 
-def place(source: Path, target: Path, move: bool) -> Path:
-    """Rename; or copy, where the file is still needed or the target is on another disk."""
+def place(source: Path, target: Path, move: bool, texts: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Give a file its final name, and write `texts`, by name, beside it: all, the file first, or nothing.
+
+    A second name for the same file where the disk allows it, else a copy; with `move` the first name goes.
+    Raises ConvertError where there is no room.
+    """
+    try:
+        with ExitStack() as files:  # the last that was opened gets its name first
+            for name, text in texts.items():
+                files.enter_context(whole(target.with_name(name))).write_bytes(text.encode())
+            _bring(source, files.enter_context(whole(target)), move)
+    except OSError as error:
+        free, size = shutil.disk_usage(target.parent).free, source.stat().st_size
+        raise ConvertError(
+            f"can't write {target} ({human_size(size)}): {error.strerror or error}; "
+            f"{target.parent.resolve()} has {human_size(free)} free. Make room there, and repeat the command"
+        ) from None
     if move:
-        try:
-            return source.replace(target)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-    with whole(target) as partial:
-        _copy(source, partial)
-    if move:
-        source.unlink()
+        source.unlink(missing_ok=True)
     return target
 
 
-def _quoted(path: str) -> str:
-    """A path as a Modelfile takes it: in quotes where it isn't one word."""
-    return path if re.fullmatch(r"[\w./-]+", path, re.ASCII) else f'"{path}"'
+def _quoted(text: str) -> str:
+    """As a Modelfile takes any text: between quotes, nothing escaped (Ollama's parser.go, `unquote`)."""
+    mark = '"""' if '"' in text else '"'
+    return f"{mark}{text}{mark}"
 
 
-def _copy(source: Path, target: Path) -> None:
-    """A second name for the same file, where the disk allows it."""
+def _bring(source: Path, target: Path, move: bool) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)
-
-
-def _write(path: Path, text: str) -> None:
-    with whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        if move and source.stat().st_dev == target.parent.stat().st_dev:
+            source.replace(target)
+        else:
+            shutil.copyfile(source, target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,14 @@ from chat.registry import check_extensible
 from convert import preflight
 from convert.adapter import Adapter
 from convert.errors import ConvertError
-from convert.gptq import open_checkpoint
+from convert.gptq import GptqCheckpoint, open_checkpoint
+from convert.merge_plan import surplus_head
 from convert.pipeline import Pipeline
-from convert.publish import publish, register
+from convert.publish import models_folder, publish, register
 from convert.settings import Settings
 from convert.source import Source
 from convert.text_part import TextCheckpoint
+from core.command_line import ROOT, command_line
 
 
 def convert(source: Source, settings: Settings, types: list[str], root: Path) -> int:
@@ -26,6 +27,7 @@ def convert(source: Source, settings: Settings, types: list[str], root: Path) ->
     if settings.imatrix not in ("auto", "none") and not Path(settings.imatrix).is_file():
         raise ConvertError(f"--imatrix {settings.imatrix!r} is no file; give one, or say auto or none")
     check_extensible(root / "models.json")  # now, not when all is done
+    models_folder(root)
     pipeline = Pipeline(source, settings)
     try:
         with FileLock(pipeline.work / ".lock", timeout=0):
@@ -46,14 +48,20 @@ def _convert(pipeline: Pipeline, types: list[str], root: Path) -> int:
     if todo:
         pipeline.check_tools(todo)
         pipeline.check_source()
-        writes = bool(source.adapter) or isinstance(origin, TextCheckpoint)
-        print(preflight.check(origin, writes, todo, settings.keep, pipeline.work), flush=True)
+        parts = isinstance(origin, TextCheckpoint | GptqCheckpoint)
+        writes = bool(source.adapter) or parts or bool(surplus_head(origin))
+        print(
+            preflight.check(origin, writes, todo, settings.keep, pipeline.work, root / "models"), flush=True
+        )
     failed = [name for kind in types if not _make(pipeline, kind, name := f"{source.name}-{kind}", root)]
     _print_costs(pipeline)
     for name in failed:
-        print(f"FAILED: models/{name}.unverified; {name}.unverified.json has all of its checks")
+        print(f"FAILED: {root / 'models' / name}.unverified; {name}.unverified.json has all of its checks")
     if not failed:
-        print(f"Next: python app.py --model {shlex.quote(f'{source.name} {types[0]}')}")
+        model = f"{source.name} {types[0]}"  # in the menu; another root has a menu of its own
+        if root.resolve() != ROOT:
+            model = str(root / "models" / f"{source.name}-{types[0]}.gguf")
+        print(f"Next: {command_line('app.py', ['--model', model])}")
     return 1 if failed else 0
 
 

@@ -13,8 +13,10 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a write to a full disk names no file
+            error.filename = str(path)
         raise
     partial.replace(path)
 

@@ -43,9 +43,24 @@ def hollow_checkpoint(folder: Path, rows: int) -> Checkpoint:
 
 def test_a_disk_that_is_too_small_is_noticed_before_anything_starts(tmp_path: Path) -> None:
     large = hollow_checkpoint(tmp_path / "large", rows=20_000_000)  # 164 GB
-    (tmp_path / "work").mkdir()
+    (work := tmp_path / "work").mkdir()
     with pytest.raises(ConvertError, match=r"the disk is too small. Needs up to 327\.7 GB of disk"):
-        check(large, merges=True, types=["Q4_K_M"], keep=False, folder=tmp_path / "work")
+        check(large, merges=True, types=["Q4_K_M"], keep=False, folder=work, models=tmp_path)
+
+
+def test_models_on_another_disk_needs_room_there(tmp_path: Path, another_disk: Path) -> None:
+    """The GGUFs go there one by one: their making takes the room of one, models/ that of all."""
+    model = hollow_checkpoint(tmp_path / "model", rows=100)
+    (work := tmp_path / "work").mkdir()
+    (models := tmp_path / "models").symlink_to(another_disk)
+    types = ["F16"] * (shutil.disk_usage(another_disk).free // (2 * model.n_params) + 1000)
+    with pytest.raises(ConvertError) as caught:
+        check(model, merges=False, types=types, keep=False, folder=work, models=models)
+    assert f"the disk of {another_disk.resolve()} is too small. Needs up to " in str(caught.value)
+    assert f"1.6 MB of disk in {work} (" in str(caught.value)
+    assert f"of disk in {models} (" in str(caught.value)
+    said = check(model, merges=False, types=types[:2], keep=False, folder=work, models=models)
+    assert f"1.6 MB of disk in {models} (" in said
 
 
 def test_the_worst_moment_holds_two_copies_at_16_bit(tmp_path: Path) -> None:
