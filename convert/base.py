@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
 
+from chat.gguf_parts import check_parts, model_size
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.gptq import refuse_quantised, refuse_quantised_name
@@ -68,8 +69,9 @@ def _from_gguf(gguf: Path, out: Path) -> Path:
         raise ConvertError(
             f"the base {str(gguf)!r} is not on this machine; say where it is: --base-model FILE.gguf"
         )
-    about = gguf.stat()
-    made_from = {"gguf": str(gguf.resolve()), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
+    paths = check_parts(gguf)
+    times = [part.stat().st_mtime_ns for part in paths]
+    made_from = {"gguf": str(paths[0].resolve()), "size": model_size(gguf), "mtime_ns": max(times)}
     if (out / MADE_FROM).is_file() and read_json(out / MADE_FROM) == made_from:
         return out
     shutil.rmtree(out, ignore_errors=True)

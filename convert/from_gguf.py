@@ -30,6 +30,7 @@ BYTES_PER_WEIGHT = 2
 def checkpoint_from_gguf(gguf: Path, out: Path) -> None:
     """Write config, weights, tokenizer and generation config of the model `gguf` into the new folder `out`.
 
+    Of a split model, `gguf` is any part.
     Raises ConvertError, or ModelFileError when the file is none that can be read.
     """
     file = read_gguf(gguf)  # checks all lengths, so that the other readers meet a sound file
@@ -39,14 +40,14 @@ def checkpoint_from_gguf(gguf: Path, out: Path) -> None:
 
     from convert.checkpoint import CheckpointWriter
     from convert.gguf_tokenizer import read_tokens, write_tokenizer
-    from convert.gguf_weights import Weights, empty_model, read_config, read_weights, storage_type
+    from convert.gguf_weights import empty_model, read_config, read_tensors, read_weights, storage_type
 
     tokens = read_tokens(gguf)
-    weights, dtype = Weights(gguf), storage_type(file)
-    model = empty_model(read_config(file, weights))
+    tensors, dtype = read_tensors(file), storage_type(file)
+    model = empty_model(read_config(file, tensors))
     with CheckpointWriter(out) as writer, bar("De-quantise", "B") as tell:
         done = 0
-        for name, tensor in read_weights(gguf, weights, model, dtype):
+        for name, tensor in read_weights(file, tensors, model, dtype):
             writer.add(name, tensor)
             done += tensor.nbytes
             tell(done, BYTES_PER_WEIGHT * file.n_params)

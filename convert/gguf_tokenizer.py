@@ -88,10 +88,13 @@ class Tokens:
 
 
 def read_tokens(path: Path) -> Tokens:
-    """Read the vocabulary of `path`. Raises ConvertError, or ModelFileError for a file that is none."""
+    """Read the vocabulary of `path`, which may be any part of a split model.
+
+    Raises ConvertError, or ModelFileError for a file that is none.
+    """
     file = read_gguf(path)  # checks every length, so that what follows reads a sound file
     try:
-        fields, _ = read_gguf_metadata(str(path), ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"))
+        fields, _ = read_gguf_metadata(str(file.path), ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"))
     except UnicodeDecodeError as error:
         raise ConvertError(f"{path.name} has text that is not UTF-8: {error.reason}") from None
 

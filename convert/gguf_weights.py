@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gguf
@@ -75,14 +74,19 @@ class Weights(gguf.GGUFReader):
         return end - orig_offs, [], [], [gguf.GGUFValueType.ARRAY]
 
 
-def read_config(file: GgufFile, weights: Weights) -> PreTrainedConfig:
+def read_tensors(file: GgufFile) -> list[gguf.ReaderTensor]:
+    """Return the tensors of all parts of a model, on the disk still."""
+    return [tensor for part in file.parts for tensor in Weights(part).tensors]
+
+
+def read_config(file: GgufFile, tensors: list[gguf.ReaderTensor]) -> PreTrainedConfig:
     """Return the configuration that the file's fields describe. Raises ConvertError."""
     if file.architecture not in _FAMILIES:
         raise ConvertError(
             f"{file.path.name} is a {file.architecture!r} model; only {', '.join(_FAMILIES)} can be "
             "written out; get the original checkpoint from its hub instead"
         )
-    metadata, names = read_gguf_metadata(str(file.path))
+    metadata, _ = read_gguf_metadata(str(file.path))
     model_type, own = _FAMILIES[file.architecture]
     known: dict[str, Any] = {}
     for field, name in (_COMMON | own).items():
@@ -90,13 +94,13 @@ def read_config(file: GgufFile, weights: Weights) -> PreTrainedConfig:
         if value:  # Phi writes 0 for no window
             known[name] = _decimal(value) if isinstance(value, float) else value
     known["vocab_size"] = file.n_vocab
-    known["tie_word_embeddings"] = "output.weight" not in names
+    known["tie_word_embeddings"] = all(tensor.name != "output.weight" for tensor in tensors)
     if file.architecture in _LAYERS_OF_27B:
         wide = known["num_hidden_layers"] == _LAYERS_OF_27B[file.architecture]
         by_heads = known["hidden_size"] // known["num_attention_heads"]
         known["query_pre_attn_scalar"] = by_heads if wide else known["head_dim"]
     config = AutoConfig.for_model(model_type, **known)
-    scaling = _scaling(config, weights, metadata, file.architecture)
+    scaling = _scaling(config, tensors, metadata, file.architecture)
     config.rope_parameters.get("full_attention", config.rope_parameters).update(scaling)
     return config
 
@@ -107,12 +111,10 @@ def _decimal(value: float) -> float:
 
 
 def _scaling(
-    config: PreTrainedConfig, weights: Weights, metadata: dict[str, Any], architecture: str
+    config: PreTrainedConfig, tensors: list[gguf.ReaderTensor], metadata: dict[str, Any], architecture: str
 ) -> dict[str, Any]:
     """Return what the file says about scaled RoPE, in transformers' words; nothing where it isn't scaled."""
-    factors = {
-        tensor.name: np.array(tensor.data, np.float32) for tensor in weights.tensors if _is_rope(tensor.name)
-    }
+    factors = {tensor.name: np.array(tensor.data, np.float32) for tensor in tensors if _is_rope(tensor.name)}
     if "rope_factors_long.weight" in factors:
         long, short = (factors[f"rope_factors_{length}.weight"] for length in ("long", "short"))
         lists = {"long_factor": [*map(_decimal, long)], "short_factor": [*map(_decimal, short)]}
@@ -172,7 +174,7 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def read_weights(
-    path: Path, weights: Weights, model: PreTrainedModel, dtype: torch.dtype
+    file: GgufFile, tensors: list[gguf.ReaderTensor], model: PreTrainedModel, dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """De-quantise tensor by tensor; yield each with transformers' name for it.
 
@@ -183,11 +185,11 @@ def read_weights(
     architecture = next(arch for arch, (kind, _) in _FAMILIES.items() if kind == config.model_type)
     processor_class: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
     processor = processor_class(config=heads)
-    names = _names(model, architecture)
+    names, path = _names(model, architecture), file.path
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
-    for stored in weights.tensors:
+    for stored in tensors:
         if _is_rope(stored.name):
             continue
         name = names.get(stored.name, "")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 BASES = ROOT / ".cache" / "bases"
 TRAINED_ON = ("gptq", "bitsandbytes")  # quantised weights that a LoRA can go on here
+_PART = re.compile(r"-\d{5}(-of-\d{5})$")  # at the end of a split model's file names
 # What decides what a GGUF is written out as, beside its own content.
 WRITERS = tuple(ROOT / "convert" / name for name in ("from_gguf.py", "gguf_tokenizer.py", "gguf_weights.py"))
 
@@ -42,10 +45,19 @@ def find_base(model: Model, bases: Path = BASES) -> str:
     gguf = folder / model.gguf_file
     if not gguf.is_file():
         raise TrainError(f"the base {str(gguf)!r} is not there; see model.base_model and model.gguf_file")
-    out = bases / _content(gguf, *WRITERS).hex()[:16] / gguf.stem
+    parts = _parts(gguf)
+    out = bases / _content(*parts, *WRITERS).hex()[:16] / _PART.sub("", gguf.stem)
     if not out.is_dir():
         _write_checkpoint(gguf, out)
     return str(out)
+
+
+def _parts(gguf: Path) -> list[Path]:
+    """The files of the model that `gguf` is, or, as llama-gguf-split names them, is a part of."""
+    if not (part := _PART.search(gguf.stem)):
+        return [gguf]
+    begin = glob.escape(gguf.stem[: part.start()])
+    return sorted(gguf.parent.glob(f"{begin}-[0-9][0-9][0-9][0-9][0-9]{part[1]}.gguf"))
 
 
 def package_folder(name: str) -> Path:

@@ -17,12 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chat.gguf_file import read_gguf
 from convert import llamacpp
+from convert.base import find_base as find_base_to_merge
 from convert.errors import ConvertError
 from convert.from_gguf import checkpoint_from_gguf, main
 from convert.gguf_tokenizer import read_tokens, write_tokenizer
-from convert.gguf_weights import Weights
+from convert.gguf_weights import Weights, read_config, read_tensors
 from convert.nasty import NASTY
+from core.errors import ChatError
 from tests.integration.tiny_models import tokenizer_of, vocabulary
+from train.base import find_base
+from train.recipe import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 # Byte-level vocabularies of llama.cpp, one for each rule of cutting text into words.
@@ -50,6 +54,29 @@ def test_smollm_has_llama_cpps_ids(smollm: Path, embedded_model: Path) -> None:
         texts = [*NASTY, *real_text()]
         assert len(texts) > 300
         assert [text for text in texts if ids(text) != tokenize(text, True)] == []
+
+
+def test_any_part_of_a_split_model_is_read_as_the_whole(embedded_model: Path, tmp_path: Path) -> None:
+    options = ["--split", "--split-max-tensors", "150", "--no-tensor-first-split"]
+    llamacpp.run([llamacpp.tool("llama-gguf-split"), *options, embedded_model, tmp_path / "smol"])
+    parts = sorted(tmp_path.iterdir())
+    assert len(parts) == 3
+    whole = {tensor.name: tensor for tensor in Weights(embedded_model).tensors}
+    tokens, config = read_tokens(embedded_model), read_config(read_gguf(embedded_model), [*whole.values()])
+    for part in parts:
+        tensors = read_tensors(read_gguf(part))
+        assert {tensor.name for tensor in tensors} == whole.keys()
+        assert all(np.array_equal(tensor.data, whole[tensor.name].data) for tensor in tensors[::60])
+        assert read_config(read_gguf(part), tensors).to_dict() == config.to_dict()
+        assert read_tokens(part).merges == tokens.merges
+    parts[1].unlink()
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for find in (
+        lambda: find_base(Model(base_model=str(tmp_path), gguf_file=parts[2].name, license="x"), tmp_path),
+        lambda: find_base_to_merge(tmp_path, str(parts[2])),
+    ):
+        with pytest.raises(ChatError, match=f"part 2 of 3, '{parts[1].name}', is not in"):
+            find()
 
 
 def test_smollm_answers(smollm: Path) -> None:
