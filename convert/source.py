@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convert.errors import ConvertError
 from convert.names import bounded, folder_name
+from core.command_line import command_line
 from core.other_formats import other_format
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -35,7 +35,8 @@ def find_source(given: str | None, outputs: Path) -> Source:
             return _run(path)
     path = Path(given)
     if path.suffix == ".gguf":
-        raise ConvertError(f"{given!r} is a GGUF already; chat with it: python app.py --model {given}")
+        chat = command_line("app.py", ["--model", given])
+        raise ConvertError(f"{given!r} is a GGUF already; chat with it: {chat}")
     if _is_adapter(path):
         name = bounded(folder_name(path.resolve().parent if path.resolve().name == "adapter" else path))
         name = name.rpartition("/")[2]
@@ -59,7 +60,7 @@ def find_source(given: str | None, outputs: Path) -> Source:
 
 def command_for(source: str) -> str:
     """The command that converts a source, to be pasted into a shell."""
-    return f"python convert/to_gguf.py {'-- ' * source.startswith('-')}{shlex.quote(source)}"
+    return command_line("convert/to_gguf.py", ["--"] * source.startswith("-") + [source])
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -59,6 +59,8 @@ def _places(folder: Path) -> Iterable[tuple[Path, Any]]:
     others = {path.stem: _text(path) for path in sorted((folder / FOLDER).glob("*.jinja"))}
     if (folder / FILE).is_file():
         yield folder / FILE, {**others, DEFAULT: _text(folder / FILE)}
+    elif others:
+        yield folder / FOLDER / f"{DEFAULT}.jinja", others
     for name in (CONFIG, PROCESSOR):
         if (folder / name).is_file():
             content = json.loads(_text(folder / name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -59,7 +60,8 @@ def write_card(
         "Forecast and actual": table(("", "forecast", "actual"), _forecast(manifest)),
         "Checks that were waived": "\n".join(checks),
         "Licences": _licences(recipe),
-        "Next": f'    python convert/to_gguf.py {name} --quant q5\n    python app.py --model "{name} Q5_K_M"',
+        "Next": f"    python convert/to_gguf.py {quote(name)} --quant q5\n"
+        f"    python app.py --model {quote(f'{name} Q5_K_M')}",
     }
     sections["Loss on the validation rows"] += "\n\n![Loss over the steps](loss.png)"
     sections["Scores on the test rows"] += "\n\nReplies to the same prompts are in [samples.md](samples.md)."

@@ -15,6 +15,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
 from chat.command import Parser, missing, run
 
 try:
+    from core.command_line import command_line
     from train.errors import TrainError
     from train.example import Encoded, Example
     from train.formats import read_any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Loaded", "Prepared", "Splits", "load_examples", "lost", "prepare", "split_examples"]
 
 LIMIT_SEED = 0  # of data.limit: not the run's, or each seed would be tested on other rows
+NO_TEMPLATE = "the base has no chat template, so training and chat use a plain one"
 READERS = {"quotes": quotes, "oasst1": oasst1, "code": code_instructions, "sms": sms}
 
 
@@ -101,6 +103,8 @@ def encode_splits(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded, spli
 
     examples = [settle(getattr(splits, name), tokenizer, loaded) for name in NAMES]
     everything = [example for split in examples for example in split]
+    if not tokenizer.template and (chats := sum(bool(example.messages) for example in everything)):
+        loaded.noticed[NO_TEMPLATE] = chats
     assistant_only, revision = recipe.sft.assistant_only_loss, recipe.model.revision
     encoded = iter(encode_all(tokenizer, everything, assistant_only, revision))
     prepared = Prepared([], [], [], Splits(repeated=splits.repeated, notes=splits.notes), loaded, 0)
@@ -152,7 +156,8 @@ def main(argv: list[str]) -> int:
 
     def check() -> int:
         from train import data_report  # this and the next take seconds to import
-        from train.base import load_tokenizer
+        from train.base import find_base, load_config, load_tokenizer
+        from train.checks import Checks, check_context
 
         recipe = load_recipe(given.recipe)
         loaded = load_examples(recipe.data, LIMIT_SEED)
@@ -160,8 +165,13 @@ def main(argv: list[str]) -> int:
         splits = split_examples(loaded.examples, recipe.data)
         print(data_report.splits(splits), flush=True)
         tokenizer = load_tokenizer(recipe)
-        print(data_report.tokens(recipe, tokenizer, encode_splits(recipe, tokenizer, loaded, splits)))
-        print(f"\nNext: python train/qlora.py {given.recipe} --plan")
+        prepared = encode_splits(recipe, tokenizer, loaded, splits)
+        print(data_report.tokens(recipe, tokenizer, prepared), flush=True)
+        checks = Checks(recipe.waive, print)
+        base = load_config(find_base(recipe.model), recipe.model.revision)
+        check_context(checks, prepared.train + prepared.validation + prepared.test, base)
+        checks.end()
+        print(f"\nNext: {command_line('train/qlora.py', [given.recipe, '--plan'])}")
         return 1 if lost(loaded) else 0
 
     return run(check, "Stopped; nothing was changed.")

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils.hub import cached_file
 
 from chat.prompt import FALLBACK_TEMPLATE, PromptEncoder, render
+from core.chat_template import CONFIG, DEFAULT, FILE, PROCESSOR, find_template
 from train.errors import TrainError
 from train.thoughts import Thoughts
 
 _MARK = "zreplyz"
+# Of transformers' `cached_file`: a file that isn't there, or not yet and nothing can be fetched, is none.
+_QUIETLY = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")
 
 
 class ChatTokenizer:
-    """Tokenizes with the template that came with the base, unedited; nothing of it is ever changed.
+    """Tokenizes with the template that came with the base, unedited, wherever in its files it stands.
 
     `stop_ids`: all ids that end a reply, by the generation config, the tokenizer and the template.
     `stop_surfaces`: their texts. `thoughts`: what the template does with those of a reply.
@@ -30,8 +34,7 @@ class ChatTokenizer:
         if not self.tokenizer.is_fast:
             raise TrainError(f"{str(folder)!r} has no tokenizer.json, and none could be made of its files")
         self._backend = self.tokenizer.backend_tokenizer
-        template = self.tokenizer.chat_template
-        self.template: str = (template.get("default") if isinstance(template, dict) else template) or ""
+        self.template: str = self._find_template(folder, revision)
         self.thoughts = Thoughts(self._fill, self.template)
         self.bos_id: int | None = self.tokenizer.bos_token_id
         self.adds_bos = self.bos_id is not None and self.tokenizer("x")["input_ids"][:1] == [self.bos_id]
@@ -50,6 +53,20 @@ class ChatTokenizer:
             add_bos=self.adds_bos,
         )
         self.pad_id = self._pad_id(special)
+
+    def _find_template(self, folder: str | Path, revision: str | None) -> str:
+        """The template that the conversion finds too, and that `save` writes. Empty if there is none."""
+        folders = [Path(folder)]
+        if not folders[0].is_dir():  # a hub name: transformers has fetched some of the places, not all
+            options: dict[str, Any] = {"revision": revision} | dict.fromkeys(_QUIETLY, False)
+            found = [cached_file(folder, name, **options) for name in (CONFIG, FILE, PROCESSOR)]
+            folders = [Path(path).parent for path in found if path]
+        template = find_template(folders)
+        given = self.tokenizer.chat_template
+        if template.text != (given.get(DEFAULT) if isinstance(given, dict) else given):
+            named = {DEFAULT: template.text, **template.others} if template.others else template.text
+            self.tokenizer.chat_template = named or None
+        return template.text
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         """Fill the template, or the chat's own one where the base has none. Raises TemplateError.

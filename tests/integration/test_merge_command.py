@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from convert.adapter import WEIGHTS
 from convert.checkpoint import Checkpoint, CheckpointWriter
 from convert.merge import main
+from core.command_line import command_line
 from tests.integration.merge_bases import SIZES, WIDTHS, save_adapter, save_base, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,7 @@ def test_it_prints_what_it_made_and_the_next_command(
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     printed = run(adapter, "--out", tmp_path / "out", "--base-model", base, code=0)
     assert f"{tmp_path / 'out'}: 29 tensors" in printed
-    assert f"Next: python convert/to_gguf.py {adapter} --quant q5" in printed
+    assert f"Next: {command_line('convert/to_gguf.py', [adapter])} --quant q5" in printed
     assert Checkpoint(tmp_path / "out").names == Checkpoint(base).names
     assert main([str(adapter), "--out", str(tmp_path / "out")]) == 1
     assert "is there already" in capsys.readouterr().err

@@ -34,6 +34,16 @@ def test_the_adapters_file_then_its_config_then_the_bases(tmp_path: Path) -> Non
     assert find_template([none, null]) == ChatTemplate()
 
 
+def test_a_default_among_the_named_templates_counts(tmp_path: Path) -> None:
+    """As for transformers, which reads that folder also where chat_template.jinja is not there."""
+    base = folder(tmp_path / "base", chat_template="BC")
+    (named := base / "additional_chat_templates").mkdir()
+    (named / "tools.jinja").write_text("T")
+    assert find_template([base]).text == "BC"
+    (named / "default.jinja").write_text("D")
+    assert find_template([base]) == ChatTemplate("D", named / "default.jinja", {"tools": "T"})
+
+
 @pytest.mark.parametrize("given", ["", None, [], [{"name": "tool_use", "template": "T"}], 7, {"rag": "R"}])
 def test_what_is_no_template_leaves_the_next_place(tmp_path: Path, given: Any) -> None:
     adapter = folder(tmp_path / "adapter", chat_template=given)

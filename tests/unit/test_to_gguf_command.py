@@ -12,6 +12,7 @@ from convert.errors import ConvertError
 from convert.quantise import parse_types
 from convert.source import find_source
 from convert.to_gguf import main
+from core.command_line import command_line
 
 
 def make_run(outputs: Path, name: str, age: int = 0) -> Path:
@@ -64,7 +65,11 @@ def test_folders_of_adapters_and_checkpoints_are_taken_as_they_are(tmp_path: Pat
     [
         ([], 1, "there is no run in outputs/ yet"),
         (["nobody"], 1, "no run or folder is called 'nobody'; runs: none yet"),
-        (["model.gguf"], 1, "is a GGUF already; chat with it: python app.py --model model.gguf"),
+        (
+            ["model.gguf"],
+            1,
+            f"is a GGUF already; chat with it: {command_line('app.py', ['--model', 'model.gguf'])}",
+        ),
         (["--quant", "q5_km"], 2, "unknown quant 'q5_km'; did you mean Q5_K_M?"),
     ],
 )

@@ -147,7 +147,7 @@ def test_the_card_has_the_figures_the_licences_and_the_next_commands(tmp_path: P
         "- base: apache-2.0; its terms hold for this adapter too",
         "- data: cc-by-4.0",
         "    python convert/to_gguf.py tour --quant q5",
-        '    python app.py --model "tour Q5_K_M"',
+        "    python app.py --model 'tour Q5_K_M'",
     ):
         assert row in text.splitlines()
     assert "waived" not in text

@@ -1,0 +1,84 @@
+"""Training renders with the template that the conversion will write, wherever in the base it stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import LlamaConfig
+
+from core.chat_template import find_template
+from core.command_line import command_line
+from tests.unit.letters import CHAT, TEMPLATE, make_tokenizer
+from train import data
+from train.tokenizer import ChatTokenizer
+
+OTHER = TEMPLATE.replace("':'", "' says '")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"chat_template.json": json.dumps({"chat_template": TEMPLATE})}, TEMPLATE),
+        ({"chat_template.jinja": TEMPLATE}, TEMPLATE),
+        ({"additional_chat_templates/default.jinja": TEMPLATE}, TEMPLATE),
+        (
+            {"additional_chat_templates/tools.jinja": OTHER, "chat_template.json": '{"chat_template": "T"}'},
+            "T",
+        ),
+        ({"tokenizer_config.json": None, "chat_template.jinja": TEMPLATE}, TEMPLATE),
+        ({"tokenizer_config.json": OTHER, "chat_template.jinja": TEMPLATE}, TEMPLATE),
+        ({"tokenizer_config.json": OTHER, "additional_chat_templates/tools.jinja": TEMPLATE}, OTHER),
+        ({"tokenizer_config.json": None}, ""),
+        ({}, ""),
+    ],
+)
+def test_one_rule_for_training_and_conversion(tmp_path: Path, files: dict[str, Any], expected: str) -> None:
+    make_tokenizer(base := tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    config = base / "tokenizer_config.json"
+    for name, content in files.items():
+        path = base / name
+        path.parent.mkdir(exist_ok=True)
+        if path == config:
+            content = json.dumps(json.loads(config.read_text()) | {"chat_template": content})
+        path.write_text(content)
+    tokenizer = ChatTokenizer(base)
+    assert tokenizer.template == expected
+    tokenizer.save(tmp_path / "adapter")
+    assert find_template([tmp_path / "adapter", base]).text == expected
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe of three short chats for a base with letters for tokens and a context of 64."""
+    make_tokenizer(base := tmp_path / "base")
+    LlamaConfig(vocab_size=300, max_position_embeddings=64).save_pretrained(base)
+    chats = [[CHAT[0], CHAT[1] | {"content": reply}] for reply in ("Hello", "Good day", "Hey")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    content = {
+        "model": {"base_model": str(base), "license": "x"},
+        "data": {"path": "rows.jsonl", "validation": 0, "test": 0},
+    }
+    path = tmp_path / "it's a recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_data_says_what_a_run_would_refuse_and_what_comes_next(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data.main([str(recipe)]) == 0
+    printed = capsys.readouterr().out
+    assert f"Next: {command_line('train/qlora.py', [recipe, '--plan'])}" in printed
+    assert "plain one" not in printed
+    (recipe.parent / "base" / "chat_template.jinja").unlink()
+    config = recipe.parent / "base" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 8}))
+    assert data.main([str(recipe)]) == 1
+    said = capsys.readouterr()
+    assert "note: 3, the base has no chat template, so training and chat use a plain one" in said.out
+    assert "3 of 3 rows are longer than the base's context of 8 tokens" in said.err
