@@ -86,14 +86,14 @@ class TokenizerFiles:
         Raises ConvertError.
         """
         self._check_vocabulary(model, origin)
-        notes = []
+        notes = self._check_other_tokens(rows)
         ends = [token for name in ("bos_token", "eos_token") if (token := self._named(name))]
         beyond = {token: i for token, i in self.tokens.items() if i >= rows and token not in WITHOUT_ROW}
         for token, i in sorted(beyond.items(), key=lambda pair: pair[1]):
             use = "training used it" if i in seen else None
             use = "the chat template writes it" if token in self.template() else use
             use = "it begins or ends a text" if token in ends else use
-            if use is None and token not in {self._named("pad_token"), *self._of_the_base}:
+            if use is None and token != self._named("pad_token") and token not in self._of_the_base:
                 use = "it was added for the adapter"
             if use or token not in self._added:
                 raise ConvertError(self._no_row(token, i, rows, use))
@@ -173,11 +173,33 @@ class TokenizerFiles:
         return found | {token["content"] for token in self.config.get("added_tokens_decoder", {}).values()}
 
     @cached_property
-    def _of_the_base(self) -> set[str]:
+    def _of_the_base(self) -> dict[str, int]:
         """The base's own tokens: those without a row there were never seen in training."""
-        return set(
-            self.tokens if self._adapter == self._base else TokenizerFiles(self._base, self._base).tokens
-        )
+        return self.tokens if self._adapter == self._base else TokenizerFiles(self._base, self._base).tokens
+
+    def _check_other_tokens(self, rows: int) -> list[str]:
+        """Compare the adapter's tokens with the base's; return a line where added ones differ.
+
+        `rows`: of the merged model. A token that was added has a row that the adapter brings, or one that the
+        base has to spare. Raises ConvertError where words have other ids: that is another model's tokenizer.
+        """
+        base = self._of_the_base
+        if base is self.tokens or not (self._base / TOKENIZER).is_file():
+            return []
+        moved = [token for token, i in self.tokens.items() if base.get(token, i) != i]
+        if words := [token for token in moved if token not in self._added]:
+            ids = f"{words[0]!r} is {self.tokens[words[0]]} there and {base[words[0]]} here"
+            raise ConvertError(
+                f"{self._adapter} has the tokenizer of another model than {self._base}: {len(words):,} of "
+                f"its tokens have other ids, {ids}; give the right base: --base-model DIR"
+            )
+        new = [token for token in self._added if token not in base and self.tokens[token] < rows]
+        if not (other := sorted(new + moved, key=self.tokens.__getitem__)):
+            return []
+        return [
+            f"note: {len(other):,} added tokens of the adapter's tokenizer are not the base's, the first is "
+            f"{other[0]!r} ({self.tokens[other[0]]}); the adapter's are taken"
+        ]
 
     def _named(self, name: str) -> str:
         """A special token of the config, say its eos_token."""

@@ -197,3 +197,23 @@ def test_the_template_is_written_to_one_place(tmp_path: Path) -> None:
         assert "chat_template" not in written(files, out)
         assert find_template([out]).found_in == out / "chat_template.jinja"
         assert find_template([out]).text == expected
+
+
+def test_added_tokens_of_the_adapter_are_told_and_another_models_words_refused(tmp_path: Path) -> None:
+    base, adapter = (
+        folder(tmp_path / "base", end=8, old=9),
+        folder(tmp_path / "adapter", end=8, old=9, user=10),
+    )
+    files = TokenizerFiles(base, adapter)
+    assert files.check({}, 11, "x/y", seen=[10]) == [
+        "note: 1 added tokens of the adapter's tokenizer are not the base's, the first is '<user>' (10); the "
+        "adapter's are taken"
+    ]
+    assert TokenizerFiles(adapter, adapter).check({}, 11, "x/y") == []
+    content = json.loads((adapter / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {"a": 1, "b": 0}
+    (adapter / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ConvertError, match=r"another model than .*: 2 of its tokens have other ids, 'a' is 1 th"
+    ):
+        TokenizerFiles(base, adapter).check({}, 11, "x/y")
