@@ -107,7 +107,7 @@ class Pipeline:
 
     @cached_property
     def _sixteen_key(self) -> str:
-        return key(self._weights_key, self.name, version(llamacpp.BINDING))
+        return key(self._weights_key, self.name, version(llamacpp.BINDING), quantise.CONVERSION)
 
     def merge(self) -> None:
         """Have the checkpoint to convert: merged, if the source is an adapter; without code anyway."""

@@ -21,6 +21,7 @@ TYPES = (
     *("Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ1_0", "TQ2_0"),
 )
 SIXTEEN_BIT = ("F16", "BF16")
+CONVERSION = 2  # of what `convert_checkpoint` makes: another number when it makes something else
 NEED_IMATRIX = ("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q2_K_S")
 IMATRIX_CONTEXT = 256  # tokens a chunk: runs keep a few dozen rows, too few for the default of 512
 IMATRIX_CHUNKS = 64
@@ -72,7 +73,7 @@ def quantise(sixteen_bit: Path, target: Path, name: str, imatrix: Path | None, p
 
 
 def convert_checkpoint(checkpoint: Path, target: Path, outtype: str, name: str, progress: Progress) -> None:
-    """Write the 16-bit GGUF of a checkpoint with llama.cpp's converter.
+    """Write the 16-bit GGUF of a checkpoint with llama.cpp's converter, its beginning and ends put right.
 
     `name` becomes general.name (see `sixteen_bit.model_name`). Raises ConvertError.
     """
@@ -81,10 +82,13 @@ def convert_checkpoint(checkpoint: Path, target: Path, outtype: str, name: str, 
         if found := re.search(r"Writing:\s+(\d+)%", line):
             progress(int(found[1]), 100)
 
+    from convert.ends import mend  # transformers takes seconds to import
+
     script = llamacpp.converter()
     options = ["--outtype", outtype.lower(), "--model-name", name]
     with whole(target) as partial:
         llamacpp.run([sys.executable, script, checkpoint, "--outfile", partial, *options], on_line)
+        mend(partial, checkpoint)
 
 
 def convert_adapter(adapter: Path, base: Path, target: Path) -> None:

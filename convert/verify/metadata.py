@@ -39,13 +39,16 @@ class Facts:
     eos_ids: list[int]  # of tokenizer, config.json and generation_config.json
     end_of_turn_id: int | None  # the special token that the template writes after a reply
     chat_template: str | None
+    adds_bos: bool | None = None  # whether the tokenizer puts a BOS before any text
 
 
 def check_metadata(gguf: Path, facts: Facts) -> list[Check]:
     """Compare the header of `gguf` with the checkpoint's `facts`. Raises ModelFileError."""
     file = read_gguf(gguf)
     expected = ARCHITECTURES.get(facts.architecture or "")
+    begins = [] if facts.adds_bos is None else [_equal("adds BOS", file.vocab.add_bos, [facts.adds_bos])]
     return [
+        *begins,
         _equal("architecture", file.architecture, [expected] if expected else []),
         _equal("context", file.n_ctx_train, [facts.n_ctx] if facts.n_ctx else []),
         _equal("vocabulary", file.n_vocab, facts.vocab_sizes),

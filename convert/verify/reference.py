@@ -81,10 +81,15 @@ class Checkpoint:
     def prompt_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids of a prompt, with one BOS if the tokenizer adds one."""
         ids, bos = self.ids(self.render(messages, True)), self.tokenizer.bos_token_id
-        adds = bos is not None and self.tokenizer("x")["input_ids"][:1] == [bos]
         while ids[:2] == [bos, bos]:
             del ids[0]
-        return ids if not adds or ids[:1] == [bos] else [bos, *ids]
+        return ids if not self.adds_bos or ids[:1] == [bos] else [bos, *ids]
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer puts a BOS before any text."""
+        bos = self.tokenizer.bos_token_id
+        return bos is not None and self.tokenizer("x")["input_ids"][:1] == [bos]
 
     def facts(self) -> Facts:
         """What its files say, for `check_metadata`."""
@@ -100,6 +105,7 @@ class Checkpoint:
             eos_ids=_numbers([self.tokenizer.eos_token_id, *(s.get("eos_token_id") for s in sources)]),
             end_of_turn_id=self._end_of_turn(),
             chat_template=self.chat_template,
+            adds_bos=self.adds_bos,
         )
 
     def _end_of_turn(self) -> int | None:
