@@ -37,15 +37,22 @@ _KEPT = frozenset(
 # each maker of GPUs has prefixes of its own (HSA_, ZE_, ONEAPI_), and so have loaders, drivers and OpenMP. It
 # keeps secrets out of logs and crash reports; a child of the same user could find them elsewhere.
 _SECRETS = re.compile(
-    r"TOKEN|SECRET|PASS(W|PHRASE|_|$)|PWD$|CREDENTIAL|COOKIE|AUTH|API_?KEY|ACCESS_?KEY|PRIVATE|SIGNING"
-    r"|(^|_)(KEY|KEYS|PAT|DSN|SALT)$|_KEY_|CONNECTION_?STR|WEBHOOK|DATABASE_URL"
+    r"TOKEN|SECRET|(?<!BY)PASS(?!E)|PWD$|CRED|COOKIE|SESSION|AUTH|JWT|BEARER|PRIVATE|SIGNING|NETRC|WEBHOOK"
+    r"|(?<!DEBUG)KEYS?(_|\d*$)|(^|_)(PAT|DSN|SALT|PEM|OTP|SAS)(_|$)|CONNECTION_?STR|DATABASE_URL|SERVICE_?ACCOUNT"
 )
 _OF_OTHERS = re.compile(  # accounts, proxies, and settings that we haven't chosen
     r"(AWS|AZURE|GOOGLE|GCP|GCLOUD|CLOUDSDK|ALIBABA|OCI|HF|HUGGING_?FACE|OPENAI|ANTHROPIC|WANDB|GITHUB|GH"
     r"|GITLAB|CI|NPM|PIP|UV|DOCKER|KUBERNETES|VAULT|SSH|GPG|SPACE|OAUTH|OPENID|GRADIO|TUNE2CHAT|LLAMA|AIP"
-    r")_.*|HUGGING_.*|PYTHON.*|.*_PROXY"
+    r")_.*|HUGGING_.*|PYTHON.*|KUBE.*|.*_PROXY"
 )
-_WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")  # in an address
+_SECRET_VALUE = re.compile(
+    r"://[^/\s@]+@"  # who logs in, in an address
+    r"|(?i:[?&;\s](access_?token|token|api_?key|account_?key|key|sig|secret|password|pwd)=)"
+    # Tokens as the hubs and the makers of models write them, JSON web tokens, and private keys.
+    r"|(?:^|[\s=:,'\"])(?:hf_|gh[a-z]_|github_pat_|glpat-|r8_|gsk_|npm_|pypi-|nvapi-|xox[a-z]-|[sr]k_live_|[sr]k_test_"
+    r"|sk-|AKIA|AIza|eyJ)[\w-]{6}"
+    r"|(?i:^(bearer|basic) )|-----BEGIN"
+)
 
 
 def environment() -> dict[str, str]:
@@ -59,7 +66,7 @@ def engine_environment() -> dict[str, str]:
         k: v
         for k, v in os.environ.items()
         if k in _KEPT
-        or not (_SECRETS.search(k.upper()) or _OF_OTHERS.fullmatch(k.upper()) or _WITH_PASSWORD.search(v))
+        or not (_SECRETS.search(k.upper()) or _OF_OTHERS.fullmatch(k.upper()) or _SECRET_VALUE.search(v))
     }
 
 
