@@ -137,6 +137,7 @@ class Turn:
         pieces = start_reply(provider, planned.messages, planned.ids, sampling)
         generation = self._generation = provider.generation
         assert generation is not None
+        text = prefix
         try:
             if self.cancelled:
                 generation.cancel()
@@ -144,11 +145,11 @@ class Turn:
                 if progress.stopped:
                     continue
                 # A reply's first space belongs to the tokenizer (SentencePiece), not to the text.
-                progress.text += piece if progress.text else piece.lstrip()
+                text += piece if text else piece.lstrip()
+                progress.text, progress.stopped = before_stop(text, stop)
                 progress.prompt_done = provider.prompt_done
                 progress.generated_tokens = len(generation.stats.ids)
-                if stop and stop in progress.text:
-                    progress.text, progress.stopped = progress.text.partition(stop)[0].rstrip(), True
+                if progress.stopped:
                     generation.cancel()
                 if piece and not progress.first_token_s:
                     progress.first_token_s = time.perf_counter() - started
@@ -157,10 +158,10 @@ class Turn:
             generation.cancel()  # the reader may leave at any point; the engine must not go on without one
         generation.stats.first_token_s = progress.first_token_s  # as the page sees it, waiting included
         if progress.stopped:
-            generation.stats.finish_reason, generation.stats.ids = (
-                "stop",
-                [-1],
-            )  # the ids go on after it
+            generation.stats.finish_reason = "stop"
+            generation.stats.ids = [-1]  # the ids go on after it
+        else:
+            progress.text = text
         progress.stats, progress.done = generation.stats, True
         yield progress
 
@@ -169,3 +170,14 @@ class Turn:
         self.cancelled = True
         if self._generation:
             self._generation.cancel()
+
+
+def before_stop(text: str, stop: str) -> tuple[str, bool]:
+    """Return the part of `text` that cannot belong to `stop`, and whether all of `stop` is there.
+
+    A beginning of `stop` at the end of the text waits for what comes next: it must not flash on the page.
+    """
+    if stop and stop in text:
+        return text.partition(stop)[0].rstrip(), True
+    held = next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+    return text[: len(text) - held], False

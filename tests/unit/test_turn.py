@@ -8,7 +8,7 @@ from typing import NoReturn
 import pytest
 
 from chat.prompt import Messages
-from chat.turn import BYTES_PER_TOKEN_LIMIT, KEEP_SHARE, MIN_REPLY, plan
+from chat.turn import BYTES_PER_TOKEN_LIMIT, KEEP_SHARE, MIN_REPLY, before_stop, plan
 from core.errors import ChatError
 
 SYSTEM = {"role": "system", "content": "be kind"}
@@ -132,3 +132,15 @@ def test_the_reply_that_is_continued_stays() -> None:
     planned = plan(messages, encode, N_CTX, 2048)
     assert planned.left_out > 0
     assert planned.messages[-2:] == messages[-2:]
+
+
+@pytest.mark.parametrize("stop", ["[end]", "\nUser:", "ababc"])
+@pytest.mark.parametrize("reply", ["", "Hello ", "a [en", "[[e", "aba", "two\n\nlines\nUse"])
+def test_a_stop_text_never_shows_and_nothing_else_is_lost(reply: str, stop: str) -> None:
+    for end in range(len(reply + stop)):
+        shown, stopped = before_stop((reply + stop)[:end], stop)
+        assert not stopped
+        assert reply.startswith(shown)
+        assert end - len(shown) < len(stop), "only what may be its beginning waits"
+    assert before_stop(reply + stop + " more", stop) == (reply.rstrip(), True)
+    assert before_stop(reply, "") == (reply, False)
