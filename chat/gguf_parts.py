@@ -1,14 +1,17 @@
 """A model split over several files, as `llama-gguf-split` names them: `<name>-00001-of-00003.gguf`.
 
 The hub splits what is larger than 50 GB. llama.cpp loads the first part and finds the others beside it by
-their names (llama_split_path in src/llama.cpp), so a part that was renamed is no part any more.
+their names (llama_split_path in src/llama.cpp), so a part that was renamed is no part any more. Whether a
+file is a part stands in its header: it may be named like one and be whole.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 
+from chat.gguf_header import read_header
 from core.errors import ModelFileError
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.DOTALL)
@@ -35,7 +38,25 @@ def model_name(name: str) -> str:
 
 def parts(path: Path) -> list[Path]:
     """Return the files of the model that `path` is, or is a part of, the first one first, there or not."""
-    return [path.with_name(name) for name in part_names(path.name)]
+    files = [path.with_name(name) for name in part_names(path.name)]
+    if all(file.is_file() for file in files) or not path.is_file():
+        return files
+    status = path.stat()
+    return [path] if _only_named_so(path, status.st_size, status.st_mtime_ns) else files
+
+
+@lru_cache(maxsize=64)
+def _only_named_so(path: Path, size: int, mtime_ns: int) -> bool:
+    """Whether the file `path` has the name of a part and says that it is a whole model."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                return False
+            file.seek(0)
+            count = read_header(file, size, path.name).metadata.get("split.count", 0)
+    except (OSError, ModelFileError):
+        return False
+    return not isinstance(count, int) or count <= 1
 
 
 def first_part(path: Path) -> Path | None:

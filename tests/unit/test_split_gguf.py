@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chat.gguf_file import read_gguf
+from chat.gguf_parts import first_part, missing_part, model_size
 from core.errors import ModelFileError
 from tests.unit.test_gguf_file import MODEL, U32, gguf, string
 
@@ -77,3 +79,15 @@ def test_a_name_like_a_parts_is_no_part(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_bytes(gguf())
         assert read_gguf(path).parts == (path,)
+
+
+@pytest.mark.parametrize("keys", [{}, {"split.no": (U32, 0), "split.count": (U32, 1)}], ids=["none", "one"])
+def test_a_whole_model_with_the_name_of_a_part_is_a_model(tmp_path: Path, keys: dict[str, Any]) -> None:
+    path = tmp_path / "tiny-00001-of-00002.gguf"
+    path.write_bytes(gguf(MODEL | keys))
+    assert first_part(path) == read_gguf(path).path == path
+    assert model_size(path) == path.stat().st_size
+    assert missing_part(path) == ""
+    part = split_gguf(tmp_path, {}, {}, name="true")[1]
+    part.with_name("true-00001-of-00002.gguf").unlink()
+    assert first_part(part) is None
