@@ -37,6 +37,18 @@ def read_chat(saved: Any) -> Conversation:
     return Conversation.model_validate(saved | {"system_prompt": prompt, "messages": chat})
 
 
+def ask(conversation: Conversation, message: str) -> None:
+    """Add the user's `message`, to a question at the end that has no reply; it may then be empty.
+
+    Raises ChatError.
+    """
+    last = conversation.messages[-1] if conversation.messages else None
+    if last and last.role == "user":
+        again = message.strip() in ("", last.content.strip())  # clients that send it in both places
+        message = last.content if again else f"{last.content}\n\n{message}"
+    conversation.say(message)
+
+
 def _message(number: int, message: Any) -> dict[str, Any]:
     """Return one message with text for its content, without the keys that say nothing."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from chat.reasoning import Reasoning, Reply
-from chat.saved import read_chat
+from chat.saved import ask, read_chat
 from chat.screen_gradio import api, gr
 from chat.screen_parts import refusal
 from chat.session import Sessions
@@ -39,7 +39,8 @@ def add_api(sessions: Sessions) -> None:
         """Answer `message` after `history` (role and content); yields the reply so far.
 
         `history` may begin with a system message, and may be all of a chat that the page saved as JSON: then
-        its model and its settings count. With `thoughts`, the model's thought comes first, between <think>
+        its model and its settings count. A user message at its end belongs to `message`, which may then be
+        empty. With `thoughts`, the model's thought comes first, between <think>
         and </think>.
         """
         sampling = {
@@ -59,7 +60,7 @@ def add_api(sessions: Sessions) -> None:
             conversation = read_chat(given | saved)
             if not isinstance(message, str):
                 raise ChatError(f"message is {message!r}, not a text.")
-            conversation.say(message)
+            ask(conversation, message)
             key = f"api-{request.session_hash if request else id(conversation)}"
             for _ in sessions.reply(key, conversation):
                 last = conversation.messages[-1]

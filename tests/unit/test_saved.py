@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from chat.conversation import Conversation
 from chat.engine import Sampling
-from chat.saved import read_chat
+from chat.saved import ask, read_chat
 from core.errors import ChatError
 
 HI: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
@@ -67,3 +67,14 @@ def test_what_can_not_be_read_is_refused_with_its_place(messages: Any, reason: s
 def test_a_key_that_means_something_else_is_refused() -> None:
     with pytest.raises(ValidationError, match="tool_calls"):
         read_chat([{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}])
+
+
+@pytest.mark.parametrize(
+    ("message", "asked"), [("there?", "Hi\n\nthere?"), ("", "Hi"), (" Hi ", "Hi"), ("\n", "Hi")]
+)
+def test_a_question_at_the_end_is_part_of_what_is_asked(message: str, asked: str) -> None:
+    chat = read_chat(HI)
+    ask(chat, message)
+    assert [(m.role, m.content) for m in chat.messages] == [("user", asked)]
+    with pytest.raises(ChatError, match="message is empty"):
+        ask(read_chat([*HI, {"role": "assistant", "content": "Hello."}]), " ")
