@@ -5,15 +5,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from chat.gguf_header import Header, Value, read_header
+from chat.gguf_header import Header, Value, read_header, read_leading
 from chat.gguf_parts import check_parts
 from chat.gguf_vocab import Vocab, build_vocab
 from chat.machine import human_size
 from core.errors import ModelFileError
 
-__all__ = ["GgufFile", "Vocab", "read_gguf"]
+__all__ = ["GgufFile", "Vocab", "read_gguf", "read_sizes"]
 
 _F16_BYTES = 2
 
@@ -65,7 +66,7 @@ class GgufFile:
     chat_template: str | None
     kv_bytes_per_token: int  # with an f16 cache, every layer counted in full
     vocab: Vocab
-    end_keys: frozenset[str]  # keys with which the file names tokens that end a turn or a message
+    keys: frozenset[str]  # of its metadata
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -88,6 +89,22 @@ def read_gguf(path: Path) -> GgufFile:
     return _describe(
         tuple(paths), sum(size for _, size in read), headers[0], sum(header.n_params for header in headers)
     )
+
+
+@lru_cache(maxsize=256)
+def read_sizes(path: Path, changed_ns: int) -> tuple[int, int]:
+    """Return (n_ctx_train, kv_bytes_per_token) of the model at `path`, last changed at `changed_ns`.
+
+    Takes a moment. 0 where the file doesn't say them before its vocabulary, or it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            metadata = read_leading(file, path.stat().st_size, path.name)
+        architecture = _text(metadata, "general.architecture")
+        trained = _number(metadata, f"{architecture}.context_length")
+        return trained, _kv_bytes_per_token(metadata, architecture)
+    except (OSError, ModelFileError, ValueError, OverflowError):
+        return 0, 0
 
 
 def _read_header(path: Path) -> tuple[Header, int]:
@@ -159,7 +176,7 @@ def _describe(parts: tuple[Path, ...], size: int, header: Header, n_params: int)
             chat_template=_text(metadata, "tokenizer.chat_template") or None,
             kv_bytes_per_token=_kv_bytes_per_token(metadata, architecture),
             vocab=vocab,
-            end_keys=frozenset(key for key in metadata if key.endswith((".eot_token_id", ".eom_token_id"))),
+            keys=frozenset(metadata),
         )
     except (ValueError, OverflowError) as error:
         raise ModelFileError(f"{path.name} can't be used: {error}") from None

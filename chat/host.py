@@ -11,9 +11,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from chat.end_of_turn import EndOfTurn, end_of_turn
-from chat.engine import Engine, wanted
+from chat.engine import Engine, LoadCancelled, wanted
 from chat.gguf_file import GgufFile, read_gguf
-from chat.machine import human_size, memory_limit_bytes, thread_count, verdict
+from chat.machine import check_fits, memory_limit_bytes, thread_count
 from chat.prompt import FALLBACK_STOP, FALLBACK_TEMPLATE, Messages, PromptEncoder
 from chat.reasoning import Reasoning
 from chat.registry import Entry, Registry, menu
@@ -25,8 +25,10 @@ ENGINES = ("auto", "in-process", "llama-server")
 ASK_AGAIN_S = 0.2  # how often a turn that waits for its model looks whether it was stopped
 CACHED_TEXT = 16_384  # characters; longer texts are tokenised anew rather than kept
 CLOSE_LIMIT_S = 5.0  # a load that hangs in the disk must not keep the app from ending
-# Keys by which a file names its end of turn; llama.cpp knows more of them by name.
-END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+# Keys by which a file names tokens that end a reply in llama.cpp; few files name them all.
+END_KEYS = tuple(
+    f"tokenizer.ggml.{kind}_token_id" for kind in ("eot", "eom", "fim_sep", "fim_rep", "fim_pad")
+)
 SLOTS_SHARE = 0.1  # of the memory limit that further chats' context may take
 
 
@@ -107,7 +109,8 @@ class Host:
     @property
     def warning(self) -> str:
         """What the page must say about the loaded model."""
-        return self._model.warning if self._model else ""
+        model = self._model  # once: another thread may unload it
+        return model.warning if model else ""
 
     def menu(self) -> list[tuple[str, str]]:
         """(label, name) of each model, with its size and whether it fits this machine."""
@@ -203,9 +206,10 @@ class Host:
                 f"{path.name} holds a vocabulary and no weights; choose the model's other file."
             )
         n_ctx = min(entry.n_ctx, file.n_ctx_train or entry.n_ctx)
-        _check_memory(name, file, n_ctx)
+        check_fits(name, file.file_size, file.kv_bytes_per_token, n_ctx)
         replies = self._model.replies if self._model and self._model.name == name else Replies()
-        end = end_of_turn(self._render(file), file.vocab) if file.chat_template else EndOfTurn()
+        render = self._render(file, cancelled)
+        end = end_of_turn(render, file.vocab) if file.chat_template else EndOfTurn()
         self._unload()  # two models at once may not fit
         engine = self._start(file, entry, n_ctx, end, cancelled)
         model = Model(name, entry, file, engine, self._encoder(file, engine, replies), replies, end)
@@ -221,7 +225,7 @@ class Host:
         adapters = [str(self.registry.folder / adapter) for adapter in entry.adapters]
         overrides = {}
         if end.token is not None:
-            free = (key for key in END_KEYS if key not in file.end_keys)
+            free = (key for key in END_KEYS if key not in file.keys)
             overrides[next(free, END_KEYS[0])] = end.token
         if self.engine == "in-process":
             from chat.in_process import InProcessEngine  # loads llama.cpp's library: not before it is needed
@@ -233,10 +237,14 @@ class Host:
         slots = 2 if kv_bytes < memory_limit_bytes() * SLOTS_SHARE else 1
         return LlamaServerEngine(file.path, n_ctx, thread_count(), adapters, slots, cancelled, overrides)
 
-    def _render(self, file: GgufFile) -> Callable[[Messages, bool], str]:
+    def _render(
+        self, file: GgufFile, cancelled: Callable[[], bool] = wanted
+    ) -> Callable[[Messages, bool], str]:
         vocab, template = file.vocab, file.chat_template or FALLBACK_TEMPLATE
 
         def render(messages: Messages, add_generation_prompt: bool) -> str:
+            if cancelled():  # a slow template takes seconds each time
+                raise LoadCancelled(f"Stopped while {file.path.name} was being loaded.")
             return self._renderer.render(template, messages, add_generation_prompt, vocab.bos, vocab.eos)
 
         return render
@@ -264,10 +272,12 @@ class Host:
             if self._loading:
                 self._loading.cancelled.set()
             self._changed.notify_all()
+        self._renderer.close()  # a load may wait for it
+        with self._changed:
             idle = self._changed.wait_for(lambda: self._loading is None, CLOSE_LIMIT_S)
         if idle:
             self._unload()
-        self._renderer.close()
+        self._renderer.close()  # what the load asked of it since
 
 
 def choose_engine(name: str) -> str:
@@ -284,12 +294,3 @@ def choose_engine(name: str) -> str:
             "run 'make chat' once to build it, or use --engine in-process"
         )
     return name
-
-
-def _check_memory(name: str, file: GgufFile, n_ctx: int) -> None:
-    if verdict(file.file_size, file.kv_bytes_per_token, n_ctx) == "too big":
-        needed = human_size(file.file_size + file.kv_bytes_per_token * n_ctx)
-        raise ModelFileError(
-            f"{name} needs {needed} for its file and a context of {n_ctx:,} tokens; this machine allows "
-            f"{human_size(memory_limit_bytes())} in all. Choose a smaller model or quantisation."
-        )

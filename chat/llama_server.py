@@ -35,6 +35,7 @@ BATCH_TIME_S = 0.45  # a batch can't be interrupted, and Stop may have to wait f
 FIRST_BATCH, MIN_BATCH, MAX_BATCH = 128, 16, 2048
 PROBE_TOKENS = 64
 START_TIMEOUT_S = 600  # a large file on a slow disk
+GONE_S = 2.0  # from a connection that breaks to the end of the server's log
 KILLED = 128 + 9  # the guard's exit code after SIGKILL
 
 
@@ -111,9 +112,10 @@ class LlamaServerEngine:
         self._process = child.guarded(self._command(), {"LLAMA_API_KEY": key})
         self._ready = threading.Event()
         self.port = 0
-        threading.Thread(
+        self._reader = threading.Thread(
             target=self._read_log, args=(self._process,), name="llama-server log", daemon=True
-        ).start()
+        )
+        self._reader.start()
         if not self._ready.wait(START_TIMEOUT_S) or not self.port:
             self.close()
             raise ModelFileError(f"{self._path.name} could not be loaded: {self._reason()}")
@@ -220,9 +222,13 @@ class LlamaServerEngine:
         return EngineDied(f"The model's process stopped in the middle of a reply ({reason}). Retry the turn.")
 
     def _reason(self) -> str:
+        """Why the server ended, when its log is complete."""
+        self._reader.join(GONE_S)
+        if self._reader.is_alive() or self._process is None:
+            return "llama-server is there but does not answer"
         if reason := first_reason(server_errors(list(self.log))):
             return reason
-        code = self._process.poll() if self._process else None
+        code = self._process.wait()  # its log has ended: so has it
         if code == KILLED:
             return "the system killed llama-server; the memory may be too small"
         return f"llama-server ended with code {code} and gave no reason"

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from core.errors import ModelFileError
+
 Verdict = Literal["fits", "tight", "too big"]
 
 # Beside weights and KV cache: the compute buffers of a 512-token batch (about 300 MB with a vocabulary of
@@ -38,6 +40,16 @@ def verdict(size_bytes: int, kv_bytes_per_token: int, n_ctx: int, root: Path = _
     if needed > limit:
         return "too big"
     return "tight" if needed > TIGHT_SHARE * limit else "fits"
+
+
+def check_fits(name: str, size_bytes: int, kv_bytes_per_token: int, n_ctx: int) -> None:
+    """Raise ModelFileError if the model `name`, with a context of `n_ctx` tokens, does not run here."""
+    if verdict(size_bytes, kv_bytes_per_token, n_ctx) == "too big":
+        needed = human_size(size_bytes + kv_bytes_per_token * n_ctx)
+        raise ModelFileError(
+            f"{name} needs {needed} for its file and a context of {n_ctx:,} tokens; this machine allows "
+            f"{human_size(memory_limit_bytes())} in all. Choose a smaller model or quantisation."
+        )
 
 
 def memory_limit_bytes(root: Path = _ROOT) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from chat.entry import Entry, Source, hub_source, parse_entry, shown
+from chat.gguf_file import read_sizes
 from chat.gguf_parts import first_part, missing_part, model_size, part_names
 from chat.machine import human_size, verdict
 from core.errors import ChatError
@@ -138,9 +139,12 @@ def menu(registry: Registry) -> list[tuple[str, str]]:
 def _label(registry: Registry, name: str, entry: Entry) -> str:
     path = registry.locate(entry)
     size = model_size(path) if path else entry.size_bytes
+    # The file knows better, and a context is at most what its model was trained on.
+    trained, kv_bytes = read_sizes(path, path.stat().st_mtime_ns) if path else (0, 0)
+    n_ctx = min(entry.n_ctx, trained or entry.n_ctx)
     parts = [name]
     if size:
-        parts += [human_size(size), verdict(size, entry.kv_bytes_per_token or 0, entry.n_ctx)]
+        parts += [human_size(size), verdict(size, kv_bytes or entry.kv_bytes_per_token or 0, n_ctx)]
     parts.append("on this disk" if path else "download")
     parts += [f"{key.replace('_', ' ')} {value}" for key, value in entry.quality.items() if value is not None]
     return " · ".join(parts)

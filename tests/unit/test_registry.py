@@ -14,6 +14,7 @@ from chat.entry import parse_entry
 from chat.gguf_parts import part_names
 from chat.registry import Registry, add, check_extensible, hub_source, load_registry, menu
 from core.errors import ChatError
+from tests.unit.test_gguf_file import MODEL, U32, gguf
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = {"repo_id": "someone/Tiny-GGUF", "filename": "tiny-Q4_K_M.gguf"}
@@ -201,6 +202,15 @@ def test_the_menu_says_size_and_verdict_before_a_download(tmp_path: Path) -> Non
         ("Far · 2390.0 GB · too big · download", "Far"),
         ("Here · 1.5 MB · fits · on this disk · perplexity 12.5", "Here"),
     ]
+
+
+def test_the_verdict_is_on_the_context_that_the_model_will_have(tmp_path: Path) -> None:
+    path = tmp_path / "here.gguf"
+    path.write_bytes(gguf(MODEL))  # trained on 2,048 tokens of 23,040 bytes
+    entry = {"sources": [{"path": path.name}], "n_ctx": 2**24}
+    assert menu(load_registry(write(tmp_path, {"Here": entry})))[0][0].endswith("fits · on this disk")
+    path.write_bytes(gguf(MODEL | {"llama.context_length": (U32, 2**24)}))
+    assert menu(load_registry(write(tmp_path, {"Here": entry})))[0][0].endswith("too big · on this disk")
 
 
 @pytest.fixture(params=["path", "package", "hub"])
