@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from contextlib import nullcontext
 from functools import cached_property
@@ -20,6 +19,7 @@ from train import folder as files
 from train.data import Prepared, lost, prepare
 from train.errors import TrainError
 from train.example import Encoded
+from train.first_loss import check_reading
 from train.gpus import Gpu, gpu_of
 from train.loop import Loop, Progress, evaluate
 from train.model import Adapted, targets, trainable
@@ -32,7 +32,6 @@ from train.trackers import trackers
 
 SAMPLES = 4  # prompts answered before and after
 LOOKED_AT = 1000  # steps
-LOOKED_AT_ROWS, LOOKED_AT_TOKENS = 16, 256  # by the check of the first loss; the second is of each row
 SAMPLE_TOKENS = 64
 SMALL = 1_000_000_000  # parameters; up to here the 16-bit base is measured too, which costs seconds
 
@@ -106,16 +105,13 @@ class Run:
 
     def check_first_loss(self, session: Session) -> None:
         """Whether the base reads the rows at all, before a step. Raises TrainError."""
-        chance = random.Random(0)
-        ordered, shuffled = [], []
-        for row in self.data.train[:LOOKED_AT_ROWS]:
-            ids = row.ids[:LOOKED_AT_TOKENS]
-            rest = ids[1:]  # the first may be a BOS
-            chance.shuffle(rest)
-            ordered.append(Encoded(ids, [1] * len(ids), []))
-            shuffled.append(Encoded([*ids[:1], *rest], [1] * len(ids), []))
-        losses = [evaluate(session.adapted, rows, self.recipe, self.device) for rows in (ordered, shuffled)]
-        check.check_first_loss(self.checks, *losses)
+
+        def loss(rows: list[Encoded]) -> float:
+            return evaluate(session.adapted, rows, self.recipe, self.device)
+
+        tokenizer = self.base.tokenizer
+        bos = None if tokenizer.bos_id in tokenizer.stop_ids else tokenizer.bos_id
+        check_reading(self.checks, self.data.train, bos, loss)
         self.checks.end()
 
     def ask(self, session: Session) -> dict[str, Any]:

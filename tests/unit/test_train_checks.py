@@ -9,8 +9,16 @@ import pytest
 
 from bench.train_models import CONFIGS
 from tests.unit.letters import Kept, make_tokenizer
-from train.checks import MAX_FIRST_LOSS, check_first_loss, check_rows, check_settings, check_targets
+from train.checks import (
+    MAX_FIRST_LOSS,
+    check_bos_loss,
+    check_first_loss,
+    check_rows,
+    check_settings,
+    check_targets,
+)
 from train.example import Encoded, Example
+from train.first_loss import check_reading
 from train.labels import encode
 from train.recipe import Recipe, load_recipe
 from train.shape import Shape, shape_of
@@ -186,3 +194,50 @@ def test_the_corrected_recipe_of_phi_waives_nothing(phi: Shape) -> None:
     check_targets(kept.checks, recipe, phi.linears)
     assert kept.passes()
     assert not kept.checks.waived
+
+
+# Gemma 3 270M over 4 rows of at most 64 tokens: without a BOS, with one.
+WITHOUT_BOS = {"prose": (5.00, 3.06), "labels": (9.91, 5.66), "codes": (7.93, 5.14), "German": (8.01, 4.52)}
+
+
+def test_a_base_that_was_never_taught_to_chat_may_find_codes_harder_still() -> None:
+    kept = Kept()
+    check_first_loss(kept.checks, 5.14, 6.88)  # Gemma 3 270M
+    assert kept.passes()
+
+
+@pytest.mark.parametrize("losses", WITHOUT_BOS.values(), ids=WITHOUT_BOS)
+def test_a_base_that_lacks_its_bos_is_refused(losses: tuple[float, float]) -> None:
+    kept, waived = Kept(), Kept("bos")
+    check_bos_loss(kept.checks, *losses)
+    said = kept.refusal()
+    assert f"is {losses[0]:.2f} nats a token, and {losses[1]:.2f} with a BOS token in front" in said
+    assert "--waive bos" in said
+    check_bos_loss(waived.checks, *losses)
+    assert waived.passes()
+
+
+def test_a_base_that_needs_no_bos_passes_without_one() -> None:
+    kept = Kept()
+    check_bos_loss(kept.checks, 2.83, 2.93)  # SmolLM2 over prose
+    assert kept.passes()
+
+
+def test_rows_are_read_in_order_in_none_and_after_a_bos() -> None:
+    seen: list[Encoded] = []
+
+    def loss(rows: list[Encoded]) -> float:
+        seen.extend(rows)
+        return [2.0, 4.0, 1.0][len(seen) - 1]
+
+    kept = Kept()
+    check_reading(kept.checks, [Encoded([5, 6, 7, 8], [0, 0, 1, 1], [])], 1, loss)
+    assert "2.00 nats a token, and 1.00 with a BOS" in kept.refusal()
+    whole, shuffled, begun = seen
+    assert (whole.ids, whole.mask) == ([5, 6, 7, 8], [1, 1, 1, 1])
+    assert (shuffled.ids[0], sorted(shuffled.ids)) == (5, whole.ids)
+    assert (begun.ids, begun.mask) == ([1, 5, 6, 7], [0, 0, 1, 1])
+    seen.clear()
+    check_reading(kept.checks, [Encoded([1, 6, 7], [0, 1, 1], [])], 1, loss)
+    assert len(seen) == 2
+    assert kept.passes()
