@@ -52,6 +52,10 @@ LANGUAGES = (
     *(("pytanie", "odpowiedź"), ("вопрос", "ответ"), ("soru", "cevap"), ("问题", "回答"), ("问题", "答案")),
     *(("質問", "回答"), ("질문", "답변"), ("سؤال", "جواب"), ("प्रश्न", "उत्तर")),
 )
+WRITTEN_OUT = (
+    "a chat that is written out, trained as text without the base's template; as chats: "
+    f"{say_columns({'messages': 'text'})}"
+)
 
 
 def read_any(table: Table, data: Data, loaded: Loaded) -> None:
@@ -77,6 +81,8 @@ def read_any(table: Table, data: Data, loaded: Loaded) -> None:
             split = beside.split(row)
             if as_text:
                 text = TEXTS[layout](row)
+                if written_out(text):
+                    loaded.notice(WRITTEN_OUT, number, repr(text))
                 example = Example([], text, group_of(row, data, text), rendered=True, split=split, row=number)
             else:
                 chat, pair = _chat(row, layout)

@@ -99,7 +99,7 @@ def _read_json(path: Path, text: str) -> Rows:
     """One list or object, or an object a line, whichever the file holds."""
     if text.lstrip()[:1] == "[":
         try:
-            return _entries(path, json.loads(text))
+            return _entries(path, json.loads(text, object_pairs_hook=_once))
         except (ValueError, RecursionError) as error:
             if "\n[" not in text.strip():
                 raise TrainError(f"{path}: {error}") from None
@@ -117,7 +117,7 @@ def _read_json(path: Path, text: str) -> Rows:
 
 def _read_line(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise TrainError(f"{path}, line {number}: {error}; a line must be one JSON object") from None
     if _is_chat(row):
@@ -126,6 +126,15 @@ def _read_line(path: Path, number: int, line: str) -> dict[str, Any]:
         kind = type(row).__name__
         raise TrainError(f"{path}, line {number}: a {kind} instead of an object with columns")
     return row
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of its pairs. Raises ValueError where a key has two values, of which JSON keeps the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
 
 
 def _entries(path: Path, entries: list[Any]) -> Rows:
@@ -146,7 +155,7 @@ def _is_chat(entry: Any) -> bool:
 
 def _one_after_another(text: str) -> Rows | None:
     """Objects over several lines each; None if it isn't that."""
-    decoder, rows, at = json.JSONDecoder(), [], 0
+    decoder, rows, at = json.JSONDecoder(object_pairs_hook=_once), [], 0
     while text[at:].strip():
         at += len(text[at:]) - len(text[at:].lstrip())
         try:

@@ -109,6 +109,12 @@ def write_latin(path: Path) -> None:
             "several lists of rows: a, b",
         ),
         ("a.json", lambda path: path.write_text(json.dumps(CHAT)), "is one chat: a list of turns"),
+        (
+            "a.jsonl",
+            lambda path: path.write_text('{"a": 1, "b": 2, "a": 3}'),
+            "line 1: the key 'a' is there twice",
+        ),
+        ("a.json", lambda path: path.write_text('[{"a": 1, "a": 3}]'), "the key 'a' is there twice"),
     ],
 )
 def test_what_cannot_be_read_is_said(

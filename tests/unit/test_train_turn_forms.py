@@ -161,3 +161,13 @@ def test_columns_are_said_by_options_that_can_be_pasted(row: dict[str, Any], tmp
     recipe = changed(recipe, dict(map(setting, given)), "--set")
     [example] = load(tmp_path, row, columns=recipe.data.columns).examples
     assert [turn["content"] for turn in example.messages] == ["a", "b"]
+
+
+def test_a_chat_that_is_written_out_in_a_text_is_told_of(tmp_path: Path) -> None:
+    row = {"text": "### Human: Hello### Assistant: Hi"}
+    loaded = load(tmp_path, row, {"text": "The Human: a book."})
+    [(said, count)] = loaded.noticed.items()
+    assert count == 1
+    assert "as chats: --set data.columns.messages=text" in said
+    [example] = load(tmp_path, row, columns={"messages": "text"}).examples
+    assert example.messages == HELLO
