@@ -22,6 +22,7 @@ from train.cells import cell_text, missing
 from train.errors import LeftOut, TrainError
 from train.example import Example
 from train.loaded import Loaded
+from train.parts import read_content
 from train.recipe import Data
 from train.row_columns import Beside, further, in_front, refuse_labels, thought
 from train.table import Row, Table, group_of, say_columns, text_of
@@ -213,7 +214,8 @@ def _prompt_completion(row: dict[str, Any], changed: dict[str, str]) -> list[Any
         raise LeftOut("a prompt or a completion is missing")
     asked, replied = _turns(prompt), _turns(completion)
     if asked is None:
-        parts = (cell_text(prompt), further(row | {"input": None}, changed))
+        text = read_content(prompt)[0] if isinstance(prompt, list) else cell_text(prompt)
+        parts = (text, further(row | {"input": None}, changed))
         asked = [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
     if replied is None:
         replied = [{"role": "assistant", "content": cell_text(completion)} | thought(row)]

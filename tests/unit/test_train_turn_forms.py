@@ -77,6 +77,7 @@ def test_another_part_is_called_what_it_is(kind: str, reason: str, tmp_path: Pat
         {"messages": {"messages": HELLO}},
         {"dialog": [{"speaker": "user", "text": "Hello"}, {"speaker": "bot", "text": "Hi"}]},
         {"user": "Hello", "assistant": "Hi"},
+        {"prompt": [{"type": "text", "text": "Hello"}], "completion": "Hi"},
         {"Frage": "Hello", "Antwort": "Hi"},
     ],
 )
