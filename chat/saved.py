@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,15 @@ def read_chat(saved: Any) -> Conversation:
     system += [saved.pop("system_prompt", None) or ""]
     prompt = "\n\n".join(text for text in system if text.strip())
     return Conversation.model_validate(saved | {"system_prompt": prompt, "messages": chat})
+
+
+def read_file(data: bytes) -> Conversation:
+    """Read a chat from a JSON file. Raises as `read_chat` does."""
+    try:
+        saved = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ChatError("This file is not JSON. Open one that 'Save as JSON' made.") from None
+    return read_chat(saved)
 
 
 def ask(conversation: Conversation, message: str) -> None:

@@ -107,6 +107,7 @@ def _actions(page: Page, on: Handlers) -> None:
         page.clear = gr.Button("New chat", size="sm")
         markdown = gr.Button("Save as Markdown", size="sm")
         as_json = gr.Button("Save as JSON", size="sm")
+        page.open = gr.UploadButton("Open JSON", size="sm", type="binary", file_types=[".json"])
         page.extend = gr.Button("Continue", size="sm", visible=False, variant="primary")
     text = gr.Textbox(visible="hidden")
     _save(markdown, on.export_markdown, page.store, text, "chat.md", "text/markdown")
@@ -135,6 +136,7 @@ def _wire(demo: gr.Blocks, page: Page, on: Handlers) -> None:
     gr.on([page.chatbot.undo, page.undo.click], on.undo, [page.box, page.store], **turn)
     gr.on([page.chatbot.clear, page.clear.click], on.clear, page.store, **turn)
     page.extend.click(on.extend, chat, **turn)
+    page.open.upload(on.open, [page.open, page.store], **turn)
     page.menu.input(on.choose, [page.menu, page.store], **turn)
     page.box.stop(on.stop, queue=False, **event)
     demo.load(on.restore, page.store, **turn).then(None, js=parts.PAGE_JS)
@@ -161,7 +163,7 @@ def launch(
             show_error=True,
             ssr_mode=False,
             enable_monitoring=False,
-            max_file_size="1mb",
+            max_file_size="8mb",  # a saved chat; browsers keep 5 MB
             footer_links=["api"],
             theme=theme.set(
                 body_text_color_subdued=GREY, block_info_text_color=GREY, input_placeholder_color=GREY

@@ -7,10 +7,13 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import ValidationError
+
 from chat import screen_parts as parts
 from chat.conversation import Conversation
 from chat.engine import Stats
 from chat.markup import typed
+from chat.saved import read_file
 from chat.screen_gradio import gr
 from chat.screen_page import SAMPLING_KEYS, Page, Updates
 from chat.session import Sessions
@@ -138,6 +141,25 @@ class Handlers:
 
     def export_json(self, stored: Stored) -> str:
         return Conversation.read(stored).to_json()
+
+    def open(self, data: bytes | None, stored: Stored, request: gr.Request) -> Updates:
+        """Go on with a chat that was saved as JSON; it takes the place of the one that is there."""
+        page, host = self.page, self.sessions.host
+        try:
+            with self._only(request):
+                conversation = read_file(data or b"")
+        except ValidationError as error:
+            return {page.status: parts.error_html(f"This file can't be opened: {parts.refusal(error)}")}
+        except ChatError as error:
+            return {page.status: parts.error_html(str(error))}
+        note = "The chat was opened."
+        if (wanted := conversation.model or host.default) not in host.registry.entries:
+            note = (
+                f"The chat was opened. Its model {wanted} is not in the menu; it goes on with {host.default}."
+            )
+            wanted = host.default
+        conversation.use_model(wanted)
+        return page.restored(conversation) | {page.status: parts.note_html(note)}
 
     @contextmanager
     def _only(self, request: gr.Request) -> Iterator[None]:

@@ -32,6 +32,7 @@ class Page:
     retry: gr.Button
     undo: gr.Button
     clear: gr.Button
+    open: gr.UploadButton
     extend: gr.Button
 
     def __init__(self, host: Host) -> None:
@@ -44,7 +45,7 @@ class Page:
     def components(self) -> list[Any]:
         """All that events may change."""
         chat = [self.store, self.chatbot, self.status, self.gauge, self.box]
-        return [*chat, self.retry, self.undo, self.clear, self.extend, *self.settings()]
+        return [*chat, self.retry, self.undo, self.clear, self.open, self.extend, *self.settings()]
 
     def show(self, conversation: Conversation) -> Updates:
         """The chat as it is now, which the browser keeps too, as far as it has room."""
@@ -89,6 +90,7 @@ class Page:
         return {
             self.box: gr.Textbox(submit_btn=False, stop_btn="Stop", **box),
             self.menu: gr.Dropdown(interactive=False),
+            self.open: gr.UploadButton(interactive=False),
         } | dict.fromkeys(self._buttons(), gr.Button(interactive=False))
 
     def idle(self, **box: Any) -> Updates:
@@ -96,6 +98,7 @@ class Page:
         return {
             self.box: gr.Textbox(submit_btn="Send", stop_btn=False, **box),
             self.menu: gr.Dropdown(interactive=True),
+            self.open: gr.UploadButton(interactive=True),
         } | dict.fromkeys(self._buttons(), gr.Button(interactive=True))
 
     def _buttons(self) -> list[Any]:

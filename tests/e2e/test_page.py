@@ -144,6 +144,19 @@ def test_the_chat_is_saved_as_markdown_and_as_json(person: Person) -> None:
         text == f"# Chat with Small\n\n## System\n\nBe kind.\n\n## You\n\n{HOSTILE}\n\n## Small\n\n{RICH}\n"
     )
 
+    person.button("New chat").click()
+    expect(person.questions).to_have_count(0, timeout=WAIT_MS)
+    saved["sampling"]["temperature"] = 0.35
+    upload(person, json.dumps(saved))
+    expect(person.questions).to_have_count(1, timeout=WAIT_MS)
+    expect(person.status).to_have_text("The chat was opened.")
+    expect(person.page.get_by_label("number input for Temperature")).to_have_value("0.35")
+    upload(person, '{"messages": "none"}')
+    expect(person.status).to_have_text("A chat is a list of messages, not str.", timeout=WAIT_MS)
+    expect(person.questions).to_have_count(1)
+    person.reload()
+    expect(person.questions).to_contain_text("window.ran=1", timeout=WAIT_MS)
+
 
 def test_hebrew_and_arabic_run_from_the_right_and_code_does_not(person: Person) -> None:
     hebrew, arabic = "\u05e9\u05dc\u05d5\u05dd, OK", "\u0645\u0631\u062d\u0628\u0627"
@@ -166,6 +179,12 @@ def test_hebrew_and_arabic_run_from_the_right_and_code_does_not(person: Person) 
 
 def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
+
+
+def upload(person: Person, text: str) -> None:
+    with person.page.expect_file_chooser() as opened:
+        person.button("Open JSON").click()
+    opened.value.set_files({"name": "chat.json", "mimeType": "application/json", "buffer": text.encode()})
 
 
 def download(person: Person, act: Callable[[], None], name: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from chat.conversation import Conversation
 from chat.engine import Sampling
-from chat.saved import ask, read_chat
+from chat.saved import ask, read_chat, read_file
 from core.errors import ChatError
 
 HI: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
@@ -23,6 +23,13 @@ def test_what_the_page_saves_is_read_again() -> None:
     again = read_chat(json.loads(chat.to_json()))
     assert again == chat
     assert again.messages[1].reply() == ("so", "b", False)
+    assert read_file(chat.to_json().encode()) == chat
+
+
+@pytest.mark.parametrize("data", [b"", b"# Chat", b"\xff\xfe\x00", b"[" * 100_000], ids=range(4))
+def test_a_file_that_is_not_json_is_told(data: bytes) -> None:
+    with pytest.raises(ChatError, match="This file is not JSON"):
+        read_file(data)
 
 
 @pytest.mark.parametrize(
