@@ -29,7 +29,7 @@ try:
     from convert.merge_plan import MergePlan
     from convert.progress import bar
     from convert.source import command_for, find_source, read_json
-    from convert.tokenizer_files import TokenizerFiles, within_rows, write_json
+    from convert.tokenizer_files import TokenizerFiles, to_convert, write_json
 except KeyboardInterrupt:  # torch takes seconds to import
     sys.exit(130)
 except ModuleNotFoundError as error:
@@ -59,12 +59,12 @@ def merge(base: Path, adapter: Path, out: Path, progress: Progress, simulate_nf4
             done += tensor.nbytes
             progress(min(done, plan.size_bytes), plan.size_bytes)
         files.copy(writer.partial, plan.config)
-        write_json(writer.partial / "config.json", within_rows(plan.config, plan.rows))
+        write_json(writer.partial / "config.json", to_convert(plan.config, plan.rows))
         generation = read_json(base / GENERATION) if (base / GENERATION).is_file() else {}
         stop_ids = files.stop_ids([generation, plan.config, plan.config.get("text_config", {})])
         if stop_ids:
             generation["eos_token_id"] = stop_ids
-        write_json(writer.partial / GENERATION, within_rows(generation, plan.rows))
+        write_json(writer.partial / GENERATION, to_convert(generation, plan.rows))
     return update.notes()
 
 

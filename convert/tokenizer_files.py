@@ -32,6 +32,8 @@ WITHOUT_ROW = ("<image_soft_token>",)
 # As in the converter's conversion/gemma.py and conversion/phi.py: there is no other way to their vocabulary.
 READ_MODEL_FILE = ("phi3", "gemma", "gemma2")
 
+LEFT_OUT = {"cohere2": {"rotary_pct": 1.0}}  # conversion/command_r.py
+
 
 class TokenizerFiles:
     """Which file comes from where: an adapter's own tokenizer wins, the rest is the base's.
@@ -262,9 +264,14 @@ class TokenizerFiles:
         return kept
 
 
-def within_rows(config: dict[str, Any], rows: int) -> dict[str, Any]:
-    """A model's config without a padding token that has no row: transformers would refuse to load it."""
+def to_convert(config: dict[str, Any], rows: int) -> dict[str, Any]:
+    """A model's config as transformers and the converter take it.
+
+    transformers would refuse to load a padding token that has no row; the converter asks for keys that
+    transformers leaves out where they have its one value.
+    """
     pad = config.get("pad_token_id")
+    config = LEFT_OUT.get(str(config.get("model_type")), {}) | config
     return config if not isinstance(pad, int) or pad < rows else {**config, "pad_token_id": None}
 
 

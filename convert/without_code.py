@@ -11,7 +11,7 @@ from convert.gptq import GptqCheckpoint, open_checkpoint
 from convert.merge_plan import rows_of
 from convert.source import read_json
 from convert.text_part import TextCheckpoint
-from convert.tokenizer_files import TokenizerFiles, within_rows, write_json
+from convert.tokenizer_files import TokenizerFiles, to_convert, write_json
 
 CONFIGS = ("config.json", "generation_config.json")
 
@@ -62,5 +62,5 @@ def _copy_small(read: Checkpoint, files: TokenizerFiles, target: Path) -> None:
             content = read.config if name == "config.json" else read_json(read.folder / name)
             for key in ("auto_map", "transformers_weights", "quantization_config"):
                 content.pop(key, None)
-            write_json(target / name, within_rows(content, rows_of(read)))
+            write_json(target / name, to_convert(content, rows_of(read)))
     files.copy(target, read.config)

@@ -13,6 +13,7 @@ from peft import set_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from core.adapter_names import text_tensors
+from core.command_line import command_line
 from train.base import find_base, fingerprint, hub_errors, load_config
 from train.errors import TrainError
 from train.example import Example
@@ -52,7 +53,7 @@ class Base:
             raise TrainError(
                 f"{self.folder} has {self.shape.parameters / 1e9:.1f} billion parameters and this machine "
                 "has no CUDA GPU: a step would take minutes. Train it where one is (--plan says what it "
-                "needs), or take the tour here: python train/qlora.py smollm2-quotes"
+                f"needs), or take the tour here: {command_line('train/qlora.py', ['smollm2-quotes'])}"
             )
 
     def load(self, recipe: Recipe, device: torch.device) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from core.command_line import command_line
 from train.cells import cell_text
 from train.errors import TrainError
 from train.recipe import Data
@@ -45,11 +46,8 @@ def read_table(data: Data) -> Table:
     if path.is_file():
         rows = read_rows(path)
     elif is_data_file(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path):
-        hint = (
-            f"; make one with: python train/scores/sms_generator.py --out {path}"
-            if data.task == "sms"
-            else ""
-        )
+        make = command_line("train/scores/sms_generator.py", ["--out", path])
+        hint = f"; make one with: {make}" if data.task == "sms" else ""
         raise TrainError(f"there is no file {data.path}{hint}")
     else:
         from train.hub import load  # the library takes seconds to import

@@ -64,3 +64,9 @@ def test_commands_can_be_pasted(name: str, embedded_model: Path, tmp_path: Path)
     assert ollama == ["ollama", "create", ollama_name(name), "-f", f"models/{name}.Modelfile"]
     assert modelfile(file).splitlines()[0] in (f'FROM "./{name}.gguf"', f"FROM ./{name}.gguf")
     assert shlex.split(command_for(name))[-1] == name
+
+
+def test_a_modelfile_quotes_double_quotes_with_three(embedded_model: Path, tmp_path: Path) -> None:
+    gguf = tmp_path / 'say "hi".gguf'
+    gguf.symlink_to(embedded_model)
+    assert modelfile(read_gguf(gguf)).splitlines()[0] == 'FROM """./say "hi".gguf"""'

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from convert.errors import ConvertError
 from convert.sentencepiece_file import rebuild
 from convert.sixteen_bit import model_name
-from convert.tokenizer_files import TokenizerFiles, within_rows
+from convert.tokenizer_files import TokenizerFiles, to_convert
 from core.chat_template import find_template
 
 
@@ -97,8 +97,11 @@ def test_a_padding_token_without_a_row_is_left_out_everywhere_with_a_line(tmp_pa
     kept = [path.read_text() for path in sorted((tmp_path / "out").iterdir())]
     assert not any("<pad>" in text for text in kept)
     assert "<end>" in (tmp_path / "out" / "tokenizer.json").read_text()
-    assert within_rows({"pad_token_id": 9}, 9) == {"pad_token_id": None}
-    assert within_rows({"pad_token_id": 8}, 9) == {"pad_token_id": 8}
+    assert to_convert({"pad_token_id": 9}, 9) == {"pad_token_id": None}
+    assert to_convert({"pad_token_id": 8}, 9) == {"pad_token_id": 8}
+    assert to_convert({"model_type": "cohere2"}, 9) == {"model_type": "cohere2", "rotary_pct": 1.0}
+    half = {"model_type": "cohere2", "rotary_pct": 0.5}
+    assert to_convert(half, 9) == half
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from tests.unit.letters import CHAT, TEMPLATE, make_tokenizer
 from train import data
 from train.tokenizer import ChatTokenizer
 
+ROOT = Path(__file__).resolve().parents[2]
 OTHER = TEMPLATE.replace("':'", "' says '")
 
 
@@ -50,6 +54,24 @@ def test_one_rule_for_training_and_conversion(tmp_path: Path, files: dict[str, A
     assert tokenizer.template == expected
     tokenizer.save(tmp_path / "adapter")
     assert find_template([tmp_path / "adapter", base]).text == expected
+
+
+def test_a_base_in_the_hubs_cache_needs_no_network(tmp_path: Path) -> None:
+    """Of files that were never fetched, nothing is asked; of those that transformers alone skips, all are."""
+    repository = tmp_path / "models--me--base"
+    make_tokenizer(snapshot := repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    (snapshot / "chat_template.jinja").unlink()
+    LlamaConfig(vocab_size=300).save_pretrained(snapshot)
+    code = "from train.tokenizer import ChatTokenizer as T; print(T('me/base').template, end='|')\n"
+    code += "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])\n"
+    code += "print(T('me/base').template, end='')"
+    given = [str(snapshot / "chat_template.json"), json.dumps({"chat_template": TEMPLATE})]
+    command = [sys.executable, "-c", code, *given]
+    ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout == f"|{TEMPLATE}", ran.stderr
 
 
 @pytest.fixture
