@@ -36,7 +36,11 @@ def mend(gguf: Path, checkpoint: Path) -> dict[str, bool | int]:
     Raises ConvertError.
     """
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, **options)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConvertError(f"transformers can't load the tokenizer of {checkpoint}: {reason}") from None
     changes = differences(read_gguf(gguf), _metadata(gguf), tokenizer, _ends(checkpoint, tokenizer))
     if not changes:
         return {}
