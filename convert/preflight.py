@@ -13,7 +13,7 @@ from convert.errors import ConvertError
 from convert.gptq import open_checkpoint
 from convert.merge_plan import MergePlan, rows_of
 from convert.rows import Row
-from convert.tokenizer_files import TokenizerFiles
+from convert.tokenizer_files import TOKENIZER, TokenizerFiles
 
 # Bits a weight of a file of each kind: llama.cpp's figures for Llama-3.1-8B (tools/quantize/README.md), and a
 # little above them.
@@ -57,7 +57,9 @@ def check(
     # An earlier try may have made part of it.
     disks = {folder: max(0, disk_needed(checkpoint, merges, types, keep, moved) - there)}
     if moved:  # a file of the same name stays until the new one is whole
-        disks[models] = sum(sizes(checkpoint, types))
+        vocabulary = checkpoint.folder / TOKENIZER  # what stands in the header of each, of small models a lot
+        header = vocabulary.stat().st_size if vocabulary.is_file() else 0
+        disks[models] = sum(sizes(checkpoint, types)) + len(types) * header
     free = {place: shutil.disk_usage(place).free for place in disks}
     memory, free_memory = memory_needed(checkpoint), available_bytes()
     said = [
