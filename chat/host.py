@@ -90,8 +90,10 @@ class _Loading:
 class Host:
     """Chats take the model with `use`; who asks for another one waits until it is free."""
 
-    def __init__(self, registry: Registry, engine: str = "auto") -> None:
-        self.registry = registry
+    def __init__(
+        self, registry: Registry, engine: str = "auto", threads: Callable[[], int] = thread_count
+    ) -> None:
+        self.registry, self._threads = registry, threads
         self.engine = choose_engine(engine)
         self._renderer = TemplateRenderer()
         self._model: Model | None = None
@@ -230,12 +232,12 @@ class Host:
         if self.engine == "in-process":
             from chat.in_process import InProcessEngine  # loads llama.cpp's library: not before it is needed
 
-            return InProcessEngine(file.path, n_ctx, thread_count(), adapters, cancelled, overrides)
+            return InProcessEngine(file.path, n_ctx, self._threads(), adapters, cancelled, overrides)
         from chat.llama_server import LlamaServerEngine
 
         kv_bytes = file.kv_bytes_per_token * n_ctx
         slots = 2 if kv_bytes < memory_limit_bytes() * SLOTS_SHARE else 1
-        return LlamaServerEngine(file.path, n_ctx, thread_count(), adapters, slots, cancelled, overrides)
+        return LlamaServerEngine(file.path, n_ctx, self._threads(), adapters, slots, cancelled, overrides)
 
     def _render(
         self, file: GgufFile, cancelled: Callable[[], bool] = wanted

@@ -7,7 +7,8 @@ quota of four cores can make a model forty times slower. `root` is the file syst
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ Verdict = Literal["fits", "tight", "too big"]
 # 256,000), the app itself (160 MB) and Python's libraries.
 OVERHEAD_BYTES = 600_000_000
 TIGHT_SHARE = 0.8
+LOOK_S = 0.2  # 20 ticks of a core's clock
 
 _ROOT = Path("/")
 
@@ -84,6 +86,27 @@ def thread_count(root: Path = _ROOT) -> int:
     for quota in _cpu_quotas(root):
         count = min(count, int(quota))
     return max(1, count)
+
+
+def idle_thread_count(root: Path = _ROOT, wait: Callable[[], None] = lambda: time.sleep(LOOK_S)) -> int:
+    """Return how many threads should compute beside other programs: those that are idle now.
+
+    Threads that share a model wait for each other after each of its operations, and where another program
+    has one of their cores, they wait for that: on two busy cores, two threads of llama.cpp took 8 times as
+    long as one for a prompt, and 20 times for a reply.
+    """
+    before = _idle_and_all(root)
+    wait()
+    idle, both = (now - then for now, then in zip(_idle_and_all(root), before, strict=True))
+    return max(1, int(thread_count(root) * (idle / both if both > 0 else 1) + 0.25))
+
+
+def _idle_and_all(root: Path) -> tuple[int, int]:
+    """The ticks that the cores we may use have been idle since the start, and all; zeros where none tells."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    lines = [line.split() for line in _read(root / "proc/stat").splitlines()]
+    cores = [list(map(int, line[1:9])) for line in lines if line and line[0] in {f"cpu{i}" for i in allowed}]
+    return sum(ticks[3] + ticks[4] for ticks in cores), sum(map(sum, cores))
 
 
 def _physical_cores(root: Path, allowed: set[int]) -> int:

@@ -21,6 +21,7 @@ from convert.checkpoint import Checkpoint, TensorFile
 from convert.errors import ConvertError
 from convert.source import ADAPTER_CONFIG, read_json
 from convert.text_part import TextCheckpoint
+from core.adapter_names import saved_name
 from core.families import text_name
 
 WEIGHTS = "adapter_model.safetensors"
@@ -28,13 +29,7 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "em
 HEADS = ("lm_head.weight", "embed_out.weight")
 BLOCK = 2**16  # values that are worked on at a time: a few of these fit the processor's cache
 
-# What torch.compile, DDP, FSDP and activation checkpointing put into names while a model is wrapped.
-_WRAPPERS = re.compile(r"^(module\.)+|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# PEFT saves names without the adapter's own ("default"), which stands before the field while it is live.
-_PART = re.compile(
-    r"(.+)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector)(?:\.(?!(?:weight|bias)$)([^.]+))?(?:\.(weight|bias))?"
-)
-_SAVED = re.compile(r"\.modules_to_save\.(?:([^.]+)\.)?(?=(?:weight|bias)$)")
+_PART = re.compile(r"(.+)\.(lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
 
 
 @dataclass
@@ -77,21 +72,20 @@ class Adapter:
 
     def _sort(self, key: str) -> None:
         """Find what a tensor of the file is for."""
-        name = in_text(_WRAPPERS.sub("", _WRAPPERS.sub("", key).removeprefix("base_model.model.")))
+        name, adapter = saved_name(key)
+        name = in_text(name)
         if ".original_module." in name:
             return  # PEFT's copy of what a resized module was before training; its own loader skips it, too
+        self._names_of_adapters.add(adapter)
         found = _PART.fullmatch(name)
         if not found:
-            saved = _SAVED.search(name)
-            self._names_of_adapters.add((saved and saved[1]) or "")
-            name = _SAVED.sub(".", name).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+            name = name.replace(".base_layer.", ".")
             known = self.whole.setdefault(name, key)
             # PEFT saves a resized embedding that is trained as a whole under both of its names.
             same = known == key or torch.equal(self._file.read(known), self._file.read(key))
             self._once(key if same else known, key)
             return
-        module, part, adapter, field = found.groups()
-        self._names_of_adapters.add(adapter or "")
+        module, part, field = found.groups()
         if part == "lora_B" and field == "bias":
             self._once(self.bias.setdefault(f"{module}.bias", (key, 0.0))[0], key)
             return

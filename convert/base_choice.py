@@ -21,6 +21,7 @@ from convert.gptq import GptqCheckpoint, open_checkpoint
 from convert.merge import merge
 from convert.rows import Row
 from convert.verify.adapted import simulate_nf4, with_adapter
+from convert.verify.arithmetic import idle_threads
 from core.families import text_options
 
 Progress = Callable[[int, int], None]
@@ -50,9 +51,10 @@ def choose_base(
     def step(done: int, total: int) -> None:
         progress(len(losses) * total + done, 3 * total)
 
-    losses[ADAPTER_ON_NF4] = _loss(_with_adapter(base, adapter), tests, step)
+    with idle_threads():
+        losses[ADAPTER_ON_NF4] = _loss(_with_adapter(base, adapter), tests, step)
     for name, simulate in ((MERGED_FULL, False), (MERGED_NF4, True)):
-        with tempfile.TemporaryDirectory(dir=adapter.parent, prefix=".choose-") as scratch:
+        with idle_threads(), tempfile.TemporaryDirectory(dir=adapter.parent, prefix=".choose-") as scratch:
             merge(base, adapter, Path(scratch, "merged"), lambda done, total: None, simulate)
             losses[name] = _loss(_load(Path(scratch, "merged")), tests, step)
     return ("nf4" if losses[MERGED_NF4] < losses[MERGED_FULL] else "full"), losses

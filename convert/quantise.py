@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from chat.machine import thread_count
+from chat.machine import idle_thread_count, thread_count
 from convert import llamacpp
 from convert.errors import ConvertError
 from core.files import whole
@@ -115,7 +115,7 @@ def importance_matrix(sixteen_bit: Path, text: Path, target: Path, progress: Pro
 
     options = [
         *("-c", str(IMATRIX_CONTEXT), "-b", str(IMATRIX_CONTEXT), "--chunks", str(IMATRIX_CHUNKS)),
-        *("--parse-special", "-t", str(thread_count()), "-ngl", "99"),
+        *("--parse-special", "-t", str(idle_thread_count()), "-ngl", "99"),
     ]
     with whole(target) as partial:
         tool = llamacpp.tool("llama-imatrix")

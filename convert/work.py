@@ -16,6 +16,7 @@ from convert.gptq import GptqCheckpoint, open_checkpoint
 from convert.merge_plan import surplus_head
 from convert.pipeline import Pipeline
 from convert.publish import models_folder, publish, register
+from convert.recorded import check_recorded
 from convert.settings import Settings
 from convert.source import Source
 from convert.text_part import TextCheckpoint
@@ -48,6 +49,8 @@ def _convert(pipeline: Pipeline, types: list[str], root: Path) -> int:
     if todo:
         pipeline.check_tools(todo)
         pipeline.check_source()
+        for line in check_recorded(source, pipeline.base) if source.adapter else []:
+            print(line, flush=True)
         parts = isinstance(origin, TextCheckpoint | GptqCheckpoint)
         writes = bool(source.adapter) or parts or bool(surplus_head(origin))
         print(

@@ -3,6 +3,8 @@
 PEFT looks for modules by name. Training loads the text model alone, everybody else loads the base as it is
 published, so an adapter is written with the names of the whole (`model.language_model.layers...`), and with
 `target_modules` that leave its vision tower alone, whose layers are called the same.
+
+A file may also hold the names of a live model, with what wrapped it while it trained (`saved_name`).
 """
 
 from __future__ import annotations
@@ -14,12 +16,47 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from core.families import INSIDE, text_name, whole_name
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT = "base_model.model."  # before each name in an adapter's file
+
+# What torch.compile, DDP, FSDP and activation checkpointing put into names while a model is wrapped.
+_WRAPPERS = re.compile(r"^(module\.)+|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# PEFT saves names without the adapter's own ("default"), which stands before the field while it is live.
+_PART = re.compile(
+    r"(.+\.(?:lora_embedding_[AB]|lora_[AB]|lora_magnitude_vector))"
+    r"(?:\.(?!(?:weight|bias)$)([^.]+))?(\.weight|\.bias)?"
+)
+_SAVED = re.compile(r"\.modules_to_save\.(?:([^.]+)\.)?(?=(?:weight|bias)$)")
+
+
+def saved_name(key: str) -> tuple[str, str]:
+    """The name under which PEFT saves the tensor `key` of a file, less PEFT's own prefix; and the adapter's.
+
+    The second is empty where the key doesn't say it, as in all that PEFT saves.
+    """
+    name = _WRAPPERS.sub("", _WRAPPERS.sub("", key).removeprefix(PEFT))
+    if found := _PART.fullmatch(name):
+        return found[1] + (found[3] or ""), found[2] or ""
+    saved = _SAVED.search(name)
+    return _SAVED.sub(".", name).replace(".modules_to_save.", "."), (saved and saved[1]) or ""
+
+
+def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter under the names that PEFT loads; without its copies of what it replaced."""
+    named = ((saved_name(key)[0], tensor) for key, tensor in load_file(folder / WEIGHTS).items())
+    return {PEFT + name: tensor for name, tensor in named if ".original_module." not in name}
+
+
+def names_whole(folder: Path) -> bool:
+    """Whether an adapter is one for a model with more parts than its text model."""
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        names = [saved_name(key)[0] for key in file.keys()]  # noqa: SIM118  # it is no dict
+    return any(text_name(name) not in (None, name) for name in names)
 
 
 def text_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -53,6 +90,6 @@ def _renamed(
 ) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        if inside := rename(name.removeprefix(PEFT)):
+        if inside := rename(saved_name(name)[0]):
             found[PEFT + inside] = tensor
     return found

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from chat.machine import human_size
 from core.files import write_whole
+from core.rendered_with import RECORD, Rendered, file_hash
 from train.errors import DiskError, TrainError
 from train.example import Encoded
 from train.paths import read_yaml
@@ -154,8 +155,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def write_prompts(folder: Path, train: Sequence[Encoded], test: Sequence[Encoded]) -> None:
-    """Keep some rows for the conversion, which checks the chat's ids against them and measures with them.
+def write_prompts(
+    folder: Path, train: Sequence[Encoded], test: Sequence[Encoded], rendered_with: Rendered
+) -> None:
+    """Keep some rows for the conversion, which checks the chat's ids against them and measures with them, and
+    note what they were rendered with.
 
     Plain texts are no chats: without a row the conversion uses the project's own.
     """
@@ -167,6 +171,10 @@ def write_prompts(folder: Path, train: Sequence[Encoded], test: Sequence[Encoded
             lines.append(json.dumps(asdict(row) | {"split": split, "rendered": rendered}) + "\n")
     if lines:
         write_whole(folder / PROMPTS, "".join(lines))
+    else:
+        (folder / PROMPTS).unlink(missing_ok=True)
+    kept = {PROMPTS: file_hash(folder / PROMPTS)} if lines else {}
+    write_json(folder / RECORD, rendered_with | kept)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -26,6 +26,7 @@ from transformers.utils.logging import (
 )
 
 from core.adapter_names import name_for_whole
+from core.chat_template import ChatTemplate, write_template
 from core.families import KEY_MAPPING, text_config
 from train import gptq
 from train.attention import attention_for
@@ -161,7 +162,12 @@ def trainable(lora: Lora, there: Iterable[Linears], names: list[str]) -> int:
 
 
 class Adapted(nn.Module):
-    """The base with a fresh adapter; calling it gives the summed loss of a batch."""
+    """The base with a fresh adapter; calling it gives the summed loss of a batch.
+
+    `template` is the one that its rows are rendered with, saved beside the adapter.
+    """
+
+    template = ChatTemplate()
 
     def __init__(self, base: PreTrainedModel, recipe: Recipe, device: torch.device) -> None:
         super().__init__()
@@ -229,6 +235,7 @@ class Adapted(nn.Module):
         self.peft.save_pretrained(str(folder), save_embedding_layers=False)
         if hasattr(self.base.config, "part_of"):
             name_for_whole(folder)
+        write_template(self.template, folder)
 
     def unload(self) -> None:
         """Take the adapter off the base, which is as it was then."""

@@ -262,7 +262,7 @@ def start(run: Run) -> tuple[Session, dict[str, Any]]:
     """The model with a fresh adapter; and, of the first process, what it answers: kept for a --resume."""
     if not run.is_main:
         return run.adapt(), {}
-    files.write_prompts(run.folder, run.data.train, run.data.test)
+    files.write_prompts(run.folder, run.data.train, run.data.test, run.base.tokenizer.rendered_with)
     before: dict[str, Any] | None = files.read_json(run.folder / files.BEFORE)
     base16 = run.base16_loss() if before is None else None
     session = run.adapt()

@@ -78,6 +78,9 @@ class Session:
     recipe: Recipe
     device: torch.device
 
+    def __post_init__(self) -> None:
+        self.adapted.template = self.tokenizer.chat_template
+
     def answer(self, chats: Sequence[list[dict[str, str]]], max_new_tokens: int) -> list[str]:
         """Greedy replies."""
         return greedy(self.adapted, self.tokenizer, chats, max_new_tokens)

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils.hub import cached_file
 
 from chat.prompt import FALLBACK_TEMPLATE, PromptEncoder, render
-from core.chat_template import CONFIG, DEFAULT, FILE, PROCESSOR, find_template
+from core.chat_template import CONFIG, DEFAULT, FILE, PROCESSOR, ChatTemplate, find_template
+from core.rendered_with import VOCABULARY, Rendered, rendered_with
 from train.errors import TrainError
 from train.thoughts import Thoughts
 
@@ -29,6 +30,7 @@ class ChatTokenizer:
     """
 
     def __init__(self, folder: str | Path, revision: str | None = None) -> None:
+        self._source = str(folder), revision
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
         if not self.tokenizer.is_fast:
@@ -55,7 +57,7 @@ class ChatTokenizer:
         self.pad_id = self._pad_id(special)
 
     def _find_template(self, folder: str | Path, revision: str | None) -> str:
-        """The template that the conversion finds too, and that `save` writes. Empty if there is none."""
+        """The template that the conversion finds too. Empty if there is none."""
         folders = [Path(folder)]
         if not folders[0].is_dir():  # a hub name: transformers has fetched some of the places, not all
             options: dict[str, Any] = {"revision": revision} | dict.fromkeys(_QUIETLY, False)
@@ -85,9 +87,24 @@ class ChatTokenizer:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer as it came, for the conversion."""
-        self.tokenizer.save_pretrained(folder)
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The template, with those that have a name of their own."""
+        given = self.tokenizer.chat_template
+        named = given.items() if isinstance(given, dict) else ()
+        others = {name: text for name, text in named if name != DEFAULT}
+        return ChatTemplate(self.template, None, others)
+
+    @property
+    def rendered_with(self) -> Rendered:
+        """The content of what decides which ids a chat becomes."""
+        source, revision = self._source
+        quiet = dict.fromkeys(_QUIETLY, False)
+        found = [
+            cached_file(source, name, revision=revision, local_files_only=True, **quiet)
+            for name in VOCABULARY
+        ]
+        return rendered_with(self.template, [Path(path) for path in found if path])
 
     def _tokenize(self, text: str, special: bool) -> list[int]:
         self._backend.encode_special_tokens = not special

@@ -7,7 +7,6 @@ adapted layer makes of the same numbers alone, with and without its adapter. Ari
 
 from __future__ import annotations
 
-import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,19 +20,18 @@ from numpy.typing import NDArray
 from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from convert.adapter import EMBEDDINGS, WEIGHTS, Adapter
+from convert.adapter import EMBEDDINGS, Adapter
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.gptq import GptqCheckpoint, open_checkpoint
 from convert.rows import Row
 from convert.verify.arithmetic import float32_arithmetic, loading_dtype, log_probs
 from convert.verify.loss import LogProbs
-from core.adapter_names import copy_for_text
+from core.adapter_names import copy_for_text, names_whole, saved_tensors
 from core.families import text_options
 
 PROBES = 16  # vectors that a layer is asked with; an 8B model's answers take 0.2 GB
@@ -130,7 +128,7 @@ def simulate_nf4(model: nn.Module, stored: Checkpoint) -> None:
 
 def with_adapter(model: nn.Module, adapter: Path) -> nn.Module:
     """Put the adapter on its base. Raises ConvertError where PEFT doesn't find in one what the other has."""
-    if not hasattr(model.config, "part_of"):
+    if not hasattr(model.config, "part_of") and not names_whole(adapter):
         return _with_adapter(model, adapter)
     with tempfile.TemporaryDirectory() as scratch:  # the text model alone, whose modules have other names
         copy_for_text(adapter, Path(scratch, "adapter"))
@@ -142,16 +140,13 @@ def _with_adapter(model: nn.Module, adapter: Path) -> nn.Module:
     found: Any = model
     if resized := next((name for name in update.whole if name.endswith(EMBEDDINGS)), None):
         found.resize_token_embeddings(update.whole_shape(resized)[0], mean_resizing=False)
-    tensors = load_file(adapter / WEIGHTS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's advice on tied weights, for those who go on training
         try:
             config = PeftConfig.from_pretrained(str(adapter))
             config.inference_mode = True
             loaded: Any = get_peft_model(found, config)
-            wrong = _load(loaded, tensors)
-            if wrong:
-                wrong = _load(loaded, {_unwrapped(key): tensor for key, tensor in tensors.items()})
+            wrong = _load(loaded, saved_tensors(adapter))
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             wrong = [" ".join(str(error).split())[:200]]
     if wrong:
@@ -167,12 +162,6 @@ def _load(model: Any, tensors: dict[str, torch.Tensor]) -> list[str]:
     # Resized embeddings that are also saved whole come twice; PEFT passes over the second.
     surplus = [f"no place for {key}" for key in found.unexpected_keys if ".lora_" in key]
     return [f"the file lacks {key}" for key in missing] + surplus
-
-
-def _unwrapped(key: str) -> str:
-    """A key without the names of what wrapped the model while it trained, which PEFT doesn't know."""
-    inside = re.sub(r"(?<![^.])(?:module|_orig_mod)\.", "", key)
-    return re.sub(r"\.default(?=\.weight$|\.bias$|$)", "", inside)
 
 
 def probe(layer: nn.Module) -> torch.Tensor:

@@ -8,12 +8,13 @@ norm would.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from chat.machine import available_bytes
+from chat.machine import available_bytes, idle_thread_count
 from convert.rows import Row
 from convert.verify.loss import LogProbs, predicting
 
@@ -24,6 +25,17 @@ _FITS = 0.7  # of the free memory that weights in fp32 may take
 def loading_dtype(stored_bytes: int) -> torch.dtype | str:
     """Fp32 where it fits; else as stored, and `float32_arithmetic` converts layer by layer."""
     return torch.float32 if 2 * stored_bytes < _FITS * available_bytes() else "auto"
+
+
+@contextmanager
+def idle_threads() -> Iterator[None]:
+    """Let torch use the cores that nobody else does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(idle_thread_count())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

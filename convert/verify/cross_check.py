@@ -16,7 +16,7 @@ import numpy as np
 
 from chat.gguf_file import read_gguf
 from chat.llama_model import LlamaModel
-from chat.machine import thread_count
+from chat.machine import idle_thread_count
 from convert.errors import ConvertError
 from convert.llamacpp import run, tool
 from convert.rows import PLAIN_CHATS
@@ -56,7 +56,7 @@ def our_perplexity(gguf: Path, text: str) -> float:
     """Perplexity of the second half of each chunk, as the tool counts it: each chunk begins with BOS where
     the vocabulary has one, in the place of its first token, and its last token is not predicted from."""
     vocab = read_gguf(gguf).vocab
-    model = LlamaModel(gguf, CHUNK, thread_count(), [])
+    model = LlamaModel(gguf, CHUNK, idle_thread_count(), [])
     try:
         begin = [vocab.bos_id] if vocab.add_bos and vocab.bos_id is not None else []
         ids = begin + model.tokenize(text, False)
@@ -77,7 +77,7 @@ def tool_perplexity(program: Path, gguf: Path, text: str) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         plain = Path(scratch, "plain.txt")
         plain.write_text(text, encoding="utf-8", newline="\n")
-        options = ("--no-escape", "-t", thread_count(), "-c", CHUNK, "-b", CHUNK, "--chunks", CHUNKS)
+        options = ("--no-escape", "-t", idle_thread_count(), "-c", CHUNK, "-b", CHUNK, "--chunks", CHUNKS)
         # Twice: a thread of its own writes the tool's log, whose end was once lost on a busy machine.
         for _ in range(2):
             printed = run([program, "-m", gguf, "-f", plain, *map(str, options)])

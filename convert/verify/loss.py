@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chat.llama_model import LlamaModel
-from chat.machine import thread_count
+from chat.machine import idle_thread_count
 from convert.errors import ConvertError
 from convert.rows import Row
 from convert.verify.check import Check
@@ -87,7 +87,7 @@ def gguf_log_probs(
 
     `adapters`: paths of LoRA GGUFs on top of it."""
     longest = max(len(row.ids) for row in rows)
-    model = LlamaModel(gguf, -(-longest // CONTEXT_STEP) * CONTEXT_STEP, thread_count(), list(adapters))
+    model = LlamaModel(gguf, -(-longest // CONTEXT_STEP) * CONTEXT_STEP, idle_thread_count(), list(adapters))
     try:
         for row in rows:
             for _, logits in model.logits(row.ids, set(predicting(row))):

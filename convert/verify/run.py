@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from chat.gguf_file import read_gguf
 from chat.gguf_header import read_header
 from chat.host import Host, Model
+from chat.machine import idle_thread_count
 from chat.prompt import FALLBACK_TEMPLATE, Messages
 from chat.registry import Entry, Registry, Source
 from chat.templates import TemplateRenderer
@@ -58,7 +59,11 @@ def chat_model(gguf: Path, now: str = "") -> Iterator[Model]:
     entry = Entry(sources=[Source(path=str(gguf.resolve()))], n_ctx=max(256, _context(gguf)))
     registry = Registry(gguf.resolve().with_name("models.json"), {gguf.stem: entry})
     renderer = TemplateRenderer()
-    with closing(Host(registry, "in-process")) as host, closing(renderer), host.use(gguf.stem) as model:
+    with (
+        closing(Host(registry, "in-process", idle_thread_count)) as host,
+        closing(renderer),
+        host.use(gguf.stem) as model,
+    ):
         vocab, template = model.file.vocab, model.file.chat_template or FALLBACK_TEMPLATE
 
         def render(messages: Messages, generate: bool) -> str:
@@ -94,6 +99,7 @@ def reference(
     """
     # torch and transformers take seconds to import
     from convert.verify.adapted import Adapted
+    from convert.verify.arithmetic import idle_threads
     from convert.verify.merged import arrived, check_merge, not_merged
     from convert.verify.reference import Checkpoint
 
@@ -105,10 +111,10 @@ def reference(
     own, before = folder / "checkpoint.npy", folder / "adapter.npy"
     layers = []
     if made_of:
-        with closing(Adapted(made_of)) as adapted:
+        with idle_threads(), closing(Adapted(made_of)) as adapted:
             save_reference(before, adapted.log_probs(scored, step), len(wanted))
             layers = list(adapted.layers())
-    with closing(Checkpoint(checkpoint, rows[0].rendered)) as loaded:
+    with idle_threads(), closing(Checkpoint(checkpoint, rows[0].rendered)) as loaded:
         _write(folder / FACTS, asdict(loaded.facts()))
         _write(folder / TOKENS, [asdict(text) for text in loaded.tokenized(rows)])
         step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,12 @@ from safetensors.torch import load_file, save_file
 from convert.adapter import WEIGHTS
 from convert.checkpoint import SINGLE
 from convert.errors import ConvertError
-from tests.integration.merge_bases import merged, save_adapter, save_base
+from convert.verify.adapted import Adapted, MergeInputs
+from convert.verify.loss import Scores
+from convert.verify.merged import arrived, check_merge
+from tests.integration.merge_bases import load, merged, save_adapter, save_base
 
+SAME = Scores(tokens=1, loss=4.0, perplexity=55.0, kl_mean=0.0, kl_99=0.0, same_top=1.0)
 OPTIONS = {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"], "use_dora": True}
 
 
@@ -67,6 +72,10 @@ def test_the_same_merge_whatever_wrapped_it(
     found = load_file(merged(base, changed, tmp_path / "found") / SINGLE)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with closing(Adapted(MergeInputs(base, changed))) as adapted:
+        checks = check_merge(SAME, arrived(load(tmp_path / "found").eval(), list(adapted.layers())))
+    assert {check.verdict for check in checks} == {"ok"}, checks
+    assert "4 of 4 layers" in checks[2].figure
 
 
 def test_a_prefix_that_nobody_knows_is_named(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ TRAINING = {"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "mfu", 
 MANIFEST = {
     "base",
     "data",
+    "rendered_with",
     "versions",
     "device",
     "seed",
@@ -101,6 +102,8 @@ def test_a_run_leaves_all_its_files(root: Path) -> None:
     assert losses["base16"] != losses["start"]  # NF4 costs something
     assert set(manifest["scores"]["before"]) == set(manifest["scores"]["after"]) >= {"test_loss"}
     assert manifest["waived"] == ["first_loss"]
+    assert (folder / "adapter" / "chat_template.jinja").is_file()
+    assert {"chat_template", "tokenizer.json", "prompts.jsonl"} <= set(manifest["rendered_with"])
     with Image.open(folder / "loss.png") as picture:
         assert len(picture.convert("RGB").getcolors(1_000_000) or []) > 10
     assert "| prompt" in (folder / "samples.md").read_text()

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from chat.machine import available_bytes, human_size, memory_limit_bytes, thread_count, verdict
+from chat.machine import (
+    available_bytes,
+    human_size,
+    idle_thread_count,
+    memory_limit_bytes,
+    thread_count,
+    verdict,
+)
 
 GIB = 2**30
 MEMINFO = f"MemTotal: {16 * GIB // 1024} kB\nMemFree: 1 kB\nMemAvailable: {8 * GIB // 1024} kB\n"
@@ -134,3 +141,24 @@ def test_sizes_are_written_as_the_hub_writes_them() -> None:
         "810 MB",
         "2.4 GB",
     ]
+
+
+def test_cores_that_others_use_compute_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+
+    def threads(*idle: int) -> int:
+        """With so many of 20 ticks idle on each core; one more, which isn't ours, is busy."""
+        put(
+            root, {"proc/stat": "cpu 0 0 0 0\n" + "\n".join(f"cpu{i} 5 0 5 70 9 0 0 0 0 0" for i in range(5))}
+        )
+        now = [f"cpu{i} {25 - ticks} 0 5 {70 + ticks} 9 0 0 0 0 0" for i, ticks in enumerate((*idle, 0))]
+        return idle_thread_count(root, lambda: put(root, {"proc/stat": "\n".join(now)}))
+
+    assert threads(20, 20, 20, 20) == 4
+    assert threads(19, 18, 20, 19) == 4
+    assert threads(20, 0, 20, 0) == 2
+    assert threads(12, 10, 9, 8) == 2
+    assert threads(0, 0, 0, 0) == 1
+    assert idle_thread_count(root, lambda: None) == 4
+    (root / "proc" / "stat").unlink()
+    assert idle_thread_count(root, lambda: None) == 4

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from transformers import LlamaConfig
 
-from core.chat_template import find_template
+from core.chat_template import find_template, write_template
 from core.command_line import command_line
 from tests.unit.letters import CHAT, TEMPLATE, make_tokenizer
 from train import data
@@ -52,7 +52,8 @@ def test_one_rule_for_training_and_conversion(tmp_path: Path, files: dict[str, A
         path.write_text(content)
     tokenizer = ChatTokenizer(base)
     assert tokenizer.template == expected
-    tokenizer.save(tmp_path / "adapter")
+    (tmp_path / "adapter").mkdir()
+    write_template(tokenizer.chat_template, tmp_path / "adapter")
     assert find_template([tmp_path / "adapter", base]).text == expected
 
 
