@@ -1,7 +1,8 @@
 """What is done already: `stages.json` of a run, so that a second run does nothing twice.
 
 Each stage is recorded with a key, a hash of everything that it was made from, and with the hashes of the
-files that it made. It counts as done when the key is the same and its files are there as it left them.
+files that it made. It counts as done when the key is the same and its files are there as it left them: the
+content counts, whatever the times are.
 """
 
 from __future__ import annotations
@@ -9,32 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from core.files import whole
-
-SAMPLE_BYTES = 2**20
-SAMPLES = 64
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file; above 64 MiB, of its size, its last change and 64 pieces of 1 MiB spread over it.
-
-    A whole hash of all that a conversion touches would take longer than the merge. The pieces include the
-    beginning, where a safetensors or GGUF file lists its tensors, and the end, which a cut copy lacks.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        if size <= SAMPLES * SAMPLE_BYTES:
-            digest.update(file.read())
-        else:
-            digest.update(str(path.stat().st_mtime_ns).encode())
-            for piece in range(SAMPLES):
-                file.seek((size - SAMPLE_BYTES) * piece // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()
+from core.rendered_with import file_hash
 
 
 def key(*parts: object) -> str:
@@ -47,7 +28,10 @@ def key(*parts: object) -> str:
 
 def _part(part: object) -> str:
     if isinstance(part, Path):
-        return json.dumps([[file.relative_to(part).as_posix(), fingerprint(file)] for file in _files(part)])
+        files = _files(part)
+        with ThreadPoolExecutor() as threads:  # a base has many gigabytes
+            hashes = list(threads.map(file_hash, files))
+        return json.dumps([[f.relative_to(part).as_posix(), h] for f, h in zip(files, hashes, strict=True)])
     return json.dumps(part, sort_keys=True)
 
 
@@ -66,9 +50,7 @@ class Stages:
         record = self._done.get(stage)
         if not record or record["key"] != wanted:
             return False
-        return all(
-            made["state"] and _state(Path(path)) == made["state"] for path, made in record["made"].items()
-        )
+        return all(_unchanged(Path(path), made) for path, made in record["made"].items())
 
     def note(self, stage: str) -> Any:
         """What `finish` was told about the stage."""
@@ -82,10 +64,18 @@ class Stages:
             partial.write_text(json.dumps(self._done, indent=1) + "\n", encoding="utf-8")
 
 
+def _unchanged(path: Path, made: dict[str, Any]) -> bool:
+    """Whether a file or folder is as a stage left it: by what can't be set back, else by content."""
+    if not made["state"] or not _files(path):
+        return False
+    return bool(_state(path) == made["state"] or key(path) == made["sha256"])
+
+
 def _state(path: Path) -> list[list[Any]]:
-    """Name, size and time of the last change of a file, or of all in a folder: git's way to see a change."""
+    """Name, size and change of a file, or of all in a folder. The change's time (ctime) is the system's own:
+    who sets the time of a file's last writing back, moves it on."""
     states = [(file.relative_to(path).as_posix(), file.stat()) for file in _files(path)]
-    return [[name, found.st_size, found.st_mtime_ns] for name, found in states]
+    return [[name, found.st_size, found.st_mtime_ns, found.st_ctime_ns] for name, found in states]
 
 
 def _files(path: Path) -> list[Path]:
