@@ -26,6 +26,12 @@ def answer(folder: Path, prompt: str | None) -> str:
     chats = before.get("prompts") or [[{"role": "user", "content": "Hello!"}]]
     chat = [{"role": "user", "content": prompt}] if prompt else chats[0]
     base, device = Base(recipe), device_of(PartialState())
+    begun: files.Inputs = files.read_json(folder / files.INPUTS) or {}
+    if "base" in begun and base.content not in ("", begun["base"]):
+        raise TrainError(
+            f"{base.folder} has other content than when {folder.name!r} was trained on it, and its adapter "
+            "is worth nothing on another base; bring back what it was"
+        )
     session = Session(Adapted(base.load(recipe, device), recipe, device), base.tokenizer, recipe, device)
     session.load_adapter(folder / "adapter")
     asked = "" if prompt else f"> {chat[-1]['content']}\n"

@@ -25,6 +25,7 @@ from train.folder import dump
 from train.loop import evaluate
 from train.recipe import Recipe, changed
 from train.run import train_run
+from train.trial import answer
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ("step", "loss", "grad_norm", "eval_loss")
@@ -184,6 +185,8 @@ def test_other_content_under_the_same_names_is_refused(recipe: Recipe, whole: Pa
     os.utime(weights, ns=(about.st_atime_ns, about.st_mtime_ns))
     with pytest.raises(TrainError, match=r"was begun on other content of the base \(.*base\)"):
         train_run(moved, outputs, True)
+    with pytest.raises(TrainError, match=r"base has other content than when 'run' was trained on it"):
+        answer(outputs / "run", "Hello")
 
 
 def test_a_checkpoint_is_kept_between_evaluations(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
