@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from core.rendered_with import RECORD
 from train import folder as files
 from train import report
 from train.base import package_folder
@@ -55,7 +56,7 @@ def make_manifest(run: Run, progress: Progress, before: Any, after: Any, seconds
             "first": run.data.loaded.first,
             "license": run.recipe.data.license,
         },
-        "rendered_with": files.read_json(run.folder / files.RECORD),
+        "rendered_with": files.read_json(run.folder / RECORD),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "processes": run.order.processes,
