@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,10 @@ def _from_hub(name: str, revision: Any) -> Path:
         about = options | {"allow_patterns": ("config.json", "README.md")}
         folder = Path(snapshot_download(name, **about))
         if not (folder / "config.json").is_file():
-            files = HfApi().model_info(name, revision=revision).siblings or []
-            if other := other_format([file.rfilename for file in files], repr(name)):
-                raise ConvertError(other)
+            with suppress(errors.OfflineModeIsEnabled):  # what is missing is said below
+                files = HfApi().model_info(name, revision=revision).siblings or []
+                if other := other_format([file.rfilename for file in files], repr(name)):
+                    raise ConvertError(other)
         else:
             refuse_quantised(folder, name)
             if refused := refusal(read_json(folder / "config.json"), repr(name)):

@@ -245,7 +245,7 @@ def changed(recipe: Recipe, values: dict[str, Any], where: str) -> Recipe:
     for key, value in values.items():
         inside, (*sections, name) = content, key.split(".")
         for section in sections:
-            deeper = {} if section in inside and inside[section] is None else inside.get(section)
+            deeper = {} if inside.get(section) is None else inside[section]
             if not isinstance(deeper, dict):
                 inside, name = content, key
                 break

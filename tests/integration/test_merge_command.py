@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from convert.adapter import WEIGHTS
 from convert.checkpoint import Checkpoint, CheckpointWriter
@@ -23,7 +24,7 @@ from tests.integration.merge_bases import SIZES, WIDTHS, save_adapter, save_base
 
 ROOT = Path(__file__).resolve().parents[2]
 MERGE = [sys.executable, str(ROOT / "convert" / "merge.py")]
-LAYERS = 38  # of 16 MB each: 600 MB
+LAYERS = 13  # of three matrices of 16 MB each: 600 MB
 
 
 def run(*arguments: object, code: int) -> str:
@@ -69,12 +70,16 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base, adapter = folder / "base", folder / "adapter"
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(2048, 4096, generator=generator).bfloat16()
+    wide = {"hidden_size": 4096, "intermediate_size": 2048, "head_dim": 16, "num_hidden_layers": LAYERS}
+    config = LlamaConfig(**SIZES | WIDTHS | wide, bos_token_id=1, eos_token_id=2)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
     with CheckpointWriter(base) as writer:
-        for layer in range(LAYERS):
-            writer.add(f"model.layers.{layer}.mlp.up_proj.weight", weight.clone())
-        writer.add("model.embed_tokens.weight", weight[:64, :32])
-        config = {**SIZES, **WIDTHS, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-        (writer.partial / "config.json").write_text(json.dumps(config))
+        for name, tensor in model.state_dict().items():
+            fits = [one for one in (weight, weight.T) if one.shape == tensor.shape]
+            writer.add(name, fits[0].clone().contiguous() if fits else torch.ones(tensor.shape).bfloat16())
+        config.architectures = ["LlamaForCausalLM"]
+        config.save_pretrained(writer.partial)
     save_tokenizer(base)
     adapter.mkdir()
     parts = {"lora_A": torch.ones(16, 4096), "lora_B": torch.ones(2048, 16)}
@@ -84,8 +89,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part, value in parts.items()
     }
     save_file(tensors, adapter / WEIGHTS)
-    config = {"peft_type": "LORA", "lora_alpha": 1, "base_model_name_or_path": str(base)}
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    about = {"peft_type": "LORA", "lora_alpha": 1, "base_model_name_or_path": str(base)}
+    (adapter / "adapter_config.json").write_text(json.dumps(about))
     return folder
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from core.command_line import command_line
 from train import data as command
 from train import encoding
 from train.data import Prepared, load_examples, prepare
@@ -43,6 +44,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
+    AutoConfig.for_model("llama", max_position_embeddings=2048).save_pretrained(folder)
     return folder
 
 
@@ -133,7 +135,7 @@ def test_the_command_shows_what_is_trained(
     assert "blocks of 512 tokens" in said
     assert "<|im_start|>assistant\n[[You should always stay hungry." in said
     assert "Author: Syed Balkhi<|im_end|>]]" in said
-    assert said.rstrip().endswith(f"Next: python train/qlora.py {path} --plan")
+    assert said.rstrip().endswith(f"Next: {command_line('train/qlora.py', [path, '--plan'])}")
     assert command.main([write_recipe(tmp_path, base, packing=False)]) == 0
     assert "no packing: batches of 4 would be" in capsys.readouterr().out
 

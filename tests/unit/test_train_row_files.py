@@ -36,7 +36,7 @@ def zstd(content: bytes) -> bytes:
         ("a.ndjson", LINES.encode("utf-8-sig"), ROWS),
         ("a.jsonl", LINES.encode("utf-16"), ROWS),
         ("a.json", LINES.encode("utf-32"), ROWS),
-        ("a.jsonl.gz", gzip.compress(LINES.encode()), ROWS),
+        ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0), ROWS),
         ("a.json.bz2", bz2.compress(json.dumps(ROWS).encode()), ROWS),
         ("a.jsonl.zst", zstd(LINES.encode()), ROWS),
         ("a.json", json.dumps({"data": ROWS, "version": 1}, indent=2).encode(), ROWS),
@@ -65,7 +65,7 @@ def zstd(content: bytes) -> bytes:
         ("a.csv", ("sep=;\r\n" + PLAIN.replace(",", ";")).encode("utf-16"), HI),
         ("a.csv", PLAIN.replace(",", "|").encode(), HI),
         ("a.tsv", PLAIN.replace(",", "\t").encode(), HI),
-        ("a.tsv.gz", gzip.compress(PLAIN.replace(",", "\t").encode()), HI),
+        ("a.tsv.gz", gzip.compress(PLAIN.replace(",", "\t").encode(), mtime=0), HI),
         ("a.csv", PLAIN.replace("\n", "\r").encode(), HI),
         (
             "a.csv",
