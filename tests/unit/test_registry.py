@@ -45,11 +45,11 @@ def test_the_models_that_the_app_ships_are_good() -> None:
         assert entry.quant.lower() in str(source.filename).lower()
 
 
-# Layers, heads of keys and values, and their width, by the base of an entry. From the config.json of a copy on
-# the hub, or of a model tuned from it: Llama 3.2, SmolLM2-1.7B, Qwen3 from 1.7B on, Phi-4-mini, Ministral 3 (of
-# baidu/ERNIE-Image's pe/) and Granite (3.0 to 3.2, whose shape 3.3 has). SmolLM3, Gemma 2, Phi-3.5 and Mistral 7B
-# are the defaults of transformers' classes. Qwen3-0.6B and SmolLM2-135M are from descriptions. No config.json of
-# Gemma 3 was at hand: its entries aren't here.
+# Layers, heads of keys and values, and their width, by the base of an entry. From the config.json of a
+# copy on the hub, or of a model tuned from it: Llama 3.2, SmolLM2-1.7B, Qwen3 from 1.7B on, Phi-4-mini,
+# Ministral 3 (of baidu/ERNIE-Image's pe/) and Granite (3.0 to 3.2, whose shape 3.3 has). SmolLM3, Gemma
+# 2, Phi-3.5 and Mistral 7B are the defaults of transformers' classes. Qwen3-0.6B and SmolLM2-135M are
+# from descriptions. No config.json of Gemma 3 was at hand: its entries aren't here.
 KEYS_AND_VALUES = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": (30, 3, 64),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": (24, 32, 64),
