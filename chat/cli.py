@@ -18,11 +18,11 @@ from chat.address import bare, why_not
 from chat.command import Parser, print_anything
 from chat.entry import Entry, Source, hub_source
 from chat.gguf_file import read_gguf
-from chat.gguf_parts import model_name
 from chat.host import ENGINES, Host
 from chat.registry import Registry, load_registry
 from chat.session import Fetch
 from core.errors import ChatError
+from core.gguf_parts import model_name
 
 FILE_CONTEXT = 8192  # tokens for a file given with --model, unless it was trained on fewer
 MIN_CONTEXT = 256  # what chat/entry.py asks for at least

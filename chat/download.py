@@ -7,7 +7,6 @@ HTTP, also for repositories with Xet storage. Nothing that is downloaded is unpa
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from chat.entry import Source
 from chat.machine import human_size
 from core.errors import ChatError
-from core.files import write_whole
+from core.files import file_hash, write_whole
 
 CHUNK_BYTES = 2**20  # how often progress is told and `cancelled` asked
 TIMEOUT_S = 10.0  # of silence
@@ -225,8 +224,7 @@ def _verify(source: Source, part: _Part) -> None:
     partial = _incomplete(part.blob)
     expected = part.sha256 or (part.etag if _is_sha256(part.etag) else None)
     if expected:
-        with partial.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_hash(partial)
         if found != expected:
             partial.unlink()
             raise _wrong_hash(source, part, found)

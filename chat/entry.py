@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from chat.engine import Sampling
-from chat.gguf_parts import part_names
+from core.gguf_parts import part_names
 
 _KINDS = '"path"; "package" and "filename"; "repo_id" and "filename"'
 # huggingface_hub.utils.validate_repo_id has the same rule; importing it takes half a second.

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from chat.gguf_header import Header, Value, read_header, read_leading
-from chat.gguf_parts import check_parts
 from chat.gguf_vocab import Vocab, build_vocab
 from chat.machine import human_size
 from core.errors import ModelFileError
+from core.gguf_header import Header, Value, read_header, read_leading
+from core.gguf_parts import check_parts
 
 __all__ = ["GgufFile", "Vocab", "read_gguf", "read_sizes"]
 

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from chat.gguf_header import Value
+from core.gguf_header import Value
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # llama_token_type
 

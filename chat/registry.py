@@ -19,10 +19,10 @@ from filelock import FileLock
 
 from chat.entry import Entry, Source, hub_source, parse_entry, shown
 from chat.gguf_file import read_sizes
-from chat.gguf_parts import first_part, missing_part, model_size, part_names
 from chat.machine import human_size, verdict
 from core.errors import ChatError
 from core.files import write_whole
+from core.gguf_parts import first_part, missing_part, model_size, part_names
 
 __all__ = ["Entry", "Registry", "Source", "add", "check_extensible", "hub_source", "load_registry", "menu"]
 

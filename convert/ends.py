@@ -18,13 +18,14 @@ from transformers import AutoTokenizer
 
 from chat.end_of_turn import end_of_turn
 from chat.gguf_file import GgufFile, read_gguf
-from chat.gguf_header import read_header
 from chat.machine import human_size
 from chat.templates import TemplateRenderer
 from convert import llamacpp
 from convert.errors import ConvertError
 from convert.source import read_json
 from core.files import whole
+from core.gguf_header import read_header
+from core.token_ids import adds_bos, flat_numbers
 
 ROOM = ("eom", "eot")
 KEY = "tokenizer.ggml.{}"
@@ -64,19 +65,16 @@ def differences(
 ) -> dict[str, bool | int]:
     """What a file must say instead, by key; says which ends it can't hold. `ends` are the checkpoint's."""
     vocab, changes = file.vocab, dict[str, bool | int]()
-    bos = tokenizer.bos_token_id
-    adds = bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
-    if adds and vocab.bos_id != bos:
-        changes["bos_token_id"] = bos
+    adds = adds_bos(tokenizer)
+    if adds and vocab.bos_id != tokenizer.bos_token_id:
+        changes["bos_token_id"] = tokenizer.bos_token_id
     if vocab.add_bos != adds:
         changes["add_bos_token"] = adds
     if metadata.get(KEY.format("add_eos_token")):  # neither training nor the chat ends a prompt with it
         changes["add_eos_token"] = False
     added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
     listed = [i for i in ends if i < vocab.size]
-    if (
-        listed and vocab.eos_id not in listed
-    ):  # where the file has none, llama.cpp takes the 11th or 2nd token
+    if listed and vocab.eos_id not in listed:  # where the file has none, llama.cpp takes token 11 or 2
         changes["eos_token_id"] = next((i for i in listed if i in added), listed[0])
     turn = _end_of_turn(file, tokenizer)
     lacking = [i for i in dict.fromkeys([*turn, *listed]) if i not in vocab.eog_ids]
@@ -101,8 +99,7 @@ def _ends(checkpoint: Path, tokenizer: Any) -> list[int]:
     """The ids that end a reply by the tokenizer, config.json and generation_config.json."""
     paths = [checkpoint / name for name in ("config.json", "generation_config.json")]
     given = [read_json(path).get("eos_token_id") for path in paths if path.is_file()]
-    flat = [i for ids in [tokenizer.eos_token_id, *given] for i in (ids if isinstance(ids, list) else [ids])]
-    return list(dict.fromkeys(i for i in flat if isinstance(i, int)))
+    return flat_numbers([tokenizer.eos_token_id, *given])
 
 
 def _end_of_turn(file: GgufFile, tokenizer: Any) -> list[int]:

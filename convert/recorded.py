@@ -13,9 +13,8 @@ from convert.base import MADE_FROM
 from convert.errors import ConvertError
 from convert.source import Source, read_json
 from convert.tokenizer_files import TokenizerFiles
-from core.rendered_with import RECORD, TEMPLATE, VOCABULARY, file_hash, rendered_with
-
-PROMPTS = "prompts.jsonl"
+from core.files import file_hash
+from core.rendered_with import PROMPTS, RECORD, TEMPLATE, VOCABULARY, rendered_with
 
 
 def check_recorded(source: Source, base: Path) -> list[str]:

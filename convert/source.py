@@ -11,6 +11,7 @@ from convert.errors import ConvertError
 from convert.names import bounded, folder_name
 from core.command_line import command_line
 from core.other_formats import other_format
+from core.rendered_with import PROMPTS
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -93,7 +94,7 @@ def _newest(outputs: Path) -> Path:
 
 
 def _run(folder: Path) -> Source:
-    prompts = folder / "prompts.jsonl"
+    prompts = folder / PROMPTS
     adapter = folder / "adapter"
     return Source(
         bounded(folder.resolve().name),

@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from core.files import whole
-from core.rendered_with import file_hash
+from core.files import file_hashes, whole
 
 
 def key(*parts: object) -> str:
@@ -28,10 +26,8 @@ def key(*parts: object) -> str:
 
 def _part(part: object) -> str:
     if isinstance(part, Path):
-        files = _files(part)
-        with ThreadPoolExecutor() as threads:  # a base has many gigabytes
-            hashes = list(threads.map(file_hash, files))
-        return json.dumps([[f.relative_to(part).as_posix(), h] for f, h in zip(files, hashes, strict=True)])
+        found = zip(files := _files(part), file_hashes(files), strict=True)
+        return json.dumps([[file.relative_to(part).as_posix(), digest] for file, digest in found])
     return json.dumps(part, sort_keys=True)
 
 

@@ -58,10 +58,8 @@ def main(argv: list[str]) -> int:
 
     def convert() -> int:
         source = find_source(given.run, given.root / "outputs")
-        from convert import (
-            lora_gguf,
-            work,
-        )  # torch takes seconds: not before the mistakes above are out of the way
+        # torch takes seconds: not before the mistakes above are out of the way.
+        from convert import lora_gguf, work
 
         settings = Settings(given.base_model, given.base, given.imatrix, given.keep)
         if given.lora:

@@ -1,8 +1,10 @@
-"""Files that are either whole or not there: written beside, renamed last."""
+"""Files that are either whole or not there: written beside, renamed last. And what is in them, as a hash."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,3 +27,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write `path` whole; text is UTF-8 with its line ends as they are."""
     with whole(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_hashes(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file, computed side by side: a base has many gigabytes. Raises OSError."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(file_hash, paths))

@@ -10,7 +10,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-RECORD = "rendered_with.json"
+from core.files import file_hash
+
+RECORD, PROMPTS = "rendered_with.json", "prompts.jsonl"  # of a run
 TEMPLATE = "chat_template"
 # Any of these decides which ids a text becomes.
 VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
@@ -22,9 +24,3 @@ def rendered_with(template: str, files: Iterable[Path]) -> Rendered:
     """The record of a template and of files; those that aren't there are left out."""
     found = {TEMPLATE: hashlib.sha256(template.encode()).hexdigest()}
     return found | {path.name: file_hash(path) for path in files if path.is_file()}
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

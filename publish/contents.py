@@ -10,10 +10,10 @@ from typing import Any
 
 from chat.entry import Entry, Source, hub_source
 from chat.gguf_file import GgufFile, read_gguf
-from chat.gguf_parts import model_name
 from chat.machine import human_size
 from chat.registry import Registry, load_registry
 from core.errors import ChatError
+from core.gguf_parts import model_name
 
 FILE_CONTEXT = 4096  # tokens, as the conversion gives a new model
 APP = ("app.py", "requirements.txt", "LICENSE")

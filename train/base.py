@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import importlib.util
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chat.child import guarded
 from core.families import refusal, text_config
+from core.files import file_hashes
+from core.gguf_parts import model_name, parts
 from core.other_formats import other_format
 from core.quantised import method_of, sixteen_bit_name
 from train.errors import TrainError
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 BASES = ROOT / ".cache" / "bases"
 TRAINED_ON = ("gptq", "bitsandbytes")  # quantised weights that a LoRA can go on here
-_PART = re.compile(r"-\d{5}(-of-\d{5})$")  # at the end of a split model's file names
 # What decides what a GGUF is written out as, beside its own content.
 WRITERS = tuple(ROOT / "convert" / name for name in ("from_gguf.py", "gguf_tokenizer.py", "gguf_weights.py"))
 
@@ -45,19 +43,11 @@ def find_base(model: Model, bases: Path = BASES) -> str:
     gguf = folder / model.gguf_file
     if not gguf.is_file():
         raise TrainError(f"the base {str(gguf)!r} is not there; see model.base_model and model.gguf_file")
-    parts = _parts(gguf)
-    out = bases / _content(*parts, *WRITERS).hex()[:16] / _PART.sub("", gguf.stem)
+    there = [part for part in parts(gguf) if part.is_file()]  # who writes it out names one that isn't
+    out = bases / _content(*there, *WRITERS).hex()[:16] / model_name(gguf.name)
     if not out.is_dir():
         _write_checkpoint(gguf, out)
     return str(out)
-
-
-def _parts(gguf: Path) -> list[Path]:
-    """The files of the model that `gguf` is, or, as llama-gguf-split names them, is a part of."""
-    if not (part := _PART.search(gguf.stem)):
-        return [gguf]
-    begin = glob.escape(gguf.stem[: part.start()])
-    return sorted(gguf.parent.glob(f"{begin}-[0-9][0-9][0-9][0-9][0-9]{part[1]}.gguf"))
 
 
 def package_folder(name: str) -> Path:
@@ -194,11 +184,5 @@ def fingerprint(base: str) -> str:
 
 
 def _content(*files: Path) -> bytes:
-    """SHA-256 of the files' own SHA-256, which are computed side by side: a base has many gigabytes."""
-
-    def of(path: Path) -> bytes:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-
-    with ThreadPoolExecutor() as threads:
-        return hashlib.sha256(b"".join(threads.map(of, files))).digest()
+    """SHA-256 of the files' own SHA-256."""
+    return hashlib.sha256(b"".join(map(bytes.fromhex, file_hashes(files)))).digest()

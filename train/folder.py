@@ -18,17 +18,16 @@ import yaml
 from filelock import FileLock, Timeout
 
 from chat.machine import human_size
-from core.files import write_whole
-from core.rendered_with import RECORD, Rendered, file_hash
+from core.files import file_hash, write_whole
+from core.rendered_with import PROMPTS, RECORD, Rendered
 from train.errors import DiskError, TrainError
 from train.example import Encoded
 from train.paths import read_yaml
 from train.recipe import Recipe, parse
 
-RECIPE, METRICS, PROMPTS, MANIFEST, BEFORE, INPUTS = (
+RECIPE, METRICS, MANIFEST, BEFORE, INPUTS = (
     "recipe.yaml",
     "metrics.jsonl",
-    "prompts.jsonl",
     "manifest.json",
     "before.json",
     "inputs.json",

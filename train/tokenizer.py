@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file
 from chat.prompt import FALLBACK_TEMPLATE, PromptEncoder, render
 from core.chat_template import CONFIG, DEFAULT, FILE, PROCESSOR, ChatTemplate, find_template
 from core.rendered_with import VOCABULARY, Rendered, rendered_with
+from core.token_ids import adds_bos
 from train.errors import TrainError
 from train.thoughts import Thoughts
 
@@ -39,7 +40,7 @@ class ChatTokenizer:
         self.template: str = self._find_template(folder, revision)
         self.thoughts = Thoughts(self._fill, self.template)
         self.bos_id: int | None = self.tokenizer.bos_token_id
-        self.adds_bos = self.bos_id is not None and self.tokenizer("x")["input_ids"][:1] == [self.bos_id]
+        self.adds_bos = adds_bos(self.tokenizer)
         special = {
             i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special
         }

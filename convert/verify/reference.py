@@ -6,7 +6,7 @@ Arithmetic is fp32 on the stored 16-bit weights (arithmetic.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from convert.verify.arithmetic import float32_arithmetic, loading_dtype, log_pro
 from convert.verify.loss import LogProbs
 from convert.verify.metadata import Facts
 from convert.verify.tokens import Tokenized
+from core.token_ids import adds_bos, flat_numbers
 
 MAX_PROMPT = 512  # tokens; a longer one says nothing more, and takes minutes
 MAX_ADDED = 32  # of thousands that a Gemma has
@@ -88,8 +89,7 @@ class Checkpoint:
     @property
     def adds_bos(self) -> bool:
         """Whether the tokenizer puts a BOS before any text."""
-        bos = self.tokenizer.bos_token_id
-        return bos is not None and self.tokenizer("x")["input_ids"][:1] == [bos]
+        return adds_bos(self.tokenizer)
 
     def facts(self) -> Facts:
         """What its files say, for `check_metadata`."""
@@ -100,9 +100,9 @@ class Checkpoint:
         return Facts(
             architecture=next(iter(config.get("architectures") or []), None),
             n_ctx=text.get("max_position_embeddings"),
-            vocab_sizes=_numbers([text.get("vocab_size"), len(self.tokenizer)]),
-            bos_ids=_numbers([self.tokenizer.bos_token_id, *(s.get("bos_token_id") for s in sources)]),
-            eos_ids=_numbers([self.tokenizer.eos_token_id, *(s.get("eos_token_id") for s in sources)]),
+            vocab_sizes=flat_numbers([text.get("vocab_size"), len(self.tokenizer)]),
+            bos_ids=flat_numbers([self.tokenizer.bos_token_id, *(s.get("bos_token_id") for s in sources)]),
+            eos_ids=flat_numbers([self.tokenizer.eos_token_id, *(s.get("eos_token_id") for s in sources)]),
             end_of_turn_id=self._end_of_turn(),
             chat_template=self.chat_template,
             adds_bos=self.adds_bos,
@@ -142,7 +142,7 @@ class Checkpoint:
     def stop_ids(self) -> list[int]:
         """All tokens that end a reply."""
         facts = self.facts()
-        return _numbers([*facts.eos_ids, facts.end_of_turn_id])
+        return flat_numbers([*facts.eos_ids, facts.end_of_turn_id])
 
     @torch.inference_mode()
     def answers(self, rows: Sequence[Row]) -> list[Answer]:
@@ -188,9 +188,3 @@ class Checkpoint:
 def _json(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
-
-
-def _numbers(values: Iterable[Any]) -> list[int]:
-    """Flatten numbers and lists of them, each once."""
-    flat = [i for value in values for i in (value if isinstance(value, list) else [value])]
-    return list(dict.fromkeys(i for i in flat if isinstance(i, int)))

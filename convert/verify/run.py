@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chat.gguf_file import read_gguf
-from chat.gguf_header import read_header
 from chat.host import Host, Model
 from chat.machine import idle_thread_count
 from chat.prompt import FALLBACK_TEMPLATE, Messages
@@ -41,6 +40,7 @@ from convert.verify.tensors import TensorFile, check_tensors, fallback_types
 from convert.verify.tokens import Tokenized, check_tokens
 from core.errors import ChatError
 from core.files import whole
+from core.gguf_header import read_header
 
 if TYPE_CHECKING:
     from convert.verify.adapted import MergeInputs

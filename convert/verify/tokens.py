@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chat.gguf_header import read_header
 from chat.host import Model
 from convert.rows import Row
 from convert.verify.check import Check
 from convert.verify.thresholds import NASTY_TEXTS
 from core.errors import ChatError
+from core.gguf_header import read_header
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from chat.entry import parse_entry
-from chat.gguf_parts import part_names
 from chat.registry import Registry, add, check_extensible, hub_source, load_registry, menu
 from core.errors import ChatError
+from core.gguf_parts import part_names
 from tests.unit.test_gguf_file import MODEL, U32, gguf
 
 ROOT = Path(__file__).resolve().parents[2]

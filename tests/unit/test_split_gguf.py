@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from chat.gguf_file import read_gguf
-from chat.gguf_parts import first_part, missing_part, model_size
 from core.errors import ModelFileError
+from core.gguf_parts import first_part, missing_part, model_size
 from tests.unit.test_gguf_file import MODEL, U32, gguf, string
 
 

@@ -11,8 +11,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from chat.gguf_header import read_header
 from core.errors import ModelFileError
+from core.gguf_header import read_header
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.DOTALL)
 MAX_PARTS = 4096  # a name that claims more is no part: nobody waits for 99,999 files
