@@ -100,7 +100,7 @@ def _first(registry: Registry, wanted: str) -> Registry:
     if wanted in registry.entries:
         entries = {wanted: registry.entries[wanted]}
     elif wanted in registry.broken:
-        raise ChatError(f"{wanted!r} of models.json can't be used: {registry.broken[wanted]}")
+        raise ChatError(f"{wanted!r} can't be used: {registry.broken[wanted]}")
     elif path.suffix == ".gguf" or path.exists():
         file = read_gguf(path)
         entries = {
@@ -113,7 +113,7 @@ def _first(registry: Registry, wanted: str) -> Registry:
     else:
         raise ChatError(
             f"no model is called {wanted!r}, nor is it a file; {_near(wanted, registry.entries)}"
-            f"models.json has: {', '.join(registry.entries)}"
+            f"the menu has: {', '.join(registry.entries)}"
         )
     others = {name: entry for name, entry in registry.entries.items() if name not in entries}
     return replace(registry, entries=entries | others)
@@ -183,9 +183,7 @@ def _bring_default(host: Host) -> None:
     if not registry.entries and registry.path.name in registry.broken:
         stop(registry.broken[registry.path.name])
     for name, reason in registry.broken.items():
-        about = (
-            reason if name == registry.path.name else f"{name} of {registry.path.name} is left out: {reason}"
-        )
+        about = reason if name.endswith("models.json") else f"{name} is left out of the menu: {reason}"
         print(f"note: {about}", file=sys.stderr)
     entry = registry.entries.get(host.default)
     if entry is None:

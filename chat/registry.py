@@ -1,4 +1,5 @@
-"""Reads, checks and extends `models.json`: the models that the app offers.
+"""Reads and checks the models that the app offers: `models.json` comes with the project and is never written,
+`models/models.json` is what conversions made here, and wins where both have a name.
 
 A bad entry is set aside with a reason; it never stops the app. chat/entry.py has the schema.
 """
@@ -26,10 +27,15 @@ from core.gguf_parts import first_part, missing_part, model_size, part_names
 
 __all__ = ["Entry", "Registry", "Source", "add", "check_extensible", "hub_source", "load_registry", "menu"]
 
+MADE = Path("models", "models.json")  # beside the project's own
+
 
 @dataclass(frozen=True)
 class Registry:
-    """The good entries in the order of the file, the first being the default; and why others are left out."""
+    """The good entries in the order of the files, the first being the default; and why others are left out.
+
+    `broken` has reasons by the names of entries, and of files that can't be read.
+    """
 
     path: Path
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -84,26 +90,52 @@ class Registry:
 
 
 def load_registry(path: Path) -> Registry:
-    """Read `models.json`. Whatever is wrong with it ends up in `.broken`."""
+    """Read `models.json`, and `models/models.json` beside it. Whatever is wrong with them is in `.broken`."""
     registry = Registry(path)
+    made = registry.folder / MADE
+    if path.exists() or not made.exists():
+        _load(registry, path)
+    if made.exists():
+        _load(registry, made)
+    return registry
+
+
+def _load(registry: Registry, path: Path) -> None:
+    file = path.relative_to(registry.folder).as_posix()
+    told = f" ({file})" if path != registry.path else ""
     try:
         raw, twice = _read(path)
     except ChatError as error:
-        registry.broken[path.name] = str(error)
-        return registry
+        registry.broken[file] = str(error)
+        return
     if twice:
-        registry.broken[path.name] = f"the key {twice[0]!r} is there twice; the last one counts"
+        registry.broken[file] = f"the key {twice[0]!r} is there twice; the last one counts"
     for name, content in raw.items():
         try:
-            entry = parse_entry(content)
+            entry = _beside(path.relative_to(registry.folder).parent, parse_entry(content))
         except ValueError as error:
-            registry.broken[name] = str(error)
+            registry.broken[name] = f"{error}{told}"
             continue
         if reason := registry.missing(entry):
-            registry.broken[name] = reason
+            registry.broken[name] = f"{reason}{told}"
         else:
             registry.entries[name] = entry
-    return registry
+            registry.broken.pop(name, None)  # of the file before, which this one replaces
+
+
+def _beside(folder: Path, entry: Entry) -> Entry:
+    """The entry of a file in `folder`: relative paths there are made relative to the project's folder."""
+    if folder == Path():
+        return entry
+
+    def moved(path: str) -> str:
+        return (folder / os.path.expanduser(path)).as_posix()
+
+    sources = [
+        source.model_copy(update={"path": moved(source.path)}) if source.path else source
+        for source in entry.sources
+    ]
+    return entry.model_copy(update={"sources": sources, "adapters": list(map(moved, entry.adapters))})
 
 
 def add(path: Path, name: str, entry: Entry) -> None:

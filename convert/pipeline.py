@@ -1,6 +1,6 @@
 """The arrow from an adapter to verified GGUF files; each step is done once, and only when something needs it.
 
-    base + adapter -> merged checkpoint -> 16-bit GGUF -> quantised GGUFs -> models/ and models.json
+    base + adapter -> merged checkpoint -> 16-bit GGUF -> quantised GGUFs -> models/ and its models.json
 
 The checkpoint's own answers are saved as a reference as soon as the 16-bit GGUF is there. Then the merged
 checkpoint goes, before the disk has to hold the quantised files too.

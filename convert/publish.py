@@ -66,7 +66,7 @@ def publish(gguf: Path, name: str, report: Report, models: Path, about: dict[str
 def register(
     final: Path, name: str, quant: str, quality: dict[str, Any], registry: Path, about: dict[str, Any]
 ) -> None:
-    """Have the file in `models.json`, with what was measured, so that the chat's menu shows it."""
+    """Have the file in `registry`, the menu of what was made here, with what was measured."""
     file = read_gguf(final)
     path = os.path.relpath(final, registry.parent) if final.is_relative_to(registry.parent) else str(final)
     entry = Entry(

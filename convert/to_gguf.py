@@ -41,9 +41,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--lora", action="store_true", help="write the adapter alone, as a GGUF for the GGUF of its base")
     add("--keep", action="store_true", help="keep the merged checkpoint")
-    add(
-        "--root", type=Path, default=ROOT, help="where outputs/, models/ and models.json are (the repository)"
-    )
+    add("--root", type=Path, default=ROOT, help="where outputs/ and models/ are (the repository)")
     return parser.parse_args(argv)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from chat.machine import human_size
-from chat.registry import check_extensible
+from chat.registry import MADE, check_extensible
 from convert import preflight
 from convert.adapter import Adapter
 from convert.errors import ConvertError
@@ -27,7 +27,7 @@ def convert(source: Source, settings: Settings, types: list[str], root: Path) ->
     """Make, check and register one GGUF of each type; return the exit code. Raises ConvertError."""
     if settings.imatrix not in ("auto", "none") and not Path(settings.imatrix).is_file():
         raise ConvertError(f"--imatrix {settings.imatrix!r} is no file; give one, or say auto or none")
-    check_extensible(root / "models.json")  # now, not when all is done
+    check_extensible(root / MADE)  # now, not when all is done
     models_folder(root)
     pipeline = Pipeline(source, settings)
     try:
@@ -87,7 +87,7 @@ def _make(pipeline: Pipeline, kind: str, name: str, root: Path) -> bool:
     else:
         note = pipeline.note_of(kind)
         print(f"\n{name} (made before)\n{note['table']}", flush=True)
-    register(final, f"{pipeline.source.name} {kind}", kind, note["quality"], root / "models.json", about)
+    register(final, f"{pipeline.source.name} {kind}", kind, note["quality"], root / MADE, about)
     return True
 
 

@@ -38,7 +38,7 @@ def test_each_tab_has_its_chat_and_the_last_one_comes_back(context: BrowserConte
     expect(new.questions).to_have_count(0)
     for person in (new, one, two):
         assert not person.trouble
-        with person.page.expect_event("close"):  # closing only begins the unload, in which a tab notes its time
+        with person.page.expect_event("close"):  # the unload, which only begins here, notes when
             person.page.close(run_before_unload=True)
     again = Person(context.new_page(), app.url)
     expect(again.questions).to_have_text(["second"], timeout=WAIT_MS)

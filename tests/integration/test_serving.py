@@ -55,8 +55,8 @@ def test_what_is_good_in_models_json_is_served_and_the_rest_is_named(
     page = app.wait_until_it_answers()
     assert "SmolLM2-135M-Instruct" in page
     log = app.log.read_text()
-    assert "Typo of models.json is left out: unknown key 'n_ctxx'; did you mean 'n_ctx'?" in log
-    assert "Text of models.json is left out: 'n_ctx' is \"many\"" in log
+    assert "Typo is left out of the menu: unknown key 'n_ctxx'; did you mean 'n_ctx'?" in log
+    assert "Text is left out of the menu: 'n_ctx' is \"many\"" in log
 
 
 def test_an_architecture_that_llama_cpp_does_not_know_is_named_and_the_page_stays(
