@@ -21,14 +21,17 @@ from convert.gptq import refuse_quantised, refuse_quantised_name
 from convert.source import ADAPTER_CONFIG, read_json
 from convert.tokenizer_files import SENTENCEPIECE, needs_sentencepiece
 from core.families import refusal
-from core.gguf_parts import check_parts, model_size
+from core.files import file_hashes
+from core.gguf_parts import check_parts
 from core.other_formats import other_format
 
 # Weights as safetensors and what a tokenizer needs; nothing that is code or could become it.
 WANTED = ("*.safetensors", "*.json", SENTENCEPIECE, "*.jinja", "merges.txt")
 UNWANTED = ("*/*", "consolidated*")  # the same weights again, for other programs
 REPO_ID = r"[\w.-]+(/[\w.-]+)?"
-MADE_FROM = "made_from.json"  # in a checkpoint written from a GGUF: the file's path, size and time
+# In a checkpoint written from a GGUF: the hashes of the file and of what wrote it.
+MADE_FROM = "made_from.json"
+WRITERS = [Path(__file__).with_name(f"{name}.py") for name in ("from_gguf", "gguf_tokenizer", "gguf_weights")]
 
 
 def find_base(adapter: Path, override: str | None = None, work: Path | None = None) -> Path:
@@ -63,16 +66,14 @@ def find_base(adapter: Path, override: str | None = None, work: Path | None = No
 
 
 def _from_gguf(gguf: Path, out: Path) -> Path:
-    """Write a GGUF out as a checkpoint, unless that was done before."""
+    """Write a GGUF out as a checkpoint, unless that was done before with the same content."""
     from convert.from_gguf import checkpoint_from_gguf  # gguf-py is for these few only
 
     if not gguf.is_file():
         raise ConvertError(
             f"the base {str(gguf)!r} is not on this machine; say where it is: --base-model FILE.gguf"
         )
-    paths = check_parts(gguf)
-    times = [part.stat().st_mtime_ns for part in paths]
-    made_from = {"gguf": str(paths[0].resolve()), "size": model_size(gguf), "mtime_ns": max(times)}
+    made_from = {"gguf": file_hashes(check_parts(gguf)), "writers": file_hashes(WRITERS)}
     if (out / MADE_FROM).is_file() and read_json(out / MADE_FROM) == made_from:
         return out
     shutil.rmtree(out, ignore_errors=True)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from datetime import date
 from itertools import islice
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -79,7 +78,7 @@ def _encode_each(
         for example in examples:
             yield _encode(tokenizer, assistant_only, example)
         return
-    source = (tokenizer.tokenizer.name_or_path, revision, assistant_only)
+    source = (tokenizer.tokenizer.name_or_path, revision, tokenizer.rendered, assistant_only)
     with _pool(source) as pool:
         yield from pool.imap(_encode_in_worker, examples, chunksize=64)
 
@@ -93,7 +92,7 @@ def _encode(tokenizer: ChatTokenizer, assistant_only: bool, example: Example) ->
         raise TrainError(f"{number}the row that begins {begin[:60]!r}: {error}") from None
 
 
-def _pool(source: tuple[str, str | None, bool]) -> Pool:
+def _pool(source: tuple[str, str | None, str, bool]) -> Pool:
     """Workers that Ctrl-C passes by: it ends the parent, and the parent ends them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a new process inherits it
     try:
@@ -105,9 +104,9 @@ def _pool(source: tuple[str, str | None, bool]) -> Pool:
 _in_worker: tuple[ChatTokenizer, bool]
 
 
-def _start_worker(folder: str, revision: str | None, assistant_only: bool) -> None:
+def _start_worker(folder: str, revision: str | None, rendered: str, assistant_only: bool) -> None:
     global _in_worker
-    _in_worker = ChatTokenizer(folder, revision), assistant_only
+    _in_worker = ChatTokenizer(folder, revision, rendered), assistant_only
 
 
 def _encode_in_worker(example: Example) -> list[Encoded]:
@@ -119,8 +118,9 @@ def _key(tokenizer: ChatTokenizer, examples: Sequence[Example], assistant_only: 
     digest.update(tokenizer.tokenizer.backend_tokenizer.to_str().encode())
     settings = (tokenizer.template, tokenizer.bos_id, tokenizer.adds_bos, sorted(tokenizer.stop_ids))
     digest.update(repr((*settings, assistant_only)).encode())
-    if "strftime_now" in tokenizer.template:  # yesterday's rows have yesterday's date
-        digest.update(date.today().isoformat().encode())
+    if "strftime_now" in tokenizer.template:  # yesterday's rows have yesterday's date; some write the hour
+        shown = tokenizer.render([{"role": "user", "content": "x"}], True)
+        digest.update((tokenizer.rendered[:10] + shown).encode())
     for file in CODE:
         digest.update((ROOT / file).read_bytes())
     for example in examples:

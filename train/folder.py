@@ -10,9 +10,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -25,6 +24,10 @@ from train.example import Encoded
 from train.paths import read_yaml
 from train.recipe import Recipe, parse
 
+if TYPE_CHECKING:
+    from train.data import Prepared
+    from train.session import Base
+
 RECIPE, METRICS, MANIFEST, BEFORE, INPUTS = (
     "recipe.yaml",
     "metrics.jsonl",
@@ -34,7 +37,8 @@ RECIPE, METRICS, MANIFEST, BEFORE, INPUTS = (
 )
 KEPT_ROWS = 48  # of each split, for the conversion
 
-Inputs = dict[str, str]  # SHA-256 of the rows ("data") and of the base's weights ("base")
+# SHA-256 of the rows ("data") and of the base's weights ("base"); when the rows were rendered ("rendered")
+Inputs = dict[str, str]
 
 
 @contextmanager
@@ -73,13 +77,34 @@ def _refuse_another(folder: Path, recipe: Recipe, inputs: Inputs) -> None:
         before = before.model_copy(update={"data": data, "model": model})
     if before.config_hash() != recipe.config_hash():
         raise TrainError(f"{folder} was begun with another recipe ({_differences(before, recipe)}); --name")
-    names = {"data": recipe.data.path, "base": recipe.model.base_model or recipe.model.package}
-    changed = [f"{kind} ({names[kind]})" for kind in begun if inputs.get(kind, begun[kind]) != begun[kind]]
-    if changed:
+    if changed := changed_inputs(begun, inputs, recipe):
         raise TrainError(
-            f"{folder} was begun on other content of the {' and the '.join(changed)}, and going on would mix "
-            "the two. Bring back what it was, or begin anew under another name: --name"
+            f"{folder} was begun on other content of the {changed}, and going on would mix the two. Bring "
+            "back what it was, or begin anew under another name: --name"
         )
+
+
+def inputs_of(base: Base, data: Prepared) -> Inputs:
+    """What a run is trained on, and by which one that goes on is known."""
+    rows = rows_hash(data.train, data.validation, data.test)
+    found = {"data": rows, "base": base.content, "rendered": base.tokenizer.rendered}
+    return {kind: value for kind, value in found.items() if value}
+
+
+def changed_inputs(begun: Inputs, now: Inputs, recipe: Recipe) -> str:
+    """Name what has other content than it had; empty if nothing has, or nobody noted it."""
+    names = {"data": recipe.data.path, "base": recipe.model.base_model or recipe.model.package}
+    differ = (kind for kind in names if kind in begun and now.get(kind, begun[kind]) != begun[kind])
+    return " and the ".join(f"{kind} ({names[kind]})" for kind in differ)
+
+
+def rendered_at(folder: Path) -> str:
+    """When the rows of the run or sweep in `folder` were rendered first; empty where there is none.
+
+    Some templates write the date: rendered on another day, the rows would be others.
+    """
+    begun: Inputs = read_json(folder / INPUTS) or {}
+    return begun.get("rendered", "")
 
 
 def dump(recipe: Recipe) -> str:
@@ -155,14 +180,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_prompts(
-    folder: Path, train: Sequence[Encoded], test: Sequence[Encoded], rendered_with: Rendered
+    folder: Path, train: Sequence[Encoded], test: Sequence[Encoded], rendered_with: Rendered, rendered: str
 ) -> None:
     """Keep some rows for the conversion, which checks the chat's ids against them and measures with them, and
-    note what they were rendered with.
+    note what they were rendered with, and the time that the template was told.
 
     Plain texts are no chats: without a row the conversion uses the project's own.
     """
-    rendered = datetime.now().isoformat(timespec="seconds")  # some templates write the date
     lines = []
     for split, rows in (("train", train), ("test", test)):
         chats = [row for row in rows if row.messages]

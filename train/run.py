@@ -79,9 +79,7 @@ class Run:
 
     def inputs(self) -> files.Inputs:
         """The hashes of what is trained on, and by which a run that goes on knows it."""
-        data = self.data
-        hashes = {"data": files.rows_hash(data.train, data.validation, data.test), "base": self.base.content}
-        return {kind: digest for kind, digest in hashes.items() if digest}
+        return files.inputs_of(self.base, self.data)
 
     def forecast(self) -> plan.Plan | None:
         """Memory and speed on this machine's GPU; None where we have no figures for it."""
@@ -214,7 +212,7 @@ def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
     began = time.monotonic()
     state = PartialState(cpu=not torch.cuda.is_available())  # or processes without a GPU ignore each other
     with state.main_process_first():  # it writes what the others then find: the base, the encoded rows
-        base = Base(recipe)
+        base = Base(recipe, files.rendered_at(outputs / recipe.name) if resume else "")
         data = prepare(recipe, base.tokenizer)
     run = Run(recipe, outputs / recipe.name, base, data, state)
     run.say(data_report.rows(recipe.data, data.loaded))
@@ -262,7 +260,9 @@ def start(run: Run) -> tuple[Session, dict[str, Any]]:
     """The model with a fresh adapter; and, of the first process, what it answers: kept for a --resume."""
     if not run.is_main:
         return run.adapt(), {}
-    files.write_prompts(run.folder, run.data.train, run.data.test, run.base.tokenizer.rendered_with)
+    tokenizer = run.base.tokenizer
+    rendered = tokenizer.rendered_with, tokenizer.rendered
+    files.write_prompts(run.folder, run.data.train, run.data.test, *rendered)
     before: dict[str, Any] | None = files.read_json(run.folder / files.BEFORE)
     base16 = run.base16_loss() if before is None else None
     session = run.adapt()

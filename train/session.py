@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,19 @@ CPU_LIMIT = 1_000_000_000  # parameters; above, a step takes minutes
 class Base:
     """A base that is found, its config and tokenizer; the weights come when they are asked for."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, rendered: str = "") -> None:
+        """Find it; `rendered`: the time that its template is told, now where it is empty."""
         self.folder = find_base(recipe.model)
         self.config: Any = load_config(self.folder, recipe.model.revision)
         with hub_errors(self.folder, recipe.model.revision):
-            self.tokenizer = ChatTokenizer(self.folder, recipe.model.revision)
+            self.tokenizer = ChatTokenizer(self.folder, recipe.model.revision, rendered)
         try:
             self.shape: Shape = shape_of(self.config)
         except (AttributeError, ValueError) as error:
             kind = self.config.model_type
             raise TrainError(f"a {kind} like {self.folder!r} can't be trained here ({error})") from None
 
-    @property
+    @cached_property
     def content(self) -> str:
         """A hash of the weights and config: of a folder's files, or of the hub's commit; "" if unknown."""
         return fingerprint(self.folder) or getattr(self.config, "_commit_hash", None) or ""

@@ -102,7 +102,9 @@ def main(argv: list[str]) -> int:
         from train.sweep_table import write_results
 
         folder = given.root / "outputs" / sweep.name
-        rows = run_sweep(sweep, todo, folder, Trainer().run_cell)
+        trainer = Trainer(folder)
+        trainer.refuse_changed(cell.recipe for cell in todo)
+        rows = run_sweep(sweep, todo, folder, trainer.run_cell)
         print(write_results(sweep, todo, rows, folder))
         return 0
 

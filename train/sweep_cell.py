@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from train import folder as files
 from train.data import Prepared, prepare
 from train.errors import TrainError
-from train.folder import read_metrics
 from train.loop import Progress
 from train.model import Adapted
 from train.recipe import Recipe
@@ -21,9 +22,18 @@ from train.session import Base, Session, device_of
 
 
 class Trainer:
-    """Keeps base and data from one run to the next, and loads them anew when their settings change."""
+    """Keeps base and data from one run to the next, and loads them anew when their settings change.
 
-    def __init__(self) -> None:
+    What each run was trained on is noted in the sweep's folder, beside its rows; and the time at which the
+    first was rendered, which the templates of all runs are told.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder`: the sweep's. Raises TrainError."""
+        self._folder = folder
+        noted = files.read_json(folder / files.INPUTS) or {}
+        self._rendered: str = noted.get("rendered", "")
+        self._inputs: dict[str, files.Inputs] = noted.get("runs", {})
         self._state = PartialState()
         if self._state.num_processes > 1:
             raise TrainError("a sweep trains on one GPU; start it with python, not with accelerate launch")
@@ -31,30 +41,49 @@ class Trainer:
 
     def run_cell(self, recipe: Recipe, folder: Path) -> dict[str, float | None]:
         """Train in `folder`, from its checkpoint if there is one; return what a row of the sweep holds."""
-        sft, device = recipe.sft, device_of(self._state)
-        base = self._keep("base", recipe.model, lambda: Base(recipe))
-        rows = [recipe.model, recipe.data, sft.max_length, sft.assistant_only_loss]
-        rows.append(sft.seed if recipe.data.limit else None)
-        data: Prepared = self._keep("data", rows, lambda: prepare(recipe, base.tokenizer))
-        stored = [recipe.model, recipe.bnb, recipe.gptq, sft.fp16]
+        device = device_of(self._state)
+        base, data, inputs = self._found(recipe)
+        stored = [recipe.model, recipe.bnb, recipe.gptq, recipe.sft.fp16]
         model: PreTrainedModel = self._keep("model", stored, lambda: base.load(recipe, device))
         run = Run(recipe, folder, base, data, self._state)
         run.check()
         folder.mkdir(parents=True, exist_ok=True)
+        self._inputs[recipe.config_hash()] = inputs
+        noted = {"rendered": self._rendered, "runs": self._inputs}
+        files.write_json(self._folder / files.INPUTS, noted)
         adapted = Adapted(model, run.recipe, device)
         try:
             progress = run.train(Session(adapted, base.tokenizer, run.recipe, device), resume=True)
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of many runs it is a lot
             return measured(progress)
         except TrainError:
-            losses = [line["eval_loss"] for line in read_metrics(folder) if "eval_loss" in line]
-            last = [line for line in read_metrics(folder) if "loss" in line][-1:]
+            losses = [line["eval_loss"] for line in files.read_metrics(folder) if "eval_loss" in line]
+            last = [line for line in files.read_metrics(folder) if "loss" in line][-1:]
             if all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in last):
                 raise  # it wasn't that training broke
             start, best = (losses[0], min(losses[1:], default=None)) if losses else (None, None)
             return row(start, best, None, None, True, last[0]["step"])
         finally:
             adapted.unload()
+
+    def refuse_changed(self, recipes: Iterable[Recipe]) -> None:
+        """Raise TrainError if the data or the base of a run that was begun have other content now."""
+        for recipe in recipes:
+            begun = self._inputs.get(recipe.config_hash())
+            if begun and (changed := files.changed_inputs(begun, self._found(recipe)[2], recipe)):
+                raise TrainError(
+                    f"{self._folder} holds runs on other content of the {changed}, and a table of both means "
+                    "nothing. Bring back what it was, or begin anew: name: NEW in the sweep's file"
+                )
+
+    def _found(self, recipe: Recipe) -> tuple[Base, Prepared, files.Inputs]:
+        """Base and data of a run, and what tells them from others of the same names."""
+        base: Base = self._keep("base", recipe.model, lambda: Base(recipe, self._rendered))
+        self._rendered = base.tokenizer.rendered
+        sft = recipe.sft
+        rows = [recipe.model, recipe.data, sft.max_length, sft.assistant_only_loss]
+        data: Prepared = self._keep("data", rows, lambda: prepare(recipe, base.tokenizer))
+        return base, data, self._keep("inputs", rows, lambda: files.inputs_of(base, data))
 
     def _keep(self, name: str, settings: Any, make: Any) -> Any:
         if name not in self._kept or self._kept[name][0] != settings:

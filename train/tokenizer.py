@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ class ChatTokenizer:
     `stop_ids`: all ids that end a reply, by the generation config, the tokenizer and the template.
     `stop_surfaces`: their texts. `thoughts`: what the template does with those of a reply.
     `pad_id`: a token that is none of them, or None where the vocabulary has no other.
+    `rendered`: the time that the template is told, in ISO format, for some write the date: one for all rows.
     """
 
-    def __init__(self, folder: str | Path, revision: str | None = None) -> None:
+    def __init__(self, folder: str | Path, revision: str | None = None, rendered: str = "") -> None:
+        """Load it; `rendered`: when a run that goes on was begun, now where it is empty."""
+        self.rendered = rendered or datetime.now().isoformat(timespec="seconds")
         self._source = str(folder), revision
         options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
@@ -80,8 +84,8 @@ class ChatTokenizer:
 
     def _fill(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
-        template = self.template or FALLBACK_TEMPLATE
-        return render(template, messages, add_generation_prompt=add_generation_prompt, bos=bos, eos=eos)
+        template, told = self.template or FALLBACK_TEMPLATE, {"bos": bos, "eos": eos, "now": self.rendered}
+        return render(template, messages, add_generation_prompt=add_generation_prompt, **told)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of `ids`."""

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from convert.base import find_base
+from convert.base import WRITERS, find_base
 from convert.errors import ConvertError
 from core.errors import ChatError
+from core.files import file_hash, file_hashes
 from tests.integration.merge_bases import save_base
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -99,12 +100,14 @@ def test_a_gguf_is_written_out_unless_that_was_done_before(adapter: Path, tmp_pa
     with pytest.raises(ChatError, match=r"base\.gguf"):
         find_base(trained_on(adapter, "some/model"))
     out.mkdir(parents=True)
-    about = gguf.stat()
-    made_from = {"gguf": str(gguf), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
+    made_from = {"gguf": [file_hash(gguf)], "writers": file_hashes(WRITERS)}
     (out / "made_from.json").write_text(json.dumps(made_from))
     assert find_base(adapter) == out
     assert find_base(adapter, str(gguf), adapter.parent / "convert") == out
-    os.utime(gguf, (0, 0))  # another file of that name
+    os.utime(gguf, (0, 0))  # the same content
+    assert find_base(adapter) == out
+    gguf.write_bytes(b"on GGUF")  # other content of the same name, size and time
+    os.utime(gguf, (0, 0))
     with pytest.raises(ChatError, match=r"base\.gguf"):
         find_base(adapter)
 

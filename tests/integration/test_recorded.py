@@ -29,7 +29,7 @@ def test_a_template_that_changed_since_is_no_fault_and_what_a_run_kept_must_not_
     (run / "adapter" / ADAPTER_CONFIG).write_text("{}")
     (run / "adapter" / WEIGHTS).touch()
     write_template(tokenizer.chat_template, run / "adapter")
-    write_prompts(run, encode(tokenizer, example), [], tokenizer.rendered_with)
+    write_prompts(run, encode(tokenizer, example), [], tokenizer.rendered_with, tokenizer.rendered)
     shutil.copytree(base, tmp_path / "base")
     trained = (base / "chat_template.jinja").read_text()
     assert (run / "adapter" / "chat_template.jinja").read_text() == trained

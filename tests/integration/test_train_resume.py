@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -187,6 +188,32 @@ def test_other_content_under_the_same_names_is_refused(recipe: Recipe, whole: Pa
         train_run(moved, outputs, True)
     with pytest.raises(TrainError, match=r"base has other content than when 'run' was trained on it"):
         answer(outputs / "run", "Hello")
+
+
+def test_a_template_that_writes_the_date_goes_on_the_next_day(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = Path(shutil.copytree(recipe.model.base_model, tmp_path / "base"))
+    template = base / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y %H:%M') }}" + template.read_text())
+    steps = {"SFTConfig.max_steps": 2, "SFTConfig.eval_steps": 2, "SFTConfig.warmup_steps": 0}
+    dated = changed(recipe, {"model.base_model": str(base), **steps}, "test")
+    folder = train_run(dated, tmp_path, False)
+    prompts = (folder / "prompts.jsonl").read_bytes()
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr("chat.render.datetime", Tomorrow)
+    monkeypatch.setattr("train.tokenizer.datetime", Tomorrow)
+    train_run(dated, tmp_path, True)
+    assert (folder / "prompts.jsonl").read_bytes() == prompts
+    later = train_run(dated.model_copy(update={"name": "later"}), tmp_path, False)
+    first, second = (json.loads((run / "inputs.json").read_text()) for run in (folder, later))
+    assert first["base"] == second["base"]
+    assert first["data"] != second["data"]  # a run that begins then is told of that day
 
 
 def test_a_checkpoint_is_kept_between_evaluations(recipe: Recipe, whole: Path, tmp_path: Path) -> None:

@@ -69,6 +69,17 @@ def test_a_sweep_is_trained_once_and_goes_on(tmp_path: Path, capsys: pytest.Capt
     assert sweep.main(arguments) == 0
     assert json.loads((out / "rows.jsonl").read_text().splitlines()[-1]) == rows[-1]
 
+    # What is finished is that of other data, or of another base, as soon as these have other content.
+    for path, kind in ((tmp_path / "quotes.jsonl", "data"), (tmp_path / "base/model.safetensors", "base")):
+        before = path.read_bytes()
+        path.write_bytes(before.replace(b" the ", b" a ") if kind == "data" else before[:-1] + b"\x3c")
+        assert path.read_bytes() != before
+        capsys.readouterr()
+        assert sweep.main(arguments) == 1
+        assert f"holds runs on other content of the {kind} ({tmp_path}" in capsys.readouterr().err
+        path.write_bytes(before)
+    assert sweep.main(arguments) == 0
+
 
 def test_a_run_that_breaks_is_a_row_and_not_the_end(tmp_path: Path) -> None:
     assert sweep.main(prepared(tmp_path, "1.0e+38")) == 0
