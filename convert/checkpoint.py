@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from convert.errors import ConvertError
 from convert.source import read_json
+from core.files import whole_folder
 from core.other_formats import other_format
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -174,7 +175,7 @@ def _no_weights(folder: Path) -> str:
 
 
 class CheckpointWriter:
-    """Writes a checkpoint into `<folder>.partial`, which `close` renames to `folder`.
+    """Writes a checkpoint into `<folder>.partial`, which becomes `folder` at the end.
 
     One shard is written while the next one is filled.
 
@@ -185,9 +186,8 @@ class CheckpointWriter:
     def __init__(self, folder: Path) -> None:
         if folder.exists():
             raise ConvertError(f"{folder} is there already; delete it, or choose another folder")
-        self.folder, self.partial = folder, folder.with_name(folder.name + ".partial")
-        shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was killed
-        self.partial.mkdir(parents=True)
+        self._files = ExitStack()
+        self.partial = self._files.enter_context(whole_folder(folder))
         self._shard: dict[str, torch.Tensor] = {}
         self._shards: list[list[str]] = []
         self._held = self._total = 0
@@ -217,11 +217,10 @@ class CheckpointWriter:
         except (SafetensorError, OSError) as error:
             raise ConvertError(f"{self.partial} could not be written ({error}); is the disk full?") from None
 
-    def close(self) -> None:
-        """Write the last shard and the index, and give the folder its name."""
+    def _finish(self) -> None:
+        """Write the last shard and the index."""
         self._write()
         self._wait()
-        self._thread.shutdown()
         count = len(self._shards)
         weight_map: dict[str, str] = {}
         for number, names in enumerate(self._shards, 1):
@@ -231,7 +230,6 @@ class CheckpointWriter:
         if count > 1:
             index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
             (self.partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        self.partial.rename(self.folder)
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -239,8 +237,7 @@ class CheckpointWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._thread.shutdown()
-            shutil.rmtree(self.partial, ignore_errors=True)
+        with self._files, self._thread:
+            if error:
+                raise error
+            self._finish()

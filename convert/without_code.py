@@ -12,6 +12,7 @@ from convert.merge_plan import rows_of
 from convert.source import read_json
 from convert.text_part import TextCheckpoint
 from convert.tokenizer_files import TokenizerFiles, to_convert, write_json
+from core.files import whole_folder
 
 CONFIGS = ("config.json", "generation_config.json")
 
@@ -35,12 +36,9 @@ def copy_without_code(checkpoint: Path, out: Path, leave_out: Collection[str] = 
                     writer.add(name, read.read(name))
             _copy_small(read, files, writer.partial)
         return
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _link(read, partial)
-    _copy_small(read, files, partial)
-    partial.rename(out)
+    with whole_folder(out) as partial:
+        _link(read, partial)
+        _copy_small(read, files, partial)
 
 
 def _link(read: Checkpoint, target: Path) -> None:

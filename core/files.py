@@ -1,8 +1,9 @@
-"""Files that are either whole or not there: written beside, renamed last. And what is in them, as a hash."""
+"""Files and folders that are whole or not there, written beside and renamed last; and hashes of files."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,34 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write `path` whole; text is UTF-8 with its line ends as they are."""
     with whole(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield `<folder>.partial`, new and empty; it becomes `folder` when the block ends well, else it goes.
+
+    An older `folder` is there until then; a kill in the moment between leaves it to `recover_folder`.
+    """
+    partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
+    for leftover in (partial, old) if folder.exists() else (partial,):  # of a program that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Bring a folder back whose successor was not yet in its place when `whole_folder` was killed."""
+    old = folder.with_name(folder.name + ".old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
 
 
 def file_hash(path: Path) -> str:

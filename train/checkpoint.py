@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from core.files import whole_folder
 
 Progress = dict[str, Any]  # step, epoch and what else the loop counts; JSON
 
@@ -31,14 +32,12 @@ def save_checkpoint(
             else:
                 numbers.setdefault(str(index), {})[key] = value
     tensors |= {_RANDOM + name: value for name, value in _random_states().items()}
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     # Paged states and shared memory can't be written as they are.
-    save_file({name: value.cpu().contiguous().clone() for name, value in tensors.items()}, partial / "state")
-    content = {"progress": progress, "optimizer": numbers}
-    (partial / _STATE).write_text(json.dumps(content), encoding="utf-8")
-    replace_folder(partial, folder)
+    plain = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}
+    with whole_folder(folder) as partial:
+        save_file(plain, partial / "state")
+        content = {"progress": progress, "optimizer": numbers}
+        (partial / _STATE).write_text(json.dumps(content), encoding="utf-8")
 
 
 def load_checkpoint(
@@ -75,23 +74,6 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def replace_folder(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`; after a kill in between, `recover_folder` finds the old one."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(folder: Path) -> None:
-    """After a kill between the two renames of `replace_folder`: bring the complete one back."""
-    old = folder.with_name(folder.name + ".old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)
 
 
 def _random_states() -> dict[str, torch.Tensor]:

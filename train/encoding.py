@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from chat.machine import thread_count
 from core.errors import ChatError
+from core.files import whole
 from train.errors import TrainError
 from train.example import Encoded, Example
 from train.labels import encode
@@ -131,9 +132,8 @@ def _key(tokenizer: ChatTokenizer, examples: Sequence[Example], assistant_only: 
 
 def _save(path: Path, encoded: Sequence[Sequence[Encoded]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     parts = [part for row in encoded for part in row]
-    with partial.open("wb") as file:
+    with whole(path) as partial, partial.open("wb") as file:
         np.savez(
             file,
             sequences=np.array([len(row) for row in encoded], np.int64),
@@ -142,7 +142,6 @@ def _save(path: Path, encoded: Sequence[Sequence[Encoded]]) -> None:
             ids=np.fromiter((i for part in parts for i in part.ids), np.int32),
             mask=np.fromiter((m for part in parts for m in part.mask), np.uint8),
         )
-    partial.replace(path)
     for old in sorted(path.parent.glob("*.npz"), key=lambda file: -file.stat().st_mtime)[KEPT:]:
         old.unlink()
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from train.checkpoint import load_checkpoint, recover_folder, replace_folder, save_checkpoint
+from core.files import recover_folder, whole_folder
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.errors import TrainError
 from train.example import Encoded
 from train.model import Adapted
@@ -89,6 +90,7 @@ class Loop:
     def resume(self) -> None:
         """Go back to the checkpoint, if there is one."""
         recover_folder(self.last)
+        recover_folder(self.folder / "adapter")
         if self.last.is_dir():
             saved = load_checkpoint(self.last, self.parameters, self.optimizer)
             if saved["processes"] != self.order.processes:
@@ -247,9 +249,8 @@ class Loop:
 
     def _save_adapter(self) -> None:
         if self.order.process == 0:
-            partial = self.folder / "adapter.partial"
-            self.adapted.save(partial)
-            replace_folder(partial, self.folder / "adapter")
+            with whole_folder(self.folder / "adapter") as partial:
+                self.adapted.save(partial)
 
     def _save(self) -> None:
         self._saved = time.monotonic()

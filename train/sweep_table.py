@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from core.files import whole, write_whole
 from train.markdown_table import table
 from train.sweep_grid import Cell, Sweep, scale
 
@@ -58,11 +59,10 @@ def write_results(sweep: Sweep, todo: Sequence[Cell], rows: Sequence[Row], folde
         f"{len(sweep.seeds)} seeds ({', '.join(map(str, sweep.seeds))}), recipe `{Path(sweep.recipe).stem}`. "
         "Differences within the spread mean nothing."
     )
-    (folder / f"{TABLE}.partial").write_text(f"# {sweep.name}\n\n{text}\n\n{note}\n", encoding="utf-8")
-    (folder / f"{TABLE}.partial").replace(folder / TABLE)
+    write_whole(folder / TABLE, f"# {sweep.name}\n\n{text}\n\n{note}\n")
     figure = plot(sweep, groups, starts)
-    figure.savefig(folder / f"{PLOT}.partial", format="png", dpi=120)
-    (folder / f"{PLOT}.partial").replace(folder / PLOT)
+    with whole(folder / PLOT) as partial:
+        figure.savefig(partial, format="png", dpi=120)
     return f"{text}\n{note}\n{folder / TABLE} and {PLOT} are written."
 
 
