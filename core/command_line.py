@@ -17,6 +17,11 @@ def command_line(script: str, arguments: Iterable[str | Path]) -> str:
     return shlex.join([_python(), _from_here(ROOT / script), *map(str, arguments)])
 
 
+def python_line(arguments: Iterable[str]) -> str:
+    """The line that runs Python itself, such as with -m and a module."""
+    return shlex.join([_python(), *arguments])
+
+
 def _python() -> str:
     """`python` where that is the one that runs now, as in an activated environment; else its path."""
     found = shutil.which("python")

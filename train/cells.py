@@ -8,8 +8,10 @@ input, a system message) do such words mean that there is none (NO_VALUE).
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
 from collections.abc import Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -23,6 +25,9 @@ NO_VALUE = frozenset(
         *("no context", "not applicable"),
     )
 )
+
+# With the semicolon, without which an address such as ?a=1&copy=2 would hold one.
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,30});", re.IGNORECASE)
 
 
 def missing(value: Any) -> bool:
@@ -88,3 +93,24 @@ def number(value: Any) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def entity_in(text: str) -> str:
+    """The first character of `text` that is written as HTML writes it, as `&quot;`; "" if none is."""
+    if "&" not in text:  # nearly all texts, and quickly seen
+        return ""
+    return next((entity for entity in _ENTITY.findall(text) if html.unescape(entity) != entity), "")
+
+
+def without_entities(value: Any) -> Any:
+    """A cell with the characters that such texts stand for, those of `&amp;quot;` too."""
+    match value:
+        case str():
+            while (text := _ENTITY.sub(lambda entity: html.unescape(entity[0]), value)) != value:
+                value = text
+            return value
+        case Mapping():
+            return {key: without_entities(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [without_entities(inner) for inner in value]
+    return value

@@ -16,6 +16,7 @@ from chat.command import Parser, missing, run
 
 try:
     from core.command_line import command_line
+    from train.cells import entity_in
     from train.errors import TrainError
     from train.example import Encoded, Example
     from train.formats import read_any
@@ -34,6 +35,10 @@ __all__ = ["Loaded", "Prepared", "Splits", "load_examples", "lost", "prepare", "
 
 LIMIT_SEED = 0  # of data.limit: not the run's, or each seed would be tested on other rows
 NO_TEMPLATE = "the base has no chat template, so training and chat use a plain one"
+ENTITIES = (
+    "characters written as in HTML, trained as they stand; as characters: --set data.unescape_html=true "
+    "(in a recipe, data.unescape_html: true)"
+)
 READERS = {"quotes": quotes, "oasst1": oasst1, "code": code_instructions, "sms": sms}
 
 
@@ -55,7 +60,7 @@ class Prepared:
 
 def load_examples(data: Data, seed: int) -> Loaded:
     """Read `data.path` and make examples of its rows. Raises TrainError."""
-    table = read_table(data)
+    table = oasst1.of_trees(read_table(data))
     if data.group_by:
         near = next((c for c in table.columns if c == data.group_by.strip().lower()), data.group_by)
         data = data.model_copy(update={"group_by": near})  # columns are in small letters now
@@ -73,6 +78,10 @@ def load_examples(data: Data, seed: int) -> Loaded:
             f"{reason}: {rows:,} ({loaded.first[reason]})" for reason, rows in loaded.left_out.most_common()
         )
         raise TrainError(f"no row of {data.path} can be trained on; {reasons}")
+    for example in loaded.examples:
+        texts = [example.text, *(turn["content"] for turn in example.messages)]
+        if found := next(filter(None, map(entity_in, texts)), ""):
+            loaded.notice(ENTITIES, example.row, found)
     if data.limit and data.limit < len(loaded.examples):
         loaded.left_out["beyond data.limit"] += len(loaded.examples) - data.limit
         loaded.on_purpose.add("beyond data.limit")

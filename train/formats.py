@@ -26,7 +26,7 @@ from train.parts import read_content
 from train.recipe import Data
 from train.row_columns import Beside, further, in_front, refuse_labels, thought
 from train.table import Row, Table, group_of, say_columns, text_of
-from train.turn_lists import are_texts, listed, parsed, written_out
+from train.turn_lists import AS_TURNS, are_texts, listed, parsed, written_out, written_pair
 from train.turns import Chat, Messages, read_chat, trimmed
 
 COLUMNS = {
@@ -205,7 +205,7 @@ def _first(chat: Chat) -> str:
 
 def _alpaca(row: Row, changed: dict[str, str]) -> list[Any]:
     turns = instruction_turns(text_of(row, "instruction"), further(row, changed), text_of(row, "output"))
-    return [turns[0], turns[1] | thought(row)]
+    return _headed([turns[0], turns[1] | thought(row)], changed)
 
 
 def _prompt_completion(row: dict[str, Any], changed: dict[str, str]) -> list[Any]:
@@ -217,9 +217,21 @@ def _prompt_completion(row: dict[str, Any], changed: dict[str, str]) -> list[Any
         text = read_content(prompt)[0] if isinstance(prompt, list) else cell_text(prompt)
         parts = (text, further(row | {"input": None}, changed))
         asked = [{"role": "user", "content": "\n\n".join(part for part in parts if part)}]
+        if isinstance(completion, str):
+            return _headed([*asked, {"role": "assistant", "content": completion} | thought(row)], changed)
     if replied is None:
         replied = [{"role": "assistant", "content": cell_text(completion)} | thought(row)]
     return [*asked, *replied]
+
+
+def _headed(turns: list[Any], changed: dict[str, str]) -> list[Any]:
+    """A question and its answer; or the turns in them, where they say by headings whose turn it is."""
+    asked, reply = turns
+    found = written_pair(asked["content"], reply["content"])
+    if not found:
+        return turns
+    changed[AS_TURNS] = repr(asked["content"])
+    return [*found[:-1], reply | found[-1]]
 
 
 def _turns(cell: Any) -> list[Any] | None:

@@ -73,6 +73,7 @@ class Data(Section):
     task: Task = "auto"  # `auto` finds out by the columns
     columns: dict[str, str] = {}  # a format's column and the data's, where they differ: {prompt: question}
     format: Literal["chat", "text"] = "chat"  # `text` is the row's own string, without a template or an end
+    unescape_html: bool = False  # `&quot;` in the rows is a quotation mark
     name: str | None = None
     revision: str | None = None
     split: str = "train"

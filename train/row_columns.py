@@ -19,9 +19,9 @@ from typing import Any
 
 from train.cells import NO_VALUE, cell_text, empty, missing
 from train.errors import LeftOut, TrainError
+from train.json_rows import SPLITS
 from train.parts import PICTURES, TOOLS_USED, read_content
 from train.recipe import Data
-from train.row_files import SPLITS
 from train.switches import (
     JUDGED,
     JUDGED_BAD,

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from core.command_line import command_line
-from train.cells import cell_text
+from train.cells import cell_text, without_entities
 from train.errors import TrainError
 from train.recipe import Data
 from train.row_files import ENDINGS, is_data_file, read_rows
@@ -53,8 +53,10 @@ def read_table(data: Data) -> Table:
         from train.hub import load  # the library takes seconds to import
 
         rows = load(data)
-    if not rows:
+    if not any(rows):
         raise TrainError(f"{data.path} is empty: it has no row")
+    if data.unescape_html:
+        rows = [without_entities(row) for row in rows]
     return spelled(Table(rows, _columns(rows), data.path), data.columns)
 
 

@@ -7,7 +7,7 @@
 | pairs of two texts | what the user and the assistant say, or a role and its text |
 | texts (UltraChat, LIMA) | the user and the assistant in turn, which is counted |
 | an object of columns; the text of any of these, as JSON or as Python writes it | what it stands for |
-| `Human: ...`, `Assistant: ...` in one text (Anthropic's HH, Guanaco) | a turn a heading |
+| `Human: ...`, `Assistant: ...` in one text (Anthropic's HH, Guanaco), or `Q:`, `A:` | a turn a heading |
 """
 
 from __future__ import annotations
@@ -46,8 +46,16 @@ _SIDES = {
     **dict.fromkeys(_REPLIED, "assistant"),
 }
 _ORDER = ("system", "user", "assistant")
-_HEADING = re.compile(r"(?:(?:^|\n)\s*|###\s*)(Human|Assistant|System):")
+# What people write before each side's words; a text has one of these sets.
+_HEADINGS: tuple[dict[str, str], ...] = (
+    {"Human": "user", "Assistant": "assistant", "System": "system"},
+    {"User": "user", "Assistant": "assistant", "System": "system"},
+    {"Q": "user", "A": "assistant"},
+    {"Question": "user", "Answer": "assistant"},
+    {"Instruction": "user", "Input": "user", "Response": "assistant"},
+)
 
+AS_TURNS = "headings such as 'Human:' in the prompt and its answer, read as whose turn it is"
 IN_TURN = "texts in a list, read as those of the user and the assistant in turn"
 
 
@@ -81,11 +89,24 @@ def parsed(text: str) -> Any:
 
 def written_out(text: str) -> list[dict[str, Any]]:
     """The turns of a chat that is written in one text with headings; none if it isn't that."""
-    before, *pieces = _HEADING.split(text)
-    sides = [ROLES[name.lower()] for name in pieces[::2]]
-    if before.strip() or "user" not in sides or "assistant" not in sides:
+    for sides in _HEADINGS:
+        before, *pieces = re.split(rf"(?:(?:^|\n)\s*(?:###\s*)?|###\s*)({'|'.join(sides)}):", text)
+        if not before.strip() and {"user", "assistant"} <= {sides[name] for name in pieces[::2]}:
+            pairs = zip(pieces[::2], pieces[1::2], strict=True)
+            return [_said(sides[name], said.strip()) for name, said in pairs]
+    return []
+
+
+def written_pair(prompt: str, completion: str) -> list[dict[str, Any]]:
+    """The turns of a prompt and its completion of which both have headings; none if they haven't.
+
+    The assistant's heading may be the end of the prompt.
+    """
+    turns = written_out(f"{prompt}\n\n{completion}")
+    if not turns or turns[-1]["role"] != "assistant":
         return []
-    return [_said(side, said.strip()) for side, said in zip(sides, pieces[1::2], strict=True)]
+    before = completion.strip().removesuffix(turns[-1]["content"]).strip(" \n#")
+    return turns if not before or re.fullmatch(r"\w+:", before) else []
 
 
 def are_texts(turns: Any) -> bool:

@@ -68,8 +68,10 @@ def test_parquet_is_read_too(tmp_path: Path) -> None:
         ("a.csv", 'text,n\n"a,1\n', "a.csv, line"),
         ("a.jsonl", "\n", "is empty: it has no row"),
         ("a.csv", "text\n", "is empty: it has no row"),
+        ("a.json", "{}", "is empty: it has no row"),
         ("a.jsonl", '{"text": ""}', "no row of .* can be trained on; no text: 1"),
-        ("a.xlsx", "x", "ends in '.xlsx'; known are .jsonl, .json, .csv, .parquet"),
+        ("a.pdf", "x", "ends in '.pdf'; known are .jsonl, .json, .csv, .parquet"),
+        ("a.xlsx", "x", r"is a spreadsheet; save it as CSV, .* install openpyxl && .*read_excel\("),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path: Path, name: str, text: str, said: str) -> None:

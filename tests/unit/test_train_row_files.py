@@ -6,6 +6,8 @@ import bz2
 import gzip
 import json
 import shlex
+import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,18 @@ def zstd(content: bytes) -> bytes:
             json.dumps({"train": ROWS[:1], "test": ROWS[1:2]}).encode(),
             [{"split": "train"} | ROWS[0], {"split": "test"} | ROWS[1]],
         ),
+        ("a.jsonl", LINES.encode("utf-8-sig") * 2, ROWS * 2),
+        ("a.jsonl", LINES.encode("utf-16-le"), ROWS),
+        ("a.jsonl", gzip.compress(LINES.encode(), mtime=0), ROWS),
+        ("a.csv", LINES.encode(), ROWS),
+        ("a.csv", json.dumps(ROWS, indent=1).encode(), ROWS),
+        ("a.jsonl", json.dumps(ROWS, indent=1).encode(), ROWS),
+        ("a.jsonl", LINES.replace("}\n", "},\n").encode(), ROWS),
+        ("a.jsonl", LINES.replace("}\n", ",}\n").encode(), ROWS),
+        ("a.json", ("[\n" + LINES.replace("}\n", "},\n") + "]").encode(), ROWS),
+        ("a.json", ",\n".join(json.dumps(row, indent=2) for row in ROWS).encode(), ROWS),
+        ("a.jsonl", b"{'text': 'It is, }', 'input': None}", [{"text": "It is, }", "input": None}]),
+        ("a.json", b'[{"text": "a,]", "input": "\\",}"},]', [{"text": "a,]", "input": '",}'}]),
         ("a.csv", PLAIN.encode(), HI),
         ("A.CSV", b"\xef\xbb\xbf" + PLAIN.replace("\n", "\r\n").encode(), HI),
         ("a.csv", ("sep=;\r\n" + PLAIN.replace(",", ";")).encode("utf-16"), HI),
@@ -86,6 +100,11 @@ def test_a_file_is_read_whatever_it_looks_like(
     assert read_rows(tmp_path / name) == rows
 
 
+def write_zip(path: Path, inside: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(inside, LINES)
+
+
 def write_latin(path: Path) -> None:
     path.write_bytes("a,b\nx,y\nGrün,z\n".encode("latin-1"))
 
@@ -101,7 +120,19 @@ def write_latin(path: Path) -> None:
         ("a.csv", lambda path: path.write_text("a,a\n1,2\n"), "has two columns 'a'; rename one"),
         ("a.csv", lambda path: path.write_text("sep=;\na;b\n1;2;3\n"), "line 3: 3 fields for 2 .*semicolons"),
         ("a.csv", lambda path: path.write_text('a,b\n"x\\"y,1\n'), "a.csv, line"),
-        ("a.jsonl.gz", lambda path: path.write_text(LINES), "can't unpack"),
+        ("a.jsonl.gz", lambda path: path.write_text(LINES), "can't unpack .* name of what it is: mv "),
+        ("a.jsonl.gz", lambda path: path.write_bytes(gzip.compress(LINES.encode())[:-9]), "can't unpack"),
+        ("a.jsonl", lambda path: path.write_text(PLAIN), r"header, name it so: mv \S+/a.jsonl \S+/a.csv$"),
+        ("a.jsonl", lambda path: path.write_text("Hello there"), "no JSON; a line must be one JSON object$"),
+        ("a.jsonl", lambda path: path.write_text(" <!DOCTYPE html><p>No"), "is a web page"),
+        (
+            "a.csv",
+            lambda path: path.write_text("version https://git-lfs.github.com"),
+            "git lfs pull$",
+        ),
+        ("a.csv", lambda path: write_zip(path, "xl/workbook.xml"), "is a spreadsheet; .*a.sheet.csv"),
+        ("a.jsonl", lambda path: write_zip(path, "rows.jsonl"), "is an archive; .* zipfile -e "),
+        ("a.zip", lambda path: write_zip(path, "rows.jsonl"), "is an archive; .* zipfile -e "),
         ("a.txt.gz", lambda path: path.write_text("x"), "known are .jsonl"),
         (
             "a.json",
@@ -132,3 +163,17 @@ def test_the_cure_for_another_encoding_can_be_pasted(tmp_path: Path) -> None:
         read_rows(path)
     words = shlex.split(str(caught.value).partition("such as with: ")[2])
     assert words == ["iconv", "-f", "WINDOWS-1252", "-t", "UTF-8", str(path), ">", "utf8-a b.csv"]
+
+
+@pytest.mark.parametrize("name", ["it's mine.txt", "a b.zip"])
+def test_the_command_that_makes_rows_of_another_file_can_be_pasted(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text("One\ntwo\n\nThree", encoding="utf-8")
+    if path.suffix == ".zip":
+        write_zip(path, "rows.jsonl")
+    with pytest.raises(TrainError) as caught:
+        read_rows(path)
+    command = str(caught.value).partition(": ")[2]
+    subprocess.run(["sh", "-c", command], check=True, capture_output=True, timeout=240)
+    [found] = tmp_path.rglob("*.jsonl")
+    assert read_rows(found) == (ROWS if path.suffix == ".zip" else [{"text": "One\ntwo"}, {"text": "Three"}])

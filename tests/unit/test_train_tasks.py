@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,24 @@ def test_all_languages_unless_some_are_named() -> None:
     assert len(load(FIXTURES / "oasst1.jsonl", "oasst1", lang=["es"]).examples) == 1
     with pytest.raises(TrainError, match=r"data.lang is for the task oasst1"):
         load(FIXTURES / "english_quotes.jsonl", "quotes", lang=["en"])
+
+
+def test_a_row_can_be_a_whole_tree(tmp_path: Path) -> None:
+    def node(name: str, role: str, *replies: object, **more: object) -> dict[str, object]:
+        return {"message_id": name, "role": role, "text": name.upper(), "replies": list(replies)} | more
+
+    best = node("b", "assistant", node("d", "prompter", node("e", "assistant")), rank=0)
+    trees = [
+        node("a", "prompter", node("c", "assistant", rank=1), best),
+        node("f", "prompter", node("g", "assistant"), node("h", "assistant")),
+    ]
+    rows = [{"message_tree_id": tree["message_id"], "tree_state": "x", "prompt": tree} for tree in trees]
+    path = tmp_path / "trees.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    loaded = load(path, "auto")
+    assert loaded.layout == "oasst1"
+    assert contents(loaded) == [["A", "B", "D", "E"]]
+    assert loaded.left_out["a reply of a lower rank, or of none"] == 3
 
 
 def test_oasst1_as_the_seeds_pairs() -> None:

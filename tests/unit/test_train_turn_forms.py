@@ -172,3 +172,53 @@ def test_a_chat_that_is_written_out_in_a_text_is_told_of(tmp_path: Path) -> None
     assert "as chats: --set data.columns.messages=text" in said
     [example] = load(tmp_path, row, columns={"messages": "text"}).examples
     assert example.messages == HELLO
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Q: Hello\nA: Hi",
+        "Question: Hello\n\nAnswer: Hi",
+        "User: Hello\nAssistant: Hi",
+        "### Instruction:\nHello\n\n### Response:\nHi",
+    ],
+)
+def test_headings_of_other_kinds_are_told_of_too(text: str, tmp_path: Path) -> None:
+    [said] = load(tmp_path, {"text": text}).noticed
+    assert "as chats: --set data.columns.messages=text" in said
+    assert load(tmp_path, {"text": text}, columns={"messages": "text"}).examples[0].messages == HELLO
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "turns"),
+    [
+        ("Human: Hello", "Assistant: Hi", ["Hello", "Hi"]),
+        ("Human: Hello\n\nAssistant:", " Hi", ["Hello", "Hi"]),
+        ("### Instruction:\nHello\n### Input:\nyou\n### Response:", "Hi", ["Hello\n\nyou", "Hi"]),
+        ("Q: Hello\nA: Hi\nQ: And you?\nA:", "So so", ["Hello", "Hi", "And you?", "So so"]),
+        ("Q: Hello", "Hi", ["Q: Hello", "Hi"]),
+        ("Hello", "A: Hi", ["Hello", "A: Hi"]),
+        ("Human: Hello", "Well.\nAssistant: Hi", ["Human: Hello", "Well.\nAssistant: Hi"]),
+        ("Q: Which?", "A: one\nA: two", ["Q: Which?", "A: one\nA: two"]),
+    ],
+)
+def test_headings_in_a_pair_say_whose_turn_it_is(
+    prompt: str, completion: str, turns: list[str], tmp_path: Path
+) -> None:
+    for asked, replied in (("prompt", "completion"), ("instruction", "output")):
+        loaded = load(tmp_path, {asked: prompt, replied: completion})
+        [example] = loaded.examples
+        assert [turn["content"] for turn in example.messages] == turns
+        assert example.pair is None or turns == [prompt, completion]
+        assert any("headings" in said for said in loaded.changed) == (turns != [prompt, completion])
+
+
+def test_characters_of_html_are_told_of_and_read_if_asked(tmp_path: Path) -> None:
+    row = {"prompt": "Say &amp;quot;x&amp;quot;", "completion": "It&#39;s /a?b=1&copy=2 &such; A&B"}
+    loaded = load(tmp_path, row, {"prompt": "a & b", "completion": "&such;"})
+    [(said, count)] = loaded.noticed.items()
+    assert (count, loaded.first[said]) == (1, "row 1: &amp;")
+    options = shlex.split(said[said.index("--set") :])
+    assert setting(options[1]) == ("data.unescape_html", True)
+    [example] = load(tmp_path, row, unescape_html=True).examples
+    assert [turn["content"] for turn in example.messages] == ['Say "x"', "It's /a?b=1&copy=2 &such; A&B"]

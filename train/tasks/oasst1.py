@@ -4,6 +4,8 @@ A tree begins with a prompter's message; each message can have several replies. 
 of rank 0 (the best) goes on, at an assistant's the branch with most turns. So a tree gives at most one chat,
 and no message is trained twice. The other messages are counted, each under its reason.
 
+A file with a tree a row (`prompt`, with `replies` in it) becomes the same.
+
 `format: text` gives instead what seed notebooks trained on: each reply of rank 0 with the message before it,
 as `### Human: {prompt}### Assistant: {answer}`.
 
@@ -16,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from train.example import Example
 from train.loaded import Loaded
@@ -59,6 +62,26 @@ def read(table: Table, data: Data, loaded: Loaded) -> None:
         else:
             reason = "no reply of rank 0 to it, or in another branch"
         loaded.leave_out(reason, message.number, on_purpose=True)
+
+
+def of_trees(table: Table) -> Table:
+    """The table with a row a message, where its rows are whole trees: OASST's files of trees hold these.
+
+    The only reply of a message is its best, also where it has no rank.
+    """
+    trees = [(text_of(row, "message_tree_id"), row.get("prompt")) for row in table.rows]
+    rows: list[Row] = []
+    for tree, prompt in trees:
+        if not tree or not isinstance(prompt, dict):
+            return table
+        todo: list[tuple[str, dict[str, Any], int | None]] = [("", prompt, None)]
+        for parent, node, rank in todo:
+            own = {"rank": rank, "lang": None} | {key: node[key] for key in node if key != "replies"}
+            rows.append(own | {"message_tree_id": tree, "parent_id": parent})
+            replies = [reply for reply in node.get("replies") or () if isinstance(reply, dict)]
+            best = 0 if len(replies) == 1 else None
+            todo += [(text_of(own, "message_id"), reply, best) for reply in replies]
+    return Table(rows, list(dict.fromkeys(column for row in rows for column in row)), table.where)
 
 
 def _messages(table: Table, data: Data, loaded: Loaded) -> dict[str, Message]:
