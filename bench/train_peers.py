@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.train_arm import ALPHA, LENGTH, RANK, Bursts
+from bench.bursts import ALPHA, LENGTH, RANK, Bursts
 
 
 def trl(given: argparse.Namespace, bursts: Bursts) -> None:
