@@ -13,6 +13,7 @@ from chat.machine import human_size
 from core.errors import ModelFileError
 from core.gguf_header import Header, Value, read_header, read_leading
 from core.gguf_parts import check_parts
+from core.unicode_form import KEY, Form, known
 
 __all__ = ["GgufFile", "Vocab", "read_gguf", "read_sizes"]
 
@@ -67,6 +68,7 @@ class GgufFile:
     kv_bytes_per_token: int  # with an f16 cache, every layer counted in full
     vocab: Vocab
     keys: frozenset[str]  # of its metadata
+    unicode_form: Form = ""  # that text is brought into for it
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -177,6 +179,7 @@ def _describe(parts: tuple[Path, ...], size: int, header: Header, n_params: int)
             kv_bytes_per_token=_kv_bytes_per_token(metadata, architecture),
             vocab=vocab,
             keys=frozenset(metadata),
+            unicode_form=known(metadata.get(KEY)),
         )
     except (ValueError, OverflowError) as error:
         raise ModelFileError(f"{path.name} can't be used: {error}") from None

@@ -20,6 +20,7 @@ from chat.registry import Entry, Registry, menu
 from chat.replies import Replies
 from chat.templates import TemplateRenderer
 from core.errors import ChatError, ModelFileError
+from core.unicode_form import in_form
 
 ENGINES = ("auto", "in-process", "llama-server")
 ASK_AGAIN_S = 0.2  # how often a turn that waits for its model looks whether it was stopped
@@ -258,9 +259,8 @@ class Host:
         def tokenize(text: str, special: bool) -> list[int]:
             return cached(text, special) if len(text) <= CACHED_TEXT else engine.tokenize(text, special)
 
-        return PromptEncoder(
-            self._render(file), tokenize, vocab.control, vocab.bos_id, vocab.add_bos, replies
-        )
+        formed = in_form(tokenize, file.unicode_form, vocab.control)
+        return PromptEncoder(self._render(file), formed, vocab.control, vocab.bos_id, vocab.add_bos, replies)
 
     def _unload(self) -> None:
         if self._model:

@@ -1,9 +1,10 @@
-"""Where a text begins and a reply ends: what llama.cpp's converter writes of it, put right by the checkpoint.
+"""Where a text begins and a reply ends, and its form: what the converter writes of it, put right.
 
 gguf-py's SpecialVocab takes the BOS rule from tokenizer.json's post-processor, where transformers may go by
 `add_bos_token`; conversion/llama.py has a rule of its own for 49,152 tokens; lists of `eos_token_id`, and all
 of generation_config.json, are not read. llama.cpp knows some ends by name; it is told of others as its `eom`
 and `eot` tokens, of which a file has room for one each.
+The Unicode form of text is core/unicode_form.py's.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from convert.source import read_json
 from core.files import whole
 from core.gguf_header import read_header
 from core.token_ids import adds_bos, flat_numbers
+from core.unicode_form import KEY as FORM_KEY
+from core.unicode_form import form_of
 
 ROOM = ("eom", "eot")
 KEY = "tokenizer.ggml.{}"
 
 
-def mend(gguf: Path, checkpoint: Path) -> dict[str, bool | int]:
-    """Make a GGUF begin and end as the checkpoint that it was converted from; return the keys that changed.
+def mend(gguf: Path, checkpoint: Path) -> None:
+    """Make a GGUF begin and end as the checkpoint that it was converted from, with text in the same form.
 
     Raises ConvertError.
     """
@@ -42,9 +45,12 @@ def mend(gguf: Path, checkpoint: Path) -> dict[str, bool | int]:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConvertError(f"transformers can't load the tokenizer of {checkpoint}: {reason}") from None
-    changes = differences(read_gguf(gguf), _metadata(gguf), tokenizer, _ends(checkpoint, tokenizer))
+    found = differences(read_gguf(gguf), _metadata(gguf), tokenizer, _ends(checkpoint, tokenizer))
+    changes: dict[str, bool | int | str] = {KEY.format(name): value for name, value in found.items()}
+    if form := _form(tokenizer):
+        changes[FORM_KEY] = form
     if not changes:
-        return {}
+        return
     size, free = gguf.stat().st_size, shutil.disk_usage(gguf.parent).free
     if size > free:
         raise ConvertError(
@@ -53,11 +59,26 @@ def mend(gguf: Path, checkpoint: Path) -> dict[str, bool | int]:
         )
     given: list[str | Path] = []
     for name, value in changes.items():
-        kind = "bool" if isinstance(value, bool) else "int"
-        given += ["--override-kv", f"{KEY.format(name)}={kind}:{str(value).lower()}"]
+        kind = {bool: "bool", int: "int", str: "str"}[type(value)]
+        given += ["--override-kv", f"{name}={kind}:{value if kind == 'str' else str(value).lower()}"]
     with whole(gguf) as partial:
         llamacpp.run([llamacpp.tool("llama-quantize"), *given, gguf, partial, "COPY"])
-    return changes
+
+
+def _form(tokenizer: Any) -> str:
+    """The Unicode form of its text; a line says what llama.cpp doesn't do with it."""
+    form = form_of(tokenizer)
+    if form is None:
+        tqdm.write(
+            "note: the tokenizer changes text before it cuts it, in a way that llama.cpp and the chat don't "
+            "know; verification compares what comes of it"
+        )
+    elif form:
+        tqdm.write(
+            f"note: the tokenizer brings text into the form {form}, say accents that stand apart from their "
+            "letters. The chat does so too; in other programs of llama.cpp such text gets other ids"
+        )
+    return form or ""
 
 
 def differences(

@@ -135,6 +135,9 @@ def read_tokens(path: Path) -> Tokens:
 def write_tokenizer(tokens: Tokens, folder: Path, chat_template: str | None) -> None:
     """Write tokenizer.json, its config, tokenizer.model (for sentencepiece) and chat_template.jinja."""
     tokenizer = _sentencepiece_like(tokens) if tokens.sentencepiece else _byte_level(tokens)
+    if form := tokens.file.unicode_form:
+        steps = [getattr(normalizers, form)(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
+        tokenizer.normalizer = normalizers.Sequence(steps)
     added = dict(tokens.added())
     tokenizer.add_tokens(list(added.values()))
     vocab = tokens.file.vocab

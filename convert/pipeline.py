@@ -41,7 +41,7 @@ from convert.verify.report import Report
 from convert.verify.run import chat_model, reference, verify
 from convert.without_code import copy_without_code
 
-REFERENCE = 2  # of the files in its folder: another number when they hold something else
+REFERENCE = 3  # of the files in its folder: another number when they hold something else
 IMATRIX_TOKENS = 2 * quantise.IMATRIX_CONTEXT  # fewer tell nothing
 
 

@@ -21,7 +21,7 @@ TYPES = (
     *("Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ1_0", "TQ2_0"),
 )
 SIXTEEN_BIT = ("F16", "BF16")
-CONVERSION = 2  # of what `convert_checkpoint` makes: another number when it makes something else
+CONVERSION = 3  # of what `convert_checkpoint` makes: another number when it makes something else
 NEED_IMATRIX = ("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q2_K_S")
 IMATRIX_CONTEXT = 256  # tokens a chunk: runs keep a few dozen rows, too few for the default of 512
 IMATRIX_CHUNKS = 64

@@ -40,6 +40,7 @@ class Facts:
     end_of_turn_id: int | None  # the special token that the template writes after a reply
     chat_template: str | None
     adds_bos: bool | None = None  # whether the tokenizer puts a BOS before any text
+    unicode_form: str | None = ""  # into which the tokenizer brings text: see core/unicode_form.py
 
 
 def check_metadata(gguf: Path, facts: Facts) -> list[Check]:
@@ -57,6 +58,7 @@ def check_metadata(gguf: Path, facts: Facts) -> list[Check]:
         _end_of_turn(file, facts),
         _file_type(file),
         _template(file.chat_template, facts.chat_template),
+        *_form(file, facts),
     ]
 
 
@@ -90,6 +92,18 @@ def _file_type(file: GgufFile) -> Check:
     looks_like_type = named[:1] in "QIFBT" and any(letter.isdigit() for letter in named) and named.isupper()
     verdict: Verdict = "fail" if looks_like_type and named != file.file_type else "ok"
     return Check("file type", verdict, file.file_type, f"its name says {named}" if verdict == "fail" else "")
+
+
+def _form(file: GgufFile, facts: Facts) -> list[Check]:
+    """Nothing of a tokenizer that leaves text as it is, as most do."""
+    if facts.unicode_form == file.unicode_form == "":
+        return []
+    found, name = file.unicode_form or "as it is", "Unicode form"
+    if facts.unicode_form is None:
+        return [Check(name, "warn", found, "the tokenizer changes text in a way of its own")]
+    if facts.unicode_form != file.unicode_form:
+        return [Check(name, "fail", found, f"the checkpoint says {facts.unicode_form or 'as it is'}")]
+    return [Check(name, "ok", found, "which the chat does, and other programs of llama.cpp don't")]
 
 
 def _template(ours: str | None, theirs: str | None) -> Check:

@@ -25,6 +25,7 @@ from convert.verify.loss import LogProbs
 from convert.verify.metadata import Facts
 from convert.verify.tokens import Tokenized
 from core.token_ids import adds_bos, flat_numbers
+from core.unicode_form import form_of
 
 MAX_PROMPT = 512  # tokens; a longer one says nothing more, and takes minutes
 MAX_ADDED = 32  # of thousands that a Gemma has
@@ -106,6 +107,7 @@ class Checkpoint:
             end_of_turn_id=self._end_of_turn(),
             chat_template=self.chat_template,
             adds_bos=self.adds_bos,
+            unicode_form=form_of(self.tokenizer),
         )
 
     def _end_of_turn(self) -> int | None:

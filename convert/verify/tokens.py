@@ -98,7 +98,7 @@ def _nasty(model: Model, texts: Sequence[Tokenized], pieces: list[bytes]) -> Che
 def _differences(model: Model, texts: Sequence[Tokenized], pieces: list[bytes]) -> list[str]:
     found = []
     for text in texts:
-        ids = model.engine.tokenize(text.text, True) if text.text else []
+        ids = list(model.encoder.tokenize(text.text, True)) if text.text else []
         if different := difference(ids, text.ids, pieces):
             found.append(f"{text.text[:30]!r}, {different}")
     return found

@@ -11,6 +11,7 @@ import pytest
 from chat.gguf_file import read_gguf
 from convert.ends import KEY, differences
 from convert.verify.metadata import check_metadata
+from core.unicode_form import KEY as FORM_KEY
 from tests.unit.letters import TEMPLATE, make_tokenizer
 from tests.unit.test_gguf_file import ARRAY, BOOL, I32, MODEL, STRING, U32, gguf
 from tests.unit.test_verify import FACTS
@@ -80,3 +81,24 @@ def test_verification_knows_the_rule_of_bos(tmp_path: Path) -> None:
             for rule in (True, False)
         ]
         assert verdicts == (["ok", "fail"] if adds else ["fail", "ok"])
+
+
+@pytest.mark.parametrize(
+    ("said", "form", "verdict"),
+    [
+        ("NFC", "NFC", "ok"),
+        ("NFC", "", "fail"),
+        ("", "NFC", "fail"),
+        ("NFKC", "NFC", "fail"),
+        ("", None, "warn"),
+        ("", "", ""),
+    ],
+)
+def test_verification_compares_the_form_of_text(
+    tmp_path: Path, said: str, form: str | None, verdict: str
+) -> None:
+    metadata = MODEL | ({FORM_KEY: (STRING, said)} if said else {})
+    (tmp_path / "model.gguf").write_bytes(gguf(metadata))
+    checks = check_metadata(tmp_path / "model.gguf", replace(FACTS, unicode_form=form))
+    found = [check.verdict for check in checks if check.name == "Unicode form"]
+    assert found == ([verdict] if verdict else [])
