@@ -7,6 +7,7 @@ round once more what the next step, the 16-bit GGUF, rounds anyway.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -103,7 +104,8 @@ def main(argv: list[str]) -> int:
             print(line)
         made = Checkpoint(out)
         print(f"{out}: {len(made.names)} tensors, {human_size(made.size_bytes)}, merged on {base}")
-        print(f"Next: {command_for(given.run)} --quant q5")
+        based = f" --base-model {shlex.quote(given.base_model)}" if given.base_model else ""
+        print(f"Next: {command_for(given.run)}{based} --quant q5")
         return 0
 
     return run(work, "Stopped; nothing was kept.")

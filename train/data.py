@@ -23,7 +23,7 @@ try:
     from train.loaded import Loaded, lost
     from train.recipe import Data, Recipe, load_recipe
     from train.split import NAMES, Splits, split_examples
-    from train.table import read_table
+    from train.table import is_file, read_table
     from train.tasks import code_instructions, oasst1, quotes, sms
 except ModuleNotFoundError as error:
     sys.exit(missing(error))
@@ -99,9 +99,17 @@ def _task(data: Data, columns: list[str]) -> str:
     return "quotes" if {"quote", "author"} <= {*columns} else "auto"
 
 
-def prepare(recipe: Recipe, tokenizer: ChatTokenizer) -> Prepared:
-    """Load, split and encode. Raises TrainError."""
-    loaded = load_examples(recipe.data, LIMIT_SEED)
+def load_file(data: Data) -> Loaded | None:
+    """The examples of a file, so that its faults are told before a base is asked for; None of a hub's data.
+
+    Raises TrainError.
+    """
+    return load_examples(data, LIMIT_SEED) if is_file(data) else None
+
+
+def prepare(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded | None = None) -> Prepared:
+    """Load, unless that is done, split and encode. Raises TrainError."""
+    loaded = loaded or load_examples(recipe.data, LIMIT_SEED)
     return encode_splits(recipe, tokenizer, loaded, split_examples(loaded.examples, recipe.data))
 
 

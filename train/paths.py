@@ -41,6 +41,11 @@ def located(path: str, *starts: Path) -> str:
     return found or (places[0] if named else path)
 
 
+def full_path(given: str) -> Path:
+    """A folder of the command line, in full: what is printed with it is right from anywhere."""
+    return Path(given).expanduser().absolute()
+
+
 def find_file(given: str | Path, folder: Path, kind: str) -> Path:
     """The file `given`, or the one of that name that comes with the project. Raises TrainError."""
     for path in (Path(given).expanduser(), folder / f"{given}.yaml"):

@@ -13,10 +13,12 @@ from train.recipe import Recipe
 from train.run import load_of
 from train.session import Base
 from train.shape import Load
+from train.table import is_file
 
 
 def print_plan(recipe: Recipe) -> None:
     """Print memory, speed and minutes on each GPU that we have figures for, this machine's first."""
+    is_file(recipe.data)  # or it is said before a base is asked for
     base = Base(recipe)
     try:
         order = Order(prepare(recipe, base.tokenizer).train, recipe.sft)

@@ -19,7 +19,7 @@ try:
     from core.command_line import command_line
     from core.errors import ChatError
     from train.errors import DiskError, TrainError
-    from train.paths import located
+    from train.paths import full_path, located
     from train.recipe import Recipe, changed, load_recipe, parse, with_paths
     from train.stops import interrupt, on_stop
 except ModuleNotFoundError as error:
@@ -29,11 +29,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "train/qlora.py"
 PROG = f"python {SCRIPT}"
 KEY = re.compile(r"\b(?:model|data|SFTConfig|LoraConfig|BitsAndBytesConfig)\.\w+")
-
-
-def folder(given: str) -> Path:
-    """A folder of the command line, in full: what is printed with it is right from anywhere."""
-    return Path(given).expanduser().absolute()
+# Keys that have an option of their own, longer ones first.
+OPTIONS = {
+    "model.base_model and model.gguf_file": "--model",
+    "model.base_model": "--model",
+    "model.gguf_file": "--model",
+    "data.path": "--data",
+}
 
 
 def parse_options(argv: list[str]) -> Namespace:
@@ -57,7 +59,7 @@ def parse_options(argv: list[str]) -> Namespace:
     add("--max-steps", type=int, metavar="N", help="stop after N steps")
     add("--try", dest="ask", metavar="RUN", help="let a run's adapter answer a prompt")
     add("--prompt", help="with --try: what to ask (else the first sample of the run)")
-    add("--root", type=folder, default=ROOT, help="where outputs/ is (the repository)")
+    add("--root", type=full_path, default=ROOT, help="where outputs/ is (the repository)")
     given = parser.parse_args(argv)
     ways = [bool(given.recipe), bool(given.data), bool(given.ask)]
     if sum(ways) != 1:
@@ -92,10 +94,10 @@ def main(argv: list[str]) -> int:
         from train.planning import print_plan
         from train.run import train_run
 
-        if given.plan:
-            print_plan(recipe)
-            return 0
         try:
+            if given.plan:
+                print_plan(recipe)
+                return 0
             made = train_run(recipe, outputs, given.resume)
         except DiskError as error:
             raise TrainError(f"{error}. After that, go on with: {again}") from None
@@ -106,8 +108,7 @@ def main(argv: list[str]) -> int:
         root = [] if given.root == ROOT else ["--root", given.root]
         print(f"{made} is done: see README.md, samples.md and loss.png in it")
         print(f"Next: {command_line(SCRIPT, ['--try', recipe.name, *root])}")
-        target = made if root else recipe.name
-        print(f"Next: {command_line('convert/to_gguf.py', [target, '--quant', 'q5'])}")
+        print(f"Next: {command_line('convert/to_gguf.py', [recipe.name, '--quant', 'q5', *root])}")
         return 0
 
     def stoppable() -> int:
@@ -119,6 +120,8 @@ def main(argv: list[str]) -> int:
 
 def with_option(message: str) -> str:
     """A refusal that names a key of the recipe, where there is no recipe: with the option that sets it."""
+    for ours, option in OPTIONS.items():
+        message = message.replace(ours, option)
     key = None if "--set" in message else KEY.search(message)
     return f"{message}\nSuch a key is set by an option: --set {key[0]}=VALUE" if key else message
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from train import checks as check
 from train import data_report, plan
 from train import folder as files
-from train.data import Prepared, lost, prepare
+from train.data import Prepared, load_file, lost, prepare
 from train.errors import TrainError
 from train.example import Encoded
 from train.first_loss import check_reading
@@ -212,8 +212,9 @@ def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
     began = time.monotonic()
     state = PartialState(cpu=not torch.cuda.is_available())  # or processes without a GPU ignore each other
     with state.main_process_first():  # it writes what the others then find: the base, the encoded rows
+        loaded = load_file(recipe.data)
         base = Base(recipe, files.rendered_at(outputs / recipe.name) if resume else "")
-        data = prepare(recipe, base.tokenizer)
+        data = prepare(recipe, base.tokenizer, loaded)
     run = Run(recipe, outputs / recipe.name, base, data, state)
     run.say(data_report.rows(recipe.data, data.loaded))
     for line in [*data_report.notes(recipe, data), *data.examples.notes]:

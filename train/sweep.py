@@ -18,6 +18,7 @@ try:
     from core.errors import ChatError
     from core.files import write_whole
     from train.errors import TrainError
+    from train.paths import full_path
     from train.recipe import Recipe
     from train.stops import interrupt, on_stop
     from train.sweep_grid import Cell, Sweep, cells, load_sweep
@@ -86,7 +87,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog=PROG, description=__doc__, allow_abbrev=False)
     parser.add_argument("sweep", metavar="SWEEP", help="a sweep's file, or the name of one of the project's")
     parser.add_argument("--max-steps", type=int, metavar="N", help="of each run")
-    parser.add_argument("--root", type=Path, default=ROOT, help="where outputs/ is (the repository)")
+    parser.add_argument("--root", type=full_path, default=ROOT, help="where outputs/ is (the repository)")
     given = parser.parse_args(argv)
     if given.max_steps is not None and given.max_steps < 1:
         parser.error(f"--max-steps {given.max_steps} is not above 0")

@@ -19,6 +19,7 @@ from train.model import Adapted
 from train.recipe import Recipe
 from train.run import Run
 from train.session import Base, Session, device_of
+from train.table import is_file
 
 
 class Trainer:
@@ -78,6 +79,7 @@ class Trainer:
 
     def _found(self, recipe: Recipe) -> tuple[Base, Prepared, files.Inputs]:
         """Base and data of a run, and what tells them from others of the same names."""
+        is_file(recipe.data)  # or it is said before a base is asked for
         base: Base = self._keep("base", recipe.model, lambda: Base(recipe, self._rendered))
         self._rendered = base.tokenizer.rendered
         sft = recipe.sft

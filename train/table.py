@@ -40,15 +40,8 @@ class Table:
 
 def read_table(data: Data) -> Table:
     """Read the file or the hub's data set that `data.path` names. Raises TrainError."""
-    path = Path(data.path)
-    if path.is_dir():
-        raise TrainError(f"{data.path} is a folder; name a file in it: {', '.join(ENDINGS)}")
-    if path.is_file():
-        rows = read_rows(path)
-    elif is_data_file(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path):
-        make = command_line("train/scores/sms_generator.py", ["--out", path])
-        hint = f"; make one with: {make}" if data.task == "sms" else ""
-        raise TrainError(f"there is no file {data.path}{hint}")
+    if is_file(data):
+        rows = read_rows(Path(data.path))
     else:
         from train.hub import load  # the library takes seconds to import
 
@@ -58,6 +51,20 @@ def read_table(data: Data) -> Table:
     if data.unescape_html:
         rows = [without_entities(row) for row in rows]
     return spelled(Table(rows, _columns(rows), data.path), data.columns)
+
+
+def is_file(data: Data) -> bool:
+    """Whether `data.path` is a file here, not a name on the hub. Raises TrainError for what is neither."""
+    path = Path(data.path)
+    if path.is_dir():
+        raise TrainError(f"{data.path} is a folder; name a file in it: {', '.join(ENDINGS)}")
+    if path.is_file():
+        return True
+    if not is_data_file(path) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path):
+        return False
+    make = command_line("train/scores/sms_generator.py", ["--out", path])
+    hint = f"; make one with: {make}" if data.task == "sms" else ""
+    raise TrainError(f"there is no file {data.path}{hint}")
 
 
 def spelled(table: Table, given: Mapping[str, str]) -> Table:

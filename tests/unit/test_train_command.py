@@ -229,6 +229,26 @@ def test_as_a_command_from_another_folder(chats: Path, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_the_users_own_file_is_looked_at_before_the_base_and_in_the_users_words(
+    tmp_path: Path, chats: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("[1", encoding="utf-8")
+    cases: list[tuple[Path, list[str], str]] = [
+        (tmp_path / "nope.jsonl", [], f"there is no file {tmp_path / 'nope.jsonl'}"),
+        (tmp_path / "nope.xlsx", ["--plan"], f"there is no file {tmp_path / 'nope.xlsx'}"),
+        (bad, [], "bad.jsonl"),
+        (chats, [], "can't reach the hub for the base 'x/y', .* give a folder or a GGUF: --model$"),
+        (chats, ["--plan"], "give a folder or a GGUF: --model$"),
+    ]
+    for data, options, said in cases:
+        text = refusal(capsys, "--data", data, "--model", "x/y", "--root", tmp_path, *options, code=1)
+        assert re.search(said, text)
+    text = refusal(capsys, "--data", chats, "--model", "a b.gguf", "--root", tmp_path, code=1)
+    assert text.endswith("a b.gguf' is not there; see --model")
+
+
 def test_no_run_to_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = refusal(capsys, "--try", "nothing", "--root", tmp_path, code=1)
     assert text == "no run is called 'nothing'; runs: none yet"
