@@ -6,70 +6,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
 
-from chat.end_of_turn import EndOfTurn, end_of_turn
-from chat.engine import Engine, LoadCancelled, wanted
-from chat.gguf_file import GgufFile, read_gguf
-from chat.machine import check_fits, memory_limit_bytes, thread_count
-from chat.prompt import FALLBACK_STOP, FALLBACK_TEMPLATE, Messages, PromptEncoder
-from chat.reasoning import Reasoning
+from chat.engine import Engine, wanted
+from chat.gguf_file import GgufFile
+from chat.machine import memory_limit_bytes, thread_count
+from chat.model import Model, Replies, open_model
 from chat.registry import Entry, Registry, menu
-from chat.replies import Replies
 from chat.templates import TemplateRenderer
-from core.errors import ChatError, ModelFileError
-from core.unicode_form import in_form
+from core.errors import ChatError
 
 ENGINES = ("auto", "in-process", "llama-server")
 ASK_AGAIN_S = 0.2  # how often a turn that waits for its model looks whether it was stopped
-CACHED_TEXT = 16_384  # characters; longer texts are tokenised anew rather than kept
 CLOSE_LIMIT_S = 5.0  # a load that hangs in the disk must not keep the app from ending
-# Keys by which a file names tokens that end a reply in llama.cpp; few files name them all.
-END_KEYS = tuple(
-    f"tokenizer.ggml.{kind}_token_id" for kind in ("eot", "eom", "fim_sep", "fim_rep", "fim_pad")
-)
 SLOTS_SHARE = 0.1  # of the memory limit that further chats' context may take
-
-
-@dataclass
-class Model:
-    """A loaded model: its file, its engine, the prompts that it understands and the replies that it gave."""
-
-    name: str
-    entry: Entry
-    file: GgufFile
-    engine: Engine
-    encoder: PromptEncoder
-    replies: Replies
-    end: EndOfTurn
-
-    @cached_property
-    def reasoning(self) -> Reasoning:
-        """How the model marks its thoughts."""
-        return Reasoning.of(self.encoder.render, self.file.chat_template or "")
-
-    @property
-    def warning(self) -> str:
-        """What the page must say about this model; empty when there is nothing."""
-        sentences = []
-        if not self.file.chat_template:
-            sentences.append(
-                f"{self.name} has no chat template: a plain one is used, and replies may wander. "
-                "A model made for chat brings its own."
-            )
-        if self.engine.n_ctx < self.entry.n_ctx:
-            sentences.append(
-                f"{self.name} has a context of {self.engine.n_ctx:,} tokens, which it was trained on, "
-                f"and not the {self.entry.n_ctx:,} of its entry."
-            )
-        return " ".join(sentences)
-
-    @property
-    def stop(self) -> str:
-        """The text at which a reply ends; empty for a model whose template has a token for that."""
-        return self.end.text if self.file.chat_template else FALLBACK_STOP
 
 
 class _Ticket:
@@ -203,64 +153,23 @@ class Host:
 
     def _load(self, name: str, cancelled: Callable[[], bool] = wanted) -> Model:
         entry, path = self._find(name)
-        file = read_gguf(path)
-        if not file.n_params:
-            raise ModelFileError(
-                f"{path.name} holds a vocabulary and no weights; choose the model's other file."
-            )
-        n_ctx = min(entry.n_ctx, file.n_ctx_train or entry.n_ctx)
-        check_fits(name, file.file_size, file.kv_bytes_per_token, n_ctx)
         replies = self._model.replies if self._model and self._model.name == name else Replies()
-        render = self._render(file, cancelled)
-        end = end_of_turn(render, file.vocab) if file.chat_template else EndOfTurn()
-        self._unload()  # two models at once may not fit
-        engine = self._start(file, entry, n_ctx, end, cancelled)
-        model = Model(name, entry, file, engine, self._encoder(file, engine, replies), replies, end)
-        marks = model.reasoning.shown(file.vocab.control)
-        kept = {mark: i for mark, i in file.vocab.control.items() if mark in marks}
-        ends = {*file.vocab.eog_ids, end.token}
-        engine.shown = {mark: i for mark, i in kept.items() if i not in ends}
-        return model
-
-    def _start(
-        self, file: GgufFile, entry: Entry, n_ctx: int, end: EndOfTurn, cancelled: Callable[[], bool]
-    ) -> Engine:
         adapters = [str(self.registry.folder / adapter) for adapter in entry.adapters]
-        overrides = {}
-        if end.token is not None:
-            free = (key for key in END_KEYS if key not in file.keys)
-            overrides[next(free, END_KEYS[0])] = end.token
-        if self.engine == "in-process":
-            from chat.in_process import InProcessEngine  # loads llama.cpp's library: not before it is needed
 
-            return InProcessEngine(file.path, n_ctx, self._threads(), adapters, cancelled, overrides)
-        from chat.llama_server import LlamaServerEngine
+        def start(file: GgufFile, n_ctx: int, overrides: dict[str, int]) -> Engine:
+            self._unload()  # two models at once may not fit
+            if self.engine == "in-process":
+                from chat.in_process import (
+                    InProcessEngine,  # loads llama.cpp's library: not before it is needed
+                )
 
-        kv_bytes = file.kv_bytes_per_token * n_ctx
-        slots = 2 if kv_bytes < memory_limit_bytes() * SLOTS_SHARE else 1
-        return LlamaServerEngine(file.path, n_ctx, self._threads(), adapters, slots, cancelled, overrides)
+                return InProcessEngine(file.path, n_ctx, self._threads(), adapters, cancelled, overrides)
+            from chat.llama_server import LlamaServerEngine
 
-    def _render(
-        self, file: GgufFile, cancelled: Callable[[], bool] = wanted
-    ) -> Callable[[Messages, bool], str]:
-        vocab, template = file.vocab, file.chat_template or FALLBACK_TEMPLATE
+            slots = 2 if file.kv_bytes_per_token * n_ctx < memory_limit_bytes() * SLOTS_SHARE else 1
+            return LlamaServerEngine(file.path, n_ctx, self._threads(), adapters, slots, cancelled, overrides)
 
-        def render(messages: Messages, add_generation_prompt: bool) -> str:
-            if cancelled():  # a slow template takes seconds each time
-                raise LoadCancelled(f"Stopped while {file.path.name} was being loaded.")
-            return self._renderer.render(template, messages, add_generation_prompt, vocab.bos, vocab.eos)
-
-        return render
-
-    def _encoder(self, file: GgufFile, engine: Engine, replies: Replies) -> PromptEncoder:
-        vocab = file.vocab
-        cached = lru_cache(maxsize=256)(engine.tokenize)  # the turns before come again with every turn
-
-        def tokenize(text: str, special: bool) -> list[int]:
-            return cached(text, special) if len(text) <= CACHED_TEXT else engine.tokenize(text, special)
-
-        formed = in_form(tokenize, file.unicode_form, vocab.control)
-        return PromptEncoder(self._render(file), formed, vocab.control, vocab.bos_id, vocab.add_bos, replies)
+        return open_model(name, entry, path, self._renderer, start, replies, cancelled)
 
     def _unload(self) -> None:
         if self._model:

@@ -10,7 +10,8 @@ from chat.conversation import Conversation, Message
 from chat.download import download
 from chat.engine import Stats
 from chat.entry import Source, hub_source
-from chat.host import Host, Model
+from chat.host import Host
+from chat.model import Model
 from chat.prompt import Messages
 from chat.turn import Progress, Turn, plan
 from core.errors import ChatError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from chat.engine import Sampling
-from chat.host import Model
+from chat.model import Model
 from convert.rows import Row
 from convert.verify.check import Check
 from convert.verify.thresholds import (

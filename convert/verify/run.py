@@ -6,15 +6,15 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chat.gguf_file import read_gguf
-from chat.host import Host, Model
+from chat.engine import Engine, wanted
+from chat.entry import Entry, Source
+from chat.gguf_file import GgufFile, read_gguf
 from chat.machine import idle_thread_count
-from chat.prompt import FALLBACK_TEMPLATE, Messages
-from chat.registry import Entry, Registry, Source
+from chat.model import Model, Replies, open_model
 from chat.templates import TemplateRenderer
 from convert.rows import Row
 from convert.verify.answers import PROMPTS, Answer, check_answers
@@ -56,20 +56,17 @@ ADAPTED, CHECKPOINT = "base+adapter", "checkpoint"  # stages, in the table
 @contextmanager
 def chat_model(gguf: Path, now: str = "") -> Iterator[Model]:
     """Load a GGUF as the app does, in this process; its template is told the time `now`. Raises ChatError."""
+    from chat.in_process import InProcessEngine  # loads llama.cpp's library
+
     entry = Entry(sources=[Source(path=str(gguf.resolve()))], n_ctx=max(256, _context(gguf)))
-    registry = Registry(gguf.resolve().with_name("models.json"), {gguf.stem: entry})
-    renderer = TemplateRenderer()
-    with (
-        closing(Host(registry, "in-process", idle_thread_count)) as host,
-        closing(renderer),
-        host.use(gguf.stem) as model,
-    ):
-        vocab, template = model.file.vocab, model.file.chat_template or FALLBACK_TEMPLATE
 
-        def render(messages: Messages, generate: bool) -> str:
-            return renderer.render(template, messages, generate, vocab.bos, vocab.eos, now)
+    def start(file: GgufFile, n_ctx: int, overrides: dict[str, int]) -> Engine:
+        return InProcessEngine(file.path, n_ctx, idle_thread_count(), [], wanted, overrides)
 
-        yield replace(model, encoder=replace(model.encoder, render=render)) if now else model
+    with closing(TemplateRenderer()) as renderer:
+        model = open_model(gguf.stem, entry, gguf.resolve(), renderer, start, Replies(), now=now)
+        with closing(model.engine):
+            yield model
 
 
 def _context(gguf: Path) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chat.host import Model
+from chat.model import Model
 from convert.rows import Row
 from convert.verify.check import Check
 from convert.verify.thresholds import NASTY_TEXTS

@@ -19,7 +19,8 @@ from llama_cpp_agent.messages_formatter import MessagesFormatter, get_predefined
 
 from chat.agent import EngineProvider, EngineSettings, IdsFormatter, Messages, start_reply
 from chat.engine import Sampling
-from chat.host import Host, Model
+from chat.host import Host
+from chat.model import Model
 from chat.registry import Entry, Registry, Source
 
 CHAT: Messages = [

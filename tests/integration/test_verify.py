@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from chat.gguf_file import read_gguf
-from chat.host import Model
+from chat.model import Model
 from convert.errors import ConvertError
 from convert.from_gguf import checkpoint_from_gguf
 from convert.llamacpp import run, tool

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from chat.host import Model
+from chat.model import Model
 from convert.gguf_tokenizer import read_tokens, write_tokenizer
 from convert.verify.reference import Checkpoint
 from convert.verify.run import chat_model

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from chat import replies
-from chat.replies import Replies
+from chat.model import Replies
 
 
 def test_a_reply_is_found_by_its_text() -> None:
