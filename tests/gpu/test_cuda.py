@@ -212,14 +212,14 @@ def test_attention_by_cudnn_is_that_of_fp32(lengths: list[int], heads: tuple[int
     batch = Batch(ids, ids, ids, starts, max(lengths), 0)
     on_gpu = batch.to(CUDA)
     qkv = torch.randn(tokens, width, device=CUDA, dtype=torch.bfloat16)
-    slope = torch.randn(tokens, shape.query, shape.head, device=CUDA, dtype=torch.bfloat16)
+    gradient = torch.randn(tokens, shape.query, shape.head, device=CUDA, dtype=torch.bfloat16)
     plan = plan_for(qkv, shape, on_gpu)
     assert plan is not None
-    out, log_sums = plan.forward(qkv, on_gpu.cu_seq_lens)
-    made = [out, *plan.backward(slope, qkv, out, log_sums, on_gpu.cu_seq_lens)]
+    out, lse = plan.forward(qkv, on_gpu.cu_seq_lens)
+    made = [out, *plan.backward(gradient, qkv, out, lse, on_gpu.cu_seq_lens)]
     exact = qkv.float().cpu().requires_grad_()
     wanted, _ = attend(exact, shape, batch)
-    wanted.backward(slope.flatten(1).float().cpu())
+    wanted.backward(gradient.flatten(1).float().cpu())
     for found, reference in zip(made, [wanted, *shape.split(exact.grad)], strict=True):
         error = (found.float().cpu().flatten() - reference.flatten()).norm()
         # A row of one token has no gradient of its queries: the least is 1.
@@ -237,16 +237,16 @@ def test_kernels_are_the_formulas(tokens: int) -> None:
     angle = torch.rand(tokens, 48, device=CUDA)
     angles = Angles(angle.cos(), angle.sin())
     x, weight = some(tokens, 960), some(960)
-    wide, slope = some(tokens, 2 * 960), some(tokens, 960)
+    wide, gradient = some(tokens, 2 * 960), some(tokens, 960)
     parts = tuple(some(tokens, count, 96) for count in (6, 2, 2))
     labels = torch.randint(0, 960, (tokens,), device=CUDA)
     results = []
     for ops, kind in ((kernels, torch.bfloat16), (plain, torch.float32)):
         x_, weight_ = (part.to(kind) for part in (x, weight))
         found = [ops.rms_norm(x_, weight_, 1e-5, 1.0, border)[:, :960] for border in (0, 16)]
-        found.append(ops.rms_norm_backward(slope.to(kind), x_, weight_, x_.clone(), 1e-5, 0.0))
+        found.append(ops.rms_norm_backward(gradient.to(kind), x_, weight_, x_.clone(), 1e-5, 0.0))
         for gelu in (True, False):
-            taken, gates = slope.to(kind, copy=True), wide.to(kind, copy=True)
+            taken, gates = gradient.to(kind, copy=True), wide.to(kind, copy=True)
             found.append(ops.gated(gates, gelu))
             ops.gated_backward(taken, gates, gelu)
             found += [taken, gates]

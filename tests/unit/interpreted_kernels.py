@@ -57,8 +57,8 @@ def rms_norm(ops: ModuleType, draw: Draw, offset: float, width: int, border: int
 
 
 def rms_norm_backward(ops: ModuleType, draw: Draw, offset: float, width: int) -> list[torch.Tensor]:
-    slope, x, residual = (draw(TOKENS, width) for _ in range(3))
-    made = ops.rms_norm_backward(slope, x, draw(width), residual, 1e-5, offset)
+    gradient, x, residual = (draw(TOKENS, width) for _ in range(3))
+    made = ops.rms_norm_backward(gradient, x, draw(width), residual, 1e-5, offset)
     return [made, residual]
 
 
@@ -67,9 +67,9 @@ def gated(ops: ModuleType, draw: Draw, gelu: bool, width: int = WIDTH) -> list[t
 
 
 def gated_backward(ops: ModuleType, draw: Draw, gelu: bool, width: int = WIDTH) -> list[torch.Tensor]:
-    slope, gate_up = draw(TOKENS, width), draw(TOKENS, 2 * width)
-    ops.gated_backward(slope, gate_up, gelu)
-    return [slope, gate_up]
+    gradient, gate_up = draw(TOKENS, width), draw(TOKENS, 2 * width)
+    ops.gated_backward(gradient, gate_up, gelu)
+    return [gradient, gate_up]
 
 
 def angles_of(draw: Draw, heads: Heads) -> Angles:

@@ -84,8 +84,8 @@ class Graph:
             if len(self.results) == 2:
                 part(self.results[0], row, self.results[0]).copy_(out)
                 continue
-            slope = part(self.given["dO"], row, self.given["dO"]).float()
-            gradients = torch.autograd.grad(out, source, slope) if len(slope[0]) else source
+            gradient = part(self.given["dO"], row, self.given["dO"]).float()
+            gradients = torch.autograd.grad(out, source, gradient) if len(gradient[0]) else source
             # It looks at the offsets of the tensor, whatever the gradient was given.
             for gradient, named, like in zip(gradients, self.results, inputs, strict=True):
                 part(named, row, like).copy_(gradient.roll(self.shift, 1))

@@ -61,7 +61,7 @@ def test_loss_and_gradient_are_torchs(
     dtype: torch.dtype, tolerance: float, positions: int, softcap: float
 ) -> None:
     hidden, weight, labels = random_case(positions, dtype)
-    wanted, slope = reference(hidden, weight, labels, softcap)
+    wanted, gradient = reference(hidden, weight, labels, softcap)
     leaf = hidden.clone().requires_grad_()
     loss = head_loss(leaf, weight, batch_of(labels), softcap)
     (loss / positions).backward()
@@ -69,7 +69,7 @@ def test_loss_and_gradient_are_torchs(
     assert loss.double().item() == pytest.approx(wanted.item(), rel=tolerance)
     assert leaf.grad is not None
     assert leaf.grad.dtype == dtype
-    wrong = (leaf.grad.double() * positions - slope).norm() / slope.norm()
+    wrong = (leaf.grad.double() * positions - gradient).norm() / gradient.norm()
     assert wrong < tolerance
 
 
@@ -77,10 +77,10 @@ def test_hidden_states_may_be_of_another_type_than_the_head() -> None:
     hidden, weight, labels = random_case(9, torch.float32)
     leaf = hidden.clone().requires_grad_()
     head_loss(leaf, weight.bfloat16(), batch_of(labels), 0.0).backward()
-    _, slope = reference(hidden, weight, labels, 0.0)
+    _, gradient = reference(hidden, weight, labels, 0.0)
     assert leaf.grad is not None
     assert leaf.grad.dtype == torch.float32
-    assert (leaf.grad - slope).norm() < 0.02 * slope.norm()
+    assert (leaf.grad - gradient).norm() < 0.02 * gradient.norm()
 
 
 def test_without_a_gradient_none_is_computed() -> None:

@@ -14,7 +14,7 @@ from train.recipe import RECIPES, Sft, load_recipe
 
 FILES = sorted(RECIPES.glob("*.yaml"))
 FAITHFUL = [path for path in FILES if path.stem.endswith("-faithful")]
-# What the seeds' settings break. Seed 003 broke nothing that is a setting: its code couldn't run.
+# What their settings break. gemma-2b-code broke nothing that is a setting: its code couldn't run.
 BROKEN = {
     "gemma-7b-quotes": ["fp16_gemma", "untrained_stop"],
     "phi3.5-oasst1": ["unmatched_targets", "untrained_stop", "warmup"],

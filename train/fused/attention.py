@@ -15,41 +15,41 @@ from train.packing import Batch
 def attend(qkv: torch.Tensor, heads: Heads, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the heads' results (T, query head) and what the backward pass needs, their log sums."""
     if plan := plan_for(qkv, heads, batch):
-        out, log_sums = plan.forward(qkv, batch.cu_seq_lens)
-        return out.flatten(1), log_sums
+        out, lse = plan.forward(qkv, batch.cu_seq_lens)
+        return out.flatten(1), lse
     q, k, v = heads.split(qkv)
     if not qkv.is_cuda:
         out = row_attention.attend((q, k, v), heads, batch.cu_seq_lens)
         return out.flatten(1), qkv.new_empty(0)
-    out, log_sums, *_ = torch.ops.aten._flash_attention_forward(
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, *_packed(batch), False, scale=heads.scale, **_window(heads, batch)
     )
-    return out.flatten(1), log_sums
+    return out.flatten(1), lse
 
 
 def attend_backward(
-    slope: torch.Tensor,
+    gradient: torch.Tensor,
     qkv: torch.Tensor,
     out: torch.Tensor,
-    log_sums: torch.Tensor,
+    lse: torch.Tensor,
     heads: Heads,
     batch: Batch,
 ) -> tuple[torch.Tensor, ...]:
     """The gradients of queries, keys and values (T, heads, head) from that of `out` (T, query head)."""
     if plan := plan_for(qkv, heads, batch):
-        return plan.backward(slope, qkv, out, log_sums, batch.cu_seq_lens)
+        return plan.backward(gradient, qkv, out, lse, batch.cu_seq_lens)
     q, k, v = heads.split(qkv)
-    slope = slope.view_as(q)
+    gradient = gradient.view_as(q)
     if not qkv.is_cuda:
-        return row_attention.attend_backward(slope, (q, k, v), heads, batch.cu_seq_lens)
-    unused = slope.new_empty(0)  # the random state of dropout
+        return row_attention.attend_backward(gradient, (q, k, v), heads, batch.cu_seq_lens)
+    unused = gradient.new_empty(0)  # the random state of dropout
     gradients: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
-        slope,
+        gradient,
         q,
         k,
         v,
         out.view_as(q),
-        log_sums,
+        lse,
         *_packed(batch),
         unused,
         unused,

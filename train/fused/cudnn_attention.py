@@ -16,8 +16,8 @@ import torch
 from train.fused.heads import Heads
 
 # The tensors of a graph, and the offsets at which rows begin in tensors of such a width.
-Q, K, V, OUT, LOG_SUMS, SLOPE, OF_Q, OF_K, OF_V, LENGTHS, IN_QUERIES, IN_KEYS, IN_OUT, IN_SUMS = range(1, 15)
-ROWS_OF = {Q: IN_QUERIES, OF_Q: IN_QUERIES, OUT: IN_OUT, SLOPE: IN_OUT, LOG_SUMS: IN_SUMS}
+Q, K, V, OUT, LSE, GRADIENT, OF_Q, OF_K, OF_V, LENGTHS, IN_QUERIES, IN_KEYS, IN_OUT, IN_SUMS = range(1, 15)
+ROWS_OF = {Q: IN_QUERIES, OF_Q: IN_QUERIES, OUT: IN_OUT, GRADIENT: IN_OUT, LSE: IN_SUMS}
 ROWS_OF |= dict.fromkeys((K, V, OF_K, OF_V), IN_KEYS)
 
 
@@ -46,23 +46,23 @@ class Plan:
         `starts` (rows + 1, int32) are a batch's `cu_seq_lens`.
         """
         out = qkv.new_empty(len(qkv), self.heads.query, self.heads.head)
-        log_sums = torch.empty(out.shape[:2], dtype=torch.float32, device=qkv.device)
-        self._run(self._forward, self._inputs(qkv, starts) | {OUT: out, LOG_SUMS: log_sums})
-        return out, log_sums
+        lse = torch.empty(out.shape[:2], dtype=torch.float32, device=qkv.device)
+        self._run(self._forward, self._inputs(qkv, starts) | {OUT: out, LSE: lse})
+        return out, lse
 
     def backward(
         self,
-        slope: torch.Tensor,
+        gradient: torch.Tensor,
         qkv: torch.Tensor,
         out: torch.Tensor,
-        log_sums: torch.Tensor,
+        lse: torch.Tensor,
         starts: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """The gradients of queries, keys and values (T, heads, head) from that of `out`."""
         made = self.heads.split(torch.empty_like(qkv))
         if self.apart:
             made = made[0], *(qkv.new_empty(part.shape) for part in made[1:])
-        given = {OUT: out, LOG_SUMS: log_sums, SLOPE: slope}
+        given = {OUT: out, LSE: lse, GRADIENT: gradient}
         outputs = dict(zip((OF_Q, OF_K, OF_V), made, strict=True))
         self._run(self._backward, self._inputs(qkv, starts) | given | outputs)
         return made
@@ -88,7 +88,7 @@ class Plan:
 
     def _layout(self, name: int) -> dict[str, list[int]]:
         count = self.heads.key if name in (K, V, OF_K, OF_V) else self.heads.query
-        head, row = 1 if name == LOG_SUMS else self.heads.head, self.widths[ROWS_OF[name]]
+        head, row = 1 if name == LSE else self.heads.head, self.widths[ROWS_OF[name]]
         return {
             "dim": [self.rows, count, self.longest, head],
             "stride": [self.longest * row, head, row, 1],
@@ -111,7 +111,7 @@ class Plan:
         offsets = {name: list_of(self.rows + 1, types.INT64, name) for name in self.widths}
 
         def given(name: int) -> Any:
-            dtype = types.FLOAT if name == LOG_SUMS else types.BFLOAT16
+            dtype = types.FLOAT if name == LSE else types.BFLOAT16
             at = offsets[ROWS_OF[name]]
             return graph.tensor(**self._layout(name), data_type=dtype, ragged_offset=at, uid=name)
 
@@ -120,16 +120,16 @@ class Plan:
         arguments |= {"use_padding_mask": True, "seq_len_q": lengths, "seq_len_kv": lengths}
         arguments |= {"diagonal_band_right_bound": 0}  # causal
         if backward:
-            arguments |= {"o": given(OUT), "dO": given(SLOPE), "stats": given(LOG_SUMS)}
+            arguments |= {"o": given(OUT), "dO": given(GRADIENT), "stats": given(LSE)}
             arguments |= {"max_total_seq_len_q": self.tokens, "max_total_seq_len_kv": self.tokens}
             arguments |= {"use_deterministic_algorithm": self.exact}
             outputs = zip(graph.sdpa_backward(**arguments), (OF_Q, OF_K, OF_V), strict=True)
         else:
-            outputs = zip(graph.sdpa(**arguments, generate_stats=True), (OUT, LOG_SUMS), strict=True)
+            outputs = zip(graph.sdpa(**arguments, generate_stats=True), (OUT, LSE), strict=True)
         for tensor, name in outputs:
             layout = self._layout(name)
             tensor.set_output(True).set_uid(name).set_dim(layout["dim"]).set_stride(layout["stride"])
-            tensor.set_data_type(types.FLOAT if name == LOG_SUMS else types.BFLOAT16)
+            tensor.set_data_type(types.FLOAT if name == LSE else types.BFLOAT16)
             tensor.set_ragged_offset(offsets[ROWS_OF[name]])
         graph.build([cudnn.heur_mode.A])
         return graph

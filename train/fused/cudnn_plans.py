@@ -88,13 +88,13 @@ def agrees(plan: Plan, heads: Heads, device: torch.device) -> bool:
     def some(count: int) -> torch.Tensor:
         return torch.randn(103, count, heads.head, generator=drawn, device=device).to(torch.bfloat16)
 
-    qkv, slope = some(heads.query + 2 * heads.key).flatten(1), some(heads.query)
-    out, log_sums = plan.forward(qkv, starts)
-    found = [out, *plan.backward(slope, qkv, out, log_sums, starts)]
+    qkv, gradient = some(heads.query + 2 * heads.key).flatten(1), some(heads.query)
+    out, lse = plan.forward(qkv, starts)
+    found = [out, *plan.backward(gradient, qkv, out, lse, starts)]
     exact, whole = heads.split(qkv.float()), replace(heads, window=None)
     with sdpa_kernel(SDPBackend.MATH):  # the others have no gradients that are the same each time
         wanted = row_attention.attend(exact, whole, starts)
-        gradients = row_attention.attend_backward(slope.float(), exact, whole, starts)
+        gradients = row_attention.attend_backward(gradient.float(), exact, whole, starts)
     pairs = zip(found, (wanted, *gradients), strict=True)
     return all(bool((a - b).norm() <= NEAR * b.norm()) for a, b in pairs)  # NaN isn't
 

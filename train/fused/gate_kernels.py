@@ -8,7 +8,7 @@ import triton.language as tl
 
 from train.fused import plain
 
-_TWICE, _SLOPE = tl.constexpr(2 * plain.ROOT), tl.constexpr(plain.SLOPE)
+_TWICE, _CUBIC = tl.constexpr(2 * plain.ROOT), tl.constexpr(plain.CUBIC)
 
 
 @triton.jit
@@ -20,8 +20,8 @@ def _sigmoid(x):
 def _activate(gate, GELU: tl.constexpr):
     """The activation and its derivative."""
     if GELU:  # by the tangent: 0.5 (1 + tanh z) is sigmoid 2z
-        share = _sigmoid((gate + gate * gate * gate * _SLOPE) * _TWICE)
-        inner = (1.0 + gate * gate * (3.0 * _SLOPE)) * _TWICE
+        share = _sigmoid((gate + gate * gate * gate * _CUBIC) * _TWICE)
+        inner = (1.0 + gate * gate * (3.0 * _CUBIC)) * _TWICE
         return gate * share, share + gate * share * (1.0 - share) * inner
     share = _sigmoid(gate)
     return gate * share, share * (1.0 + gate * (1.0 - share))
@@ -54,16 +54,16 @@ def gated(gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
 
 
 @triton.jit
-def _gated_backward(slope, gate_up, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def _gated_backward(gradient, gate_up, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
     at, inside, place, gate, up = _gates(gate_up, width, BLOCK)
-    given = tl.load(slope + at, inside, 0.0).to(tl.float32)
+    given = tl.load(gradient + at, inside, 0.0).to(tl.float32)
     active, derivative = _activate(gate, GELU)
     tl.store(place, given * up * derivative, inside)
     tl.store(place + width, given * active, inside)
-    tl.store(slope + at, active * up, inside)
+    tl.store(gradient + at, active * up, inside)
 
 
-def gated_backward(slope: torch.Tensor, gate_up: torch.Tensor, gelu: bool) -> None:
-    """Put the gradient of `gate_up` in its place, and `gated(...)` in that of `slope`, its gradient."""
-    tokens, width = slope.shape
-    _gated_backward[(tokens, triton.cdiv(width, 1024))](slope, gate_up, width, GELU=gelu, BLOCK=1024)
+def gated_backward(gradient: torch.Tensor, gate_up: torch.Tensor, gelu: bool) -> None:
+    """From the `gradient` of `gated(...)`, put that of `gate_up` in its place, and `gated(...)` in its."""
+    tokens, width = gradient.shape
+    _gated_backward[(tokens, triton.cdiv(width, 1024))](gradient, gate_up, width, GELU=gelu, BLOCK=1024)

@@ -53,7 +53,7 @@ class Kept:
     x: torch.Tensor  # (T, hidden)
     mixed: torch.Tensor  # (T, query head), of the attention
     h: torch.Tensor  # (T, hidden)
-    log_sums: torch.Tensor  # of the attention
+    lse: torch.Tensor  # of the attention
     o_inner: torch.Tensor
     down_inner: torch.Tensor
 
@@ -97,12 +97,12 @@ class Layer:
     ) -> tuple[torch.Tensor, Kept, Wide]:
         """Return the layer's result (T, hidden) for `x` (T, hidden), and what the backward pass needs."""
         heads_in, qkv = self._heads(x, weights, angles)
-        mixed, log_sums = attend(qkv, self.heads, batch)
+        mixed, lse = attend(qkv, self.heads, batch)
         h, o_inner = self.o.onto(x, mixed, weights.o)
         mlp_in, gate_up = self._gates(h, weights)
         active = self.ops.gated(gate_up, self.gelu)
         y, down_inner = self.down.onto(h, active, weights.down)
-        return y, Kept(x, mixed, h, log_sums, o_inner, down_inner), Wide(heads_in, qkv, mlp_in, gate_up)
+        return y, Kept(x, mixed, h, lse, o_inner, down_inner), Wide(heads_in, qkv, mlp_in, gate_up)
 
     def _heads(self, x: torch.Tensor, weights: Weights, angles: Angles) -> tuple[torch.Tensor, torch.Tensor]:
         """The norm of `x`, with its border, and queries, keys and values."""
@@ -121,33 +121,34 @@ class Layer:
         return Wide(*self._heads(kept.x, weights, angles), *self._gates(kept.h, weights))
 
     def backward(
-        self, slope: torch.Tensor, kept: Kept, wide: Wide, weights: Weights, angles: Angles, batch: Batch
+        self, gradient: torch.Tensor, kept: Kept, wide: Wide, weights: Weights, angles: Angles, batch: Batch
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the gradient of `x` (T, hidden), and those of the projections' sources.
 
-        `slope` and `wide` are used up: where a gradient has a value's shape, it takes its place.
+        `gradient` and `wide` are used up: where a gradient has a value's shape, it takes its place.
         """
-        slope, of_mlp = self._mlp_backward(slope, kept, wide, weights)
-        of_mixed, inner_slope = self.o.backward(slope, weights.o)
-        of_o = self.o.gradients(slope, inner_slope, kept.mixed, kept.o_inner)
-        parts = attend_backward(of_mixed, wide.qkv, kept.mixed, kept.log_sums, self.heads, batch)
+        gradient, of_mlp = self._mlp_backward(gradient, kept, wide, weights)
+        of_mixed, inner_gradient = self.o.backward(gradient, weights.o)
+        of_o = self.o.gradients(gradient, inner_gradient, kept.mixed, kept.o_inner)
+        parts = attend_backward(of_mixed, wide.qkv, kept.mixed, kept.lse, self.heads, batch)
         self.ops.rotate_backward(parts, self.heads, angles, out=wide.qkv)
-        of_normal, inner_slope = self.qkv.backward(wide.qkv, weights.qkv)
-        of_heads = self.qkv.gradients(wide.qkv, inner_slope, *self.qkv.split(wide.heads_in))
-        return self.norms[0].backward(of_normal, kept.x, residual=slope), of_heads + of_o + of_mlp
+        of_normal, inner_gradient = self.qkv.backward(wide.qkv, weights.qkv)
+        of_heads = self.qkv.gradients(wide.qkv, inner_gradient, *self.qkv.split(wide.heads_in))
+        return self.norms[0].backward(of_normal, kept.x, residual=gradient), of_heads + of_o + of_mlp
 
     def _mlp_backward(
-        self, slope: torch.Tensor, kept: Kept, wide: Wide, weights: Weights
+        self, gradient: torch.Tensor, kept: Kept, wide: Wide, weights: Weights
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The gradients of `h`, in the place of `slope`, and of the adapters of `gate_up` and `down`."""
-        active, inner_slope = self.down.backward(slope, weights.down)  # its gradient, until the next line
+        """The gradients of `h`, in the place of `gradient`, and of the adapters of `gate_up` and `down`."""
+        # `active` is its gradient, until the next line.
+        active, inner_gradient = self.down.backward(gradient, weights.down)
         self.ops.gated_backward(active, wide.gate_up, self.gelu)
-        of_down = self.down.gradients(slope, inner_slope, active, kept.down_inner)
+        of_down = self.down.gradients(gradient, inner_gradient, active, kept.down_inner)
         del active
-        of_normal, inner_slope = self.gate_up.backward(wide.gate_up, weights.gate_up)
-        of_gate_up = self.gate_up.gradients(wide.gate_up, inner_slope, *self.gate_up.split(wide.mlp_in))
+        of_normal, inner_gradient = self.gate_up.backward(wide.gate_up, weights.gate_up)
+        of_gate_up = self.gate_up.gradients(wide.gate_up, inner_gradient, *self.gate_up.split(wide.mlp_in))
         del wide.gate_up, wide.mlp_in  # a third of a layer's memory, free before the attention takes its own
-        return self.norms[1].backward(of_normal, kept.h, residual=slope), of_gate_up + of_down
+        return self.norms[1].backward(of_normal, kept.h, residual=gradient), of_gate_up + of_down
 
 
 class Norm:
@@ -163,10 +164,10 @@ class Norm:
         normed: torch.Tensor = self.ops.rms_norm(x, self.weight, self.eps, self.offset, border)
         return normed
 
-    def backward(self, slope: torch.Tensor, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def backward(self, gradient: torch.Tensor, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """The gradient of `x` from its norm's, plus `residual`, in whose place it goes."""
         made: torch.Tensor = self.ops.rms_norm_backward(
-            slope, x, self.weight, residual, self.eps, self.offset
+            gradient, x, self.weight, residual, self.eps, self.offset
         )
         return made
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-ROOT, SLOPE = math.sqrt(2 / math.pi), 0.044715  # of GELU's tangent formula
+ROOT, CUBIC = math.sqrt(2 / math.pi), 0.044715  # of GELU's tangent formula
 
 
 def rms_norm(
@@ -30,7 +30,7 @@ def _normal(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def rms_norm_backward(
-    slope: torch.Tensor,
+    gradient: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
     residual: torch.Tensor,
@@ -39,7 +39,7 @@ def rms_norm_backward(
 ) -> torch.Tensor:
     """The gradient of `x` (T, width) from that of `rms_norm(x)`, plus `residual`, in whose place it goes."""
     normal, rstd = _normal(x, eps)
-    given = slope.float() * (weight.float() + offset)
+    given = gradient.float() * (weight.float() + offset)
     inner = (given * normal).mean(-1, keepdim=True)
     return residual.copy_(residual + rstd * (given - normal * inner))
 
@@ -51,19 +51,19 @@ def gated(gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
     return active * up
 
 
-def gated_backward(slope: torch.Tensor, gate_up: torch.Tensor, gelu: bool) -> None:
-    """Put the gradient of `gate_up` in its place, and `gated(...)` in that of `slope`, its gradient."""
+def gated_backward(gradient: torch.Tensor, gate_up: torch.Tensor, gelu: bool) -> None:
+    """From the `gradient` of `gated(...)`, put that of `gate_up` in its place, and `gated(...)` in its."""
     gate, up = gate_up.chunk(2, dim=1)
     if gelu:
-        share = torch.sigmoid(2 * ROOT * (gate + SLOPE * gate**3))  # 0.5 (1 + tanh z) is sigmoid 2z
-        derivative = share + gate * share * (1 - share) * 2 * ROOT * (1 + 3 * SLOPE * gate**2)
+        share = torch.sigmoid(2 * ROOT * (gate + CUBIC * gate**3))  # 0.5 (1 + tanh z) is sigmoid 2z
+        derivative = share + gate * share * (1 - share) * 2 * ROOT * (1 + 3 * CUBIC * gate**2)
     else:
         share = torch.sigmoid(gate)
         derivative = share * (1 + gate * (1 - share))
     active = gate * share
     made = active * up
-    gate_up.copy_(torch.cat([slope * up * derivative, slope * active], dim=1))
-    slope.copy_(made)
+    gate_up.copy_(torch.cat([gradient * up * derivative, gradient * active], dim=1))
+    gradient.copy_(made)
 
 
 def rotate(qkv: torch.Tensor, heads: Any, angles: Any) -> None:

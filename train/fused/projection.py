@@ -91,21 +91,21 @@ class Projection:
         inner = x @ self.a.T
         return torch.addmm(residual, inner, self.b.T).addmm_(x, weight.T), inner
 
-    def backward(self, slope: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def backward(self, gradient: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of x (T, in) and of x A^T (T, rank) from that of y."""
-        inner_slope, weight = slope @ self.b, weight[:, : self.in_features]
+        inner_gradient, weight = gradient @ self.b, weight[:, : self.in_features]
         if not self.adapters:
-            return slope @ weight, inner_slope
-        return (inner_slope @ self.a).addmm_(slope, weight), inner_slope
+            return gradient @ weight, inner_gradient
+        return (inner_gradient @ self.a).addmm_(gradient, weight), inner_gradient
 
     def gradients(
-        self, slope: torch.Tensor, inner_slope: torch.Tensor, x: torch.Tensor, inner: torch.Tensor
+        self, gradient: torch.Tensor, inner_gradient: torch.Tensor, x: torch.Tensor, inner: torch.Tensor
     ) -> list[torch.Tensor]:
         """The gradients of `sources`, in fp32."""
         if not self.adapters:
             return []
-        of_a = self.ops.product(inner_slope.T, x)
-        of_b = self.ops.product(slope.T, inner)
+        of_a = self.ops.product(inner_gradient.T, x)
+        of_b = self.ops.product(gradient.T, inner)
         return [
             part
             for adapter in self.adapters

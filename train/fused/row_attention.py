@@ -25,9 +25,9 @@ def attend(parts: tuple[torch.Tensor, ...], heads: Heads, starts: torch.Tensor) 
 
 
 def attend_backward(
-    slope: torch.Tensor, parts: tuple[torch.Tensor, ...], heads: Heads, starts: torch.Tensor
+    gradient: torch.Tensor, parts: tuple[torch.Tensor, ...], heads: Heads, starts: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
     """The gradients of the parts from that of the results."""
     with torch.enable_grad():
         sources = tuple(part.detach().requires_grad_() for part in parts)
-        return torch.autograd.grad(attend(sources, heads, starts), sources, slope)
+        return torch.autograd.grad(attend(sources, heads, starts), sources, gradient)

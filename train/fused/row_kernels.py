@@ -29,13 +29,13 @@ def rms_norm(
 
 
 @triton.jit
-def _rms_norm_backward(slope, x, weight, residual, out, eps, offset, width, BLOCK: tl.constexpr):
+def _rms_norm_backward(gradient, x, weight, residual, out, eps, offset, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * width
     at = tl.arange(0, BLOCK)
     inside = at < width
     value = tl.load(x + row + at, inside, 0.0).to(tl.float32)
     scale = tl.load(weight + at, inside, 0.0).to(tl.float32) + offset
-    given = tl.load(slope + row + at, inside, 0.0).to(tl.float32) * scale
+    given = tl.load(gradient + row + at, inside, 0.0).to(tl.float32) * scale
     kept = tl.load(residual + row + at, inside, 0.0).to(tl.float32)
     rstd = tl.rsqrt(tl.sum(value * value) / width + eps)
     normal = value * rstd
@@ -44,7 +44,7 @@ def _rms_norm_backward(slope, x, weight, residual, out, eps, offset, width, BLOC
 
 
 def rms_norm_backward(
-    slope: torch.Tensor,
+    gradient: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
     residual: torch.Tensor,
@@ -55,7 +55,7 @@ def rms_norm_backward(
     rows, width = x.shape
     block = triton.next_power_of_2(width)
     _rms_norm_backward[(rows,)](
-        slope, x, weight, residual, residual, eps, offset, width, BLOCK=block, num_warps=8
+        gradient, x, weight, residual, residual, eps, offset, width, BLOCK=block, num_warps=8
     )
     return residual
 

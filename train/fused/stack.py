@@ -70,7 +70,7 @@ class Stack:
         return x
 
     @torch.no_grad()
-    def backward(self, slope: torch.Tensor, saved: Saved, batch: Batch) -> list[torch.Tensor]:
+    def backward(self, gradient: torch.Tensor, saved: Saved, batch: Batch) -> list[torch.Tensor]:
         """The gradients of `sources` from that of the layers' result (T, hidden), which is overwritten."""
         gradients: list[torch.Tensor] = []
         angles = self.angles(batch)
@@ -79,7 +79,7 @@ class Stack:
             kept, wide = saved.get(number)
             if wide is None:
                 wide = layer.again(kept, weights, angles)
-            slope, found = layer.backward(slope, kept, wide, weights, angles, batch)
+            gradient, found = layer.backward(gradient, kept, wide, weights, angles, batch)
             gradients = found + gradients
         if saved.offload:
             self._idle.append(saved.offload)
@@ -124,7 +124,7 @@ class Saved:
             self._layers[number] = kept, wide
             return
         self.offload.put(number, [kept.x, kept.mixed, kept.h])
-        kept.x = kept.mixed = kept.h = kept.log_sums[:0]
+        kept.x = kept.mixed = kept.h = kept.lse[:0]
         self._layers[number] = kept, None
 
     def get(self, number: int) -> tuple[Kept, Wide | None]:
@@ -145,10 +145,10 @@ class _Decoder(torch.autograd.Function):
         return stack.norm.forward(ctx.last)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        slope = ctx.stack.norm.backward(slopes[0], ctx.last, residual=torch.zeros_like(ctx.last))
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradient = ctx.stack.norm.backward(gradients[0], ctx.last, residual=torch.zeros_like(ctx.last))
         ctx.last = None
-        return None, None, *ctx.stack.backward(slope, ctx.saved, ctx.batch)
+        return None, None, *ctx.stack.backward(gradient, ctx.saved, ctx.batch)
 
 
 def original_length(config: Any) -> int | None:
