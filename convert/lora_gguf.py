@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 if not __package__:  # run as a script, in a process of its own: llama.cpp ends the process on some adapters
@@ -18,13 +19,13 @@ if not __package__:  # run as a script, in a process of its own: llama.cpp ends 
 import torch
 from safetensors.torch import save_file
 
+from chat.gguf_file import read_gguf
 from chat.machine import human_size
 from convert import llamacpp, preflight, quantise
 from convert.adapter import EMBEDDINGS, HEADS, WEIGHTS, Adapter
 from convert.checkpoint import Checkpoint
 from convert.errors import ConvertError
 from convert.gptq import open_checkpoint
-from convert.merge import merge
 from convert.merge_plan import MergePlan, is_tied, surplus_head
 from convert.pipeline import Pipeline
 from convert.progress import bar
@@ -33,26 +34,32 @@ from convert.rows import load_rows, plain_rows, save_rows
 from convert.settings import Settings
 from convert.sixteen_bit import model_name, outtype
 from convert.source import ADAPTER_CONFIG, Source
+from convert.verify.adapted import Adapted, MergeInputs
+from convert.verify.arithmetic import idle_threads
+from convert.verify.check import worst
+from convert.verify.lora_layers import LoraFile
 from convert.verify.loss import (
     Scores,
     compare,
     gguf_log_probs,
+    guesses,
     read_reference,
     rows_to_score,
     save_reference,
     targets,
 )
+from convert.verify.merged import Arrived, arrived_beside, check_merge
 from convert.verify.run import chat_model
-from convert.verify.thresholds import CHECKPOINT_KL
 from convert.without_code import copy_without_code
 
 CURE = "merge it instead: leave out --lora"
+REFERENCE = "base and adapter in PEFT"
 
 
 def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
     """Write and measure the adapter's GGUF, to be listed under `adapters` of its base's entry.
 
-    Returns the exit code: 1 if its effect is another than the merged checkpoint's. Raises ConvertError.
+    Returns the exit code: 1 if its effect is another than PEFT gives it. Raises ConvertError.
     """
     if not source.adapter:
         raise ConvertError("--lora needs an adapter, and this is a whole checkpoint")
@@ -72,15 +79,10 @@ def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
     made, target = work / "lora.gguf", models / f"{source.name}-lora.gguf"
     copy_without_code(pipeline.base, work / "base", surplus_head(base))
     quantise.convert_adapter(work / "adapter", work / "base", made)
-    scores = _measure(pipeline, made, work)
-    for name, score in scores.items():
-        print(
-            f"  {name:<28} loss {score.loss:.4f}  mean KL {score.kl_mean:.5f}  same top {score.same_top:.1%}"
-        )
-    verdict = CHECKPOINT_KL.judge(scores["base GGUF with the adapter"].kl_mean)
-    if verdict == "fail":
+    scores, layers = _measure(pipeline, made, work)
+    if not _judged(scores, layers, len(adapter.low_rank), read_gguf(work / "base.gguf").n_vocab):
         kept = place(made, target.with_suffix(".unverified"), move=True)
-        print(f"FAILED: {kept}: its effect is not the merged checkpoint's; {CURE}")
+        print(f"FAILED: {kept}: its effect is not what PEFT makes of the adapter; {CURE}")
         return 1
     place(made, target, move=True)
     shutil.rmtree(work)
@@ -138,12 +140,31 @@ def _scaled(adapter: Adapter, name: str) -> dict[str, torch.Tensor]:
     return {f"{module}.lora_A.weight": right, f"{module}.lora_B.weight": left}
 
 
-def _measure(pipeline: Pipeline, lora: Path, work: Path) -> dict[str, Scores]:
-    """Score the base's GGUF with and without the adapter against the merged checkpoint."""
-    from convert.verify.reference import Checkpoint as Loaded
+def _judged(scores: dict[str, Scores], layers: list[Arrived], adapted: int, n_vocab: int) -> bool:
+    """Print what was measured; tell whether the file is good."""
+    for name, score in scores.items():
+        print(
+            f"  {name:<28} loss {score.loss:.4f}  mean KL {score.kl_mean:.5f}  same top {score.same_top:.1%}"
+        )
+    guessing = guesses(scores[REFERENCE], n_vocab)
+    checks = check_merge(scores["base GGUF with the adapter"], layers, guessing, "adapter")
+    if len(layers) < adapted:
+        print(f"  note: {adapted - len(layers)} of {adapted} layers have another form in a GGUF")
+        checks = checks if layers else checks[:2]
+    for check in checks:
+        print(
+            "  "
+            + "  ".join(
+                filter(None, (f"{check.verdict:<4}", f"{check.name:<18}", check.figure, check.reason))
+            )
+        )
+    return worst(check.verdict for check in checks) != "fail"
 
+
+def _measure(pipeline: Pipeline, lora: Path, work: Path) -> tuple[dict[str, Scores], list[Arrived]]:
+    """Score the base's GGUF with and without the adapter against base and adapter as PEFT runs them."""
     assert pipeline.source.adapter
-    gguf, merged = work / "base.gguf", work / "merged"
+    gguf, said = work / "base.gguf", work / "peft.npy"
     kind = outtype(Checkpoint(work / "base"))
     with bar("Converting the base") as progress:
         name = model_name(pipeline.base, pipeline.source.name)
@@ -152,24 +173,22 @@ def _measure(pipeline: Pipeline, lora: Path, work: Path) -> dict[str, Scores]:
         own = plain_rows(model.encoder, model.file.vocab.eog_ids)
     rows = rows_to_score(load_rows(pipeline.source.prompts) if pipeline.source.prompts else own)
     save_rows(work / "rows.jsonl", rows)
-    with bar("Merging") as progress:
-        merge(pipeline.base, pipeline.source.adapter, merged, progress)
-    loaded = Loaded(merged)
-    with bar("Asking the checkpoint") as progress:
+    with (
+        bar("Asking base and adapter") as progress,
+        idle_threads(),
+        closing(Adapted(MergeInputs(pipeline.base, pipeline.source.adapter))) as adapted,
+    ):
         done = _counter(progress, len(rows))
-        save_reference(work / "merged.npy", loaded.log_probs(rows, done), len(targets(rows)))
-    loaded.close()
-    shutil.rmtree(merged)
-    found = {"merged checkpoint": work / "merged.npy"}
+        save_reference(said, adapted.log_probs(rows, done), len(targets(rows)))
+        layers = arrived_beside(LoraFile(gguf, lora).outputs(adapted.layers()))
+    found = {REFERENCE: said}
     for label, adapters in (("base GGUF", []), ("base GGUF with the adapter", [lora])):
         found[label] = work / f"{len(adapters)}.npy"
         llamacpp.run(
             [sys.executable, Path(__file__), gguf, work / "rows.jsonl", found[label], *adapters],
         )
-    return {
-        label: compare(work / "merged.npy", read_reference(path), targets(rows))
-        for label, path in found.items()
-    }
+    scores = {name: compare(said, read_reference(path), targets(rows)) for name, path in found.items()}
+    return scores, layers
 
 
 def _counter(progress: Callable[[int, int], None], total: int) -> Callable[[], None]:

@@ -21,7 +21,7 @@ from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from convert.adapter import EMBEDDINGS, Adapter
@@ -55,6 +55,12 @@ class Layer:
     name: str  # in the model
     base: Floats
     adapted: Floats
+    is_embedding: bool
+    width: int  # of its inputs; of an embedding, the ids that it has
+
+    def given(self) -> torch.Tensor:
+        """What it was asked with."""
+        return _probe(self.is_embedding, self.width)
 
 
 class Adapted:
@@ -89,7 +95,8 @@ class Adapted:
             else:
                 continue
             given = probe(base)
-            yield Layer(name, _numbers(base(given)), _numbers(module(given)))
+            answers = _numbers(base(given)), _numbers(module(given))
+            yield Layer(name, *answers, *_asked(base))
 
 
 def load_base(folder: Path, stored: Checkpoint, dtype: torch.dtype | str) -> nn.Module:
@@ -103,7 +110,7 @@ def load_base(folder: Path, stored: Checkpoint, dtype: torch.dtype | str) -> nn.
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             del config.quantization_config
             weights = {name: stored.read(name) for name in stored.names}
-            factory: Any = AutoModelForCausalLM
+            factory: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # the automatic one wants a place
             model: nn.Module = factory.from_pretrained(None, config=config, state_dict=weights, **options)
         else:
             local: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
@@ -166,11 +173,21 @@ def _load(model: Any, tensors: dict[str, torch.Tensor]) -> list[str]:
 
 def probe(layer: nn.Module) -> torch.Tensor:
     """The numbers that a layer is asked with: the same for layers of the same size, random otherwise."""
-    chance = torch.Generator().manual_seed(0)
+    return _probe(*_asked(layer))
+
+
+def _asked(layer: nn.Module) -> tuple[bool, int]:
+    """Whether a layer is an embedding, and how many ids or inputs it takes."""
     if isinstance(layer, nn.Embedding):
-        return torch.randint(layer.num_embeddings, (ID_PROBES,), generator=chance)
+        return True, layer.num_embeddings
     weight: Any = layer.weight
-    width = weight.shape[1] if isinstance(layer, nn.Linear) else weight.shape[0]  # GPT-2's Conv1D
+    return False, weight.shape[1] if isinstance(layer, nn.Linear) else weight.shape[0]  # GPT-2's Conv1D
+
+
+def _probe(is_embedding: bool, width: int) -> torch.Tensor:
+    chance = torch.Generator().manual_seed(0)
+    if is_embedding:
+        return torch.randint(width, (ID_PROBES,), generator=chance)
     return torch.randn(PROBES, width, generator=chance)
 
 

@@ -9,14 +9,14 @@ an update that is small beside the rounding of the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from convert.verify.adapted import Layer, probe
+from convert.verify.adapted import Floats, Layer, probe
 from convert.verify.check import Check
 from convert.verify.loss import GUESSES, Scores, judged
 from convert.verify.thresholds import LAYER_ERROR, MERGE_KL, UPDATE_SHARE, same_top_limit
@@ -44,21 +44,31 @@ class Arrived:
 @torch.inference_mode()
 def arrived(model: Any, layers: Iterable[Layer]) -> list[Arrived]:
     """Compare each adapted layer with the merged model's. A layer that isn't there has no share at all."""
-    modules = {_plain(name): module for name, module in model.named_modules()}
-    return [_arrived(layer, modules.get(_plain(layer.name))) for layer in layers]
+    modules = {plain(name): module for name, module in model.named_modules()}
+
+    def outputs() -> Iterator[tuple[Layer, Floats | None]]:
+        for layer in layers:
+            module = modules.get(plain(layer.name))
+            yield layer, None if module is None else module(probe(module)).float().numpy()
+
+    return [_arrived(layer, output, ROUNDING) for layer, output in outputs()]
 
 
-def _plain(name: str) -> str:
+def arrived_beside(outputs: Iterable[tuple[Layer, Floats | None]]) -> list[Arrived]:
+    """Compare each adapted layer with what another program's makes of the same numbers, base and update
+    apart: the update isn't rounded to the base's type. None where a layer has no update."""
+    return [_arrived(layer, output, 0.0) for layer, output in outputs]
+
+
+def plain(name: str) -> str:
     """A module's name, the same for a text model alone and inside a model that reads pictures too."""
     return name.replace("language_model.", "").removeprefix("model.")
 
 
-def _arrived(layer: Layer, module: Any) -> Arrived:
-    if module is None:
+def _arrived(layer: Layer, output: Floats | None, rounding: float) -> Arrived:
+    if output is None or output.shape != layer.adapted.shape:
         return Arrived(layer.name, math.nan, 0.0, math.nan)
-    merged = module(probe(module)).float().numpy().astype(np.float64)
-    if merged.shape != layer.adapted.shape:
-        return Arrived(layer.name, math.nan, 0.0, math.nan)
+    merged = output.astype(np.float64)
     adapted, base = layer.adapted.astype(np.float64), layer.base.astype(np.float64)
     update, off = adapted - base, merged - adapted
     size, of_update = np.linalg.norm(adapted), np.linalg.norm(update)
@@ -67,19 +77,21 @@ def _arrived(layer: Layer, module: Any) -> Arrived:
         return Arrived(layer.name, 1.0, 0.0 if error == 0 else math.inf, error)
     share = float(np.vdot(merged - base, update) / of_update**2)
     # Rounding goes in all directions; along the update lies one of so many parts of it.
-    noise = ROUNDING * size / of_update / math.sqrt(update.size)
+    noise = rounding * size / of_update / math.sqrt(update.size)
     return Arrived(layer.name, share, float(noise), error)
 
 
-def check_merge(scores: Scores, layers: Sequence[Arrived], guessing: bool = False) -> list[Check]:
-    """Judge the merged checkpoint against base and adapter.
+def check_merge(
+    scores: Scores, layers: Sequence[Arrived], guessing: bool = False, made: str = "merge"
+) -> list[Check]:
+    """Judge the merged checkpoint, or what else was `made`, against base and adapter.
 
     A model that only guesses has no likeliest token to keep.
     """
-    _, kl, top = judged("merge", scores, MERGE_KL, same_top_limit(MERGE_KL))
+    _, kl, top = judged(made, scores, MERGE_KL, same_top_limit(MERGE_KL))
     if guessing and kl.verdict == "ok":
         top = replace(top, verdict="n/a", reason=GUESSES)
-    return [kl, top, *_layers(layers)]
+    return [kl, top, *_layers(layers, made)]
 
 
 def not_merged(reason: str) -> list[Check]:
@@ -87,24 +99,24 @@ def not_merged(reason: str) -> list[Check]:
     return [Check("merge", "n/a", "nothing was merged", reason)]
 
 
-def _layers(layers: Sequence[Arrived]) -> list[Check]:
+def _layers(layers: Sequence[Arrived], made: str) -> list[Check]:
     if not layers:
-        return [Check("merge: layers", "fail", "0 layers", "PEFT finds no layer that the adapter changes")]
+        return [Check(f"{made}: layers", "fail", "0 layers", "PEFT finds no layer that the adapter changes")]
     clear = [layer for layer in layers if SURE * layer.noise <= UPDATE_SHARE.warn]
     away = max(clear, key=lambda layer: _wrong(layer.share), default=None)
     wrong = max(layers, key=lambda layer: math.inf if math.isnan(layer.error) else layer.error)
     figure = f"{len(clear)} of {len(layers)} layers"
     if away is None:
-        shares = Check("merge: updates", "n/a", figure, "each update is smaller than the weights' rounding")
+        shares = Check(f"{made}: updates", "n/a", figure, "each update is smaller than the weights' rounding")
     else:
         verdict = UPDATE_SHARE.judge(_wrong(away.share))
         said = f"{away.name} has {away.share:.3f} of its update; {UPDATE_SHARE.reason(verdict)}"
         least = min(layer.share for layer in clear)
         figure += f" have at least {least:.3f} of theirs"
-        shares = Check("merge: updates", verdict, figure, said if verdict != "ok" else "")
+        shares = Check(f"{made}: updates", verdict, figure, said if verdict != "ok" else "")
     verdict = LAYER_ERROR.judge(wrong.error)
     reason = "" if verdict == "ok" else f"{wrong.name}; {LAYER_ERROR.reason(verdict)}"
-    return [shares, Check("merge: layers", verdict, f"worst relative error {wrong.error:.2g}", reason)]
+    return [shares, Check(f"{made}: layers", verdict, f"worst relative error {wrong.error:.2g}", reason)]
 
 
 def _wrong(share: float) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from convert import quantise
 from convert.adapter import WEIGHTS, Adapter
 from convert.checkpoint import SINGLE
 from convert.errors import ConvertError
 from convert.lora_gguf import adapter_alone, write_plain
 from convert.settings import Settings
 from convert.source import find_source
+from convert.verify.adapted import Adapted, MergeInputs
+from convert.verify.lora_layers import LoraFile
+from convert.verify.loss import Scores
+from convert.verify.merged import arrived_beside, check_merge
 from tests.integration.merge_bases import changed, edit_json, merged, save_adapter, save_base
 from tests.integration.tiny_models import lora, tiny
 
@@ -59,6 +66,48 @@ def test_what_scales_an_update_goes_into_it(
     assert kl[1] < 0.01
     assert (tmp_path / "models" / "rs-lora.gguf").is_file()
     assert not list(tmp_path.rglob("base.gguf"))
+    checks = {line.split()[2]: line.split()[0] for line in said if line.startswith("  ok    adapter: ")}
+    assert checks == dict.fromkeys(("KL", "updates", "layers"), "ok")
+    assert any(re.search(r"updates +6 of 6 layers have at least (0\.99|1\.0)", line) for line in said)
+
+
+def left_out(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[LORA_A], tensors[LORA_A.replace("lora_A", "lora_B")]
+
+
+def twice_the_scale(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[LORA_A] *= 2
+
+
+def transposed(tensors: dict[str, torch.Tensor]) -> None:
+    """The update of a square layer, small beside the base, which no prediction shows."""
+    b = LORA_A.replace("lora_A", "lora_B")
+    tensors[LORA_A], tensors[b] = tensors[b].T.contiguous(), tensors[LORA_A].T.contiguous()
+
+
+def test_a_file_that_does_something_else_than_peft_fails(base: Path, tmp_path: Path) -> None:
+    """Also where the update is too small for any prediction to show it."""
+    adapter = lora(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
+    with changed(adapter / WEIGHTS) as tensors:
+        for name in tensors:
+            tensors[name] *= 0.01
+    with closing(Adapted(MergeInputs(base, adapter))) as adapted:
+        layers = list(adapted.layers())
+    quantise.convert_checkpoint(base, tmp_path / "base.gguf", "bf16", "base", lambda done, total: None)
+    equal = Scores(tokens=9, loss=4.0, perplexity=55.0, kl_mean=0.0, kl_99=0.0, same_top=1.0)
+    for number, breaks in enumerate((None, left_out, twice_the_scale, transposed)):
+        plain, made = tmp_path / f"plain{number}", tmp_path / f"{number}.gguf"
+        write_plain(Adapter(adapter), plain)
+        if breaks:
+            with changed(plain / WEIGHTS) as tensors:
+                breaks(tensors)
+        quantise.convert_adapter(plain, base, made)
+        found = arrived_beside(LoraFile(tmp_path / "base.gguf", made).outputs(layers))
+        checks = check_merge(equal, found, made="adapter")
+        assert len(found) == 4
+        updates = next(check for check in checks if check.name == "adapter: updates")
+        assert updates.verdict == ("fail" if breaks else "ok"), (breaks, updates)
+        assert not breaks or "layers.0.self_attn.q_proj" in updates.reason
 
 
 def add_rows(tensors: dict[str, torch.Tensor]) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from convert.errors import ConvertError
+from convert.gptq import open_checkpoint
 from convert.rows import Row
 from convert.verify.adapted import Adapted, Layer, MergeInputs
 from convert.verify.arithmetic import log_probs
@@ -29,6 +30,7 @@ from tests.integration.merge_bases import (
     save_base,
     save_tokenizer,
 )
+from tests.integration.test_gptq import quantised
 
 ROWS = [Row([], list(range(3, 50)), [0] * 5 + [1] * 42, "test")] * 2
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -72,6 +74,25 @@ def test_our_merge_is_what_peft_runs(
     checks = judged(merged(base, adapter, tmp_path / "merged"), said, layers, tmp_path)
     assert {check.verdict for check in checks} == {"ok"}, checks
     assert f"{len(layers)} of {len(layers)} layers" in checks[2].figure
+
+
+def test_a_gptq_base_is_asked_as_what_its_layers_stand_for(tmp_path: Path) -> None:
+    base = save_base("llama", tmp_path / "base", torch.float16)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    with changed(base / "model.safetensors") as tensors:
+        for name in [name for name in tensors if "_proj.weight" in name]:
+            outputs, inputs = tensors.pop(name).shape
+            parts, _ = quantised(4, 16, True, "gptq", (outputs, inputs))
+            tensors |= {name.replace("weight", part): tensor for part, tensor in parts.items()}
+    edit_json(base / "config.json", quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 16})
+    said, layers = asked(base, adapter, tmp_path)
+    good = merged(base, adapter, tmp_path / "merged")
+    checks = judged(good, said, layers, tmp_path)
+    assert {check.verdict for check in checks} == {"ok"}, checks
+    with changed(good / "model.safetensors") as tensors:
+        tensors[QUERY] = open_checkpoint(base).read(QUERY)
+    updates = judged(good, said, layers, tmp_path)[2]
+    assert (updates.verdict, QUERY.removesuffix(".weight") in updates.reason) == ("fail", True)
 
 
 def left_out(tensors: Tensors, base: Tensors) -> None:
