@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from chat import replies
+from chat import model
 from chat.model import Replies
 
 
@@ -34,7 +34,7 @@ def test_nothing_is_kept_of_empty_replies_or_unknown_ids(text: str, ids: list[in
 def test_the_oldest_replies_are_forgotten_when_there_are_too_many_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(replies, "MAX_TOKENS", 100)
+    monkeypatch.setattr(model, "MAX_TOKENS", 100)
     store = Replies()
     for number in range(50):
         store.remember(f"reply {number}", [number] * 10)
@@ -46,7 +46,7 @@ def test_the_oldest_replies_are_forgotten_when_there_are_too_many_tokens(
 
 
 def test_many_threads_may_remember_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replies, "MAX_TOKENS", 1000)
+    monkeypatch.setattr(model, "MAX_TOKENS", 1000)
     store = Replies()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: store.remember(f"reply {n % 300}", [n] * (n % 7 + 1)), range(5000)))
