@@ -21,7 +21,7 @@ from convert.verify.run import chat_model
 from tests.integration.tiny_models import lora
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
 
 
 def to_gguf(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

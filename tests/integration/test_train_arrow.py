@@ -18,7 +18,7 @@ from chat.session import Sessions
 from train.scores.quotes import parts
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.alone]
 RUN = "smollm2-quotes"
 UNSEEN = (
     "Success is not",
