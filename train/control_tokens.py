@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
+from chat.prompt import render
+from core.errors import TemplateError
 from train.example import Example
 from train.loaded import Loaded
 from train.tokenizer import ChatTokenizer
@@ -23,12 +25,15 @@ _MARK = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,40}\]")
 _FOREIGN = re.compile(
     r"<\|[^<>|\s]{1,60}\|>|<｜[^<>\s]{1,60}｜>|</s>|<(?:start|end)_of_turn>|<[be]os>|\[/?INST\]"  # noqa: RUF001
 )
+# How vocabularies call the control tokens that part turns: <|im_start|>, <start_of_turn>, <|eot_id|>...
+_TURNS = re.compile(r"im_start|im_end|turn|header|eot|role|user|assistant|inst\b|message", re.IGNORECASE)
 
 AS_TOKENS = "control tokens in the text, which are read as such"
 AS_TEXT = "control tokens in a turn, which are plain text there"
 FOREIGN = "marks of another model's template, which are plain text for this base"
 END_TAKEN = "an end of turn after the reply taken off; the template writes its own"
 RENDERED = "a prompt that is rendered already: no template is put around it"
+SHOWN = 4  # marks in a message
 NO_THOUGHTS = "a thought left out: the base's template has no place for it"
 
 
@@ -50,6 +55,26 @@ def escaped(text: str, tokenizer: ChatTokenizer) -> str:
     marks = dict.fromkeys([*control_in(text, tokenizer), *foreign_in(text, tokenizer)])
     pattern = "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
     return re.sub(pattern, lambda mark: f"\\{mark[0]}", text) if marks else text
+
+
+def misfit(tokenizer: ChatTokenizer) -> str:
+    """What to say of a template of whose marks none is a token, while the vocabulary has such; "" of others.
+
+    Templates of plain text (Llama 2's `[INST]`, Zephyr's `<|user|>`) belong to vocabularies that have none.
+    """
+    ask, reply = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    try:
+        text = render(tokenizer.template, [ask, reply, ask], add_generation_prompt=True, bos="", eos="")
+    except TemplateError:
+        return ""
+    marks = list(dict.fromkeys(_MARK.findall(text)))
+    own = [surface for surface in tokenizer.encoder.control if _TURNS.search(surface) and surface not in text]
+    if not marks or not own or any(len(tokenizer.encoder.tokenize(mark, True)) == 1 for mark in marks):
+        return ""
+    return (
+        f"the base's chat template writes {_named(marks[:SHOWN])}, no tokens of its vocabulary, which has "
+        f"{_named(own[:SHOWN])}: perhaps it is another model's"
+    )
 
 
 def settle(examples: Iterable[Example], tokenizer: ChatTokenizer, loaded: Loaded) -> list[Example]:

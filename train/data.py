@@ -115,15 +115,22 @@ def prepare(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded | None = No
 
 def encode_splits(recipe: Recipe, tokenizer: ChatTokenizer, loaded: Loaded, splits: Splits) -> Prepared:
     """Encode, and leave out what is longer than a block. Raises TrainError if no row is left to train on."""
-    from train.control_tokens import settle  # transformers takes seconds to import
+    from train.control_tokens import misfit, settle  # transformers takes seconds to import
     from train.encoding import encode_all
 
     examples = [settle(getattr(splits, name), tokenizer, loaded) for name in NAMES]
     everything = [example for split in examples for example in split]
-    if not tokenizer.template and (chats := sum(bool(example.messages) for example in everything)):
+    chats = sum(bool(example.messages) for example in everything)
+    if not tokenizer.template and chats:
         loaded.noticed[NO_TEMPLATE] = chats
+    reason = misfit(tokenizer) if tokenizer.template and chats else ""
+    if reason:
+        loaded.noticed[reason] = chats
     assistant_only, revision = recipe.sft.assistant_only_loss, recipe.model.revision
-    encoded = iter(encode_all(tokenizer, everything, assistant_only, revision))
+    try:
+        encoded = iter(encode_all(tokenizer, everything, assistant_only, revision))
+    except TrainError as error:
+        raise TrainError(f"{error}; {reason}" if reason else str(error)) from None
     prepared = Prepared([], [], [], Splits(repeated=splits.repeated, notes=splits.notes), loaded, 0)
     for name, split in zip(NAMES, examples, strict=True):
         whole = [next(encoded) for _ in split]

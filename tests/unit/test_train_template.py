@@ -17,6 +17,7 @@ from core.chat_template import find_template, write_template
 from core.command_line import command_line
 from tests.unit.letters import CHAT, TEMPLATE, make_tokenizer
 from train import data
+from train.control_tokens import misfit
 from train.tokenizer import ChatTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +90,58 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "it's a recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + eos_token + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+LLAMA_2 = (
+    "{% for m in messages %}{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else "
+    "' ' + m.content + ' ' + eos_token }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("special", "template", "said"),
+    [
+        (("<|im_start|>", "<|im_end|>"), CHATML, ""),
+        (("<|im_start|>", "<|im_end|>"), TEMPLATE, ""),
+        (("<|im_start|>", "<|im_end|>"), ZEPHYR, "'<|user|>', '<|assistant|>', no tokens"),
+        (("<|im_start|>", "<|im_end|>"), LLAMA_2, "which has '<|im_start|>', '<|im_end|>': perhaps"),
+        (("<start_of_turn>", "<end_of_turn>"), CHATML, "'<|im_start|>', '<|im_end|>', no tokens"),
+        (("[INST]", "[/INST]"), LLAMA_2, ""),
+        ((), ZEPHYR, ""),
+        ((), LLAMA_2, ""),
+        (("<fim_prefix>", "<issue_start>", "<|padding|>"), ZEPHYR, ""),
+    ],
+)
+def test_a_template_of_another_models_marks_is_told_of(
+    special: tuple[str, ...], template: str, said: str, tmp_path: Path
+) -> None:
+    make_tokenizer(tmp_path, ("<unk>", "<s>", "</s>", *special))
+    (tmp_path / "chat_template.jinja").write_text(template)
+    reason = misfit(ChatTokenizer(tmp_path))
+    assert said in reason
+    assert bool(said) == bool(reason)
+
+
+def test_another_models_template_is_named_before_a_run_and_in_its_refusal(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_tokenizer(base := recipe.parent / "base", ("<unk>", "<s>", "</s>", "<start_of_turn>"))
+    (base / "chat_template.jinja").write_text(LLAMA_2)
+    assert data.main([str(recipe)]) == 0
+    said = "the base's chat template writes '[INST]', '[/INST]', no tokens of its vocabulary, which has"
+    assert f"note: 3, {said}" in capsys.readouterr().out
+    (base / "chat_template.jinja").write_text(CHATML)
+    assert data.main([str(recipe)]) == 1
+    assert "writes no stop token after the reply" in (text := capsys.readouterr().err)
+    assert "perhaps it is another model's" in text
 
 
 def test_data_says_what_a_run_would_refuse_and_what_comes_next(
