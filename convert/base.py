@@ -77,7 +77,7 @@ def _from_gguf(gguf: Path, out: Path) -> Path:
     if (out / MADE_FROM).is_file() and read_json(out / MADE_FROM) == made_from:
         return out
     shutil.rmtree(out, ignore_errors=True)
-    checkpoint_from_gguf(gguf, out)
+    print(f"{gguf.name}: {checkpoint_from_gguf(gguf, out)}", flush=True)
     (out / MADE_FROM).write_text(json.dumps(made_from) + "\n", encoding="utf-8")
     return out
 

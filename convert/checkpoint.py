@@ -217,8 +217,8 @@ class CheckpointWriter:
         except (SafetensorError, OSError) as error:
             raise ConvertError(f"{self.partial} could not be written ({error}); is the disk full?") from None
 
-    def _finish(self) -> None:
-        """Write the last shard and the index."""
+    def finish(self) -> None:
+        """Write the last shard and the index; from now on `partial` can be read."""
         self._write()
         self._wait()
         count = len(self._shards)
@@ -240,4 +240,5 @@ class CheckpointWriter:
         with self._files, self._thread:
             if error:
                 raise error
-            self._finish()
+            if self._shard:
+                self.finish()

@@ -27,11 +27,11 @@ except ModuleNotFoundError as error:
 BYTES_PER_WEIGHT = 2
 
 
-def checkpoint_from_gguf(gguf: Path, out: Path) -> None:
+def checkpoint_from_gguf(gguf: Path, out: Path) -> str:
     """Write config, weights, tokenizer and generation config of the model `gguf` into the new folder `out`.
 
-    Of a split model, `gguf` is any part.
-    Raises ConvertError, or ModelFileError when the file is none that can be read.
+    Of a split model, `gguf` is any part. Returns a line on how it compares with the file in llama.cpp.
+    Raises ConvertError, also where it predicts something else; ModelFileError for a file that can't be read.
     """
     file = read_gguf(gguf)  # checks all lengths, so that the other readers meet a sound file
     _check(file, out)
@@ -41,6 +41,7 @@ def checkpoint_from_gguf(gguf: Path, out: Path) -> None:
     from convert.checkpoint import CheckpointWriter
     from convert.gguf_tokenizer import read_tokens, write_tokenizer
     from convert.gguf_weights import empty_model, read_config, read_tensors, read_weights, storage_type
+    from convert.verify.written import check_written
 
     tokens = read_tokens(gguf)
     tensors, dtype = read_tensors(file), storage_type(file)
@@ -59,6 +60,8 @@ def checkpoint_from_gguf(gguf: Path, out: Path) -> None:
         generation: Any = GenerationConfig  # untyped
         generation(**{**ids, "eos_token_id": stops}).save_pretrained(writer.partial)
         write_tokenizer(tokens, writer.partial, file.chat_template)
+        writer.finish()
+        return check_written(file.parts[0], writer.partial, vocab.bos_id if vocab.add_bos else None)
 
 
 def _check(file: GgufFile, out: Path) -> None:
@@ -82,7 +85,7 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
 
     def work() -> int:
-        checkpoint_from_gguf(given.file, given.out)
+        print(checkpoint_from_gguf(given.file, given.out))
         size = human_size(sum(path.stat().st_size for path in given.out.iterdir()))
         print(f"{given.out} is a checkpoint of {size}; fine-tune it, or name it as the base of a run.")
         return 0

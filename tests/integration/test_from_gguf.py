@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ from convert.from_gguf import checkpoint_from_gguf, main
 from convert.gguf_tokenizer import read_tokens, write_tokenizer
 from convert.gguf_weights import Weights, read_config, read_tensors
 from convert.nasty import NASTY
+from convert.verify.written import check_written
 from core.errors import ChatError
+from tests.integration.merge_bases import changed
 from tests.integration.tiny_models import tokenizer_of, vocabulary
 from train.base import find_base
 from train.recipe import Model
@@ -88,6 +91,21 @@ def test_smollm_answers(smollm: Path) -> None:
     reply = tokenizer.decode(ids[prompt["input_ids"].shape[1] :])
     assert "Paris" in reply
     assert reply.endswith("<|im_end|>")  # it has learnt to, and the generation config stops there
+
+
+def test_what_is_written_is_compared_with_the_file(
+    smollm: Path, embedded_model: Path, tmp_path: Path
+) -> None:
+    assert "compared with llama.cpp: mean KL 0.0" in check_written(embedded_model, smollm, None)
+    shutil.copytree(smollm, tmp_path / "other")
+    with changed(
+        tmp_path / "other" / "model-00001-of-00002.safetensors"
+    ) as tensors:  # the halves of each head as llama.cpp orders them
+        name = "model.layers.0.self_attn.q_proj.weight"
+        heads = tensors[name].reshape(9, 2, 32, -1)
+        tensors[name] = heads.transpose(1, 2).reshape(tensors[name].shape).contiguous()
+    with pytest.raises(ConvertError, match=r"predicts something else than the file itself \(mean KL"):
+        check_written(embedded_model, tmp_path / "other", None)
 
 
 def test_smollm_stops_where_llama_cpp_stops(smollm: Path, embedded_model: Path) -> None:
