@@ -56,6 +56,7 @@ class TokenizerFiles:
             if found := [folder / name for folder in folders if (folder / name).is_file()]:
                 self.paths[name] = found[0]
         self.config = read_json(self.paths[CONFIG]) if CONFIG in self.paths else {}
+        self._content = read_json(self.paths[TOKENIZER]) if TOKENIZER in self.paths else {}
         try:
             self.chat_template = find_template([adapter, base])
             self.tokens = self._tokens()
@@ -66,12 +67,11 @@ class TokenizerFiles:
 
     def _tokens(self) -> dict[str, int]:
         """The id of each token, as far as the JSON files tell."""
-        tokens: dict[str, int] = {}
-        if TOKENIZER in self.paths:
-            content = read_json(self.paths[TOKENIZER])
-            vocab = content.get("model", {}).get("vocab", {})
-            tokens = dict(vocab) if isinstance(vocab, dict) else {row[0]: i for i, row in enumerate(vocab)}
-            tokens |= {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+        model = self._content.get("model", {})
+        model.pop("merges", None)  # a quarter of a gigabyte in a Gemma's
+        vocab = model.pop("vocab", {})
+        tokens = vocab if isinstance(vocab, dict) else {row[0]: i for i, row in enumerate(vocab)}
+        tokens |= {token["content"]: token["id"] for token in self._content.get("added_tokens", [])}
         if ADDED in self.paths:
             tokens |= read_json(self.paths[ADDED])
         added = self.config.get("added_tokens_decoder", {})
@@ -129,7 +129,7 @@ class TokenizerFiles:
     def _check_vocabulary(self, model: dict[str, Any], origin: str) -> None:
         """See to it that the converter finds the vocabulary as it wants it. Raises ConvertError."""
         kind = str(model.get("model_type"))
-        content = read_json(self.paths[TOKENIZER]) if TOKENIZER in self.paths else {}
+        content = self._content
         needed = kind in READ_MODEL_FILE or not {TOKENIZER, "vocab.json"} & self.paths.keys()
         if SENTENCEPIECE in self.paths or not (needed or is_sentencepiece(content)):
             return
@@ -169,8 +169,7 @@ class TokenizerFiles:
     @cached_property
     def _added(self) -> set[str]:
         """The tokens that were added to the vocabulary, which can be taken away again."""
-        content = read_json(self.paths[TOKENIZER]) if TOKENIZER in self.paths else {}
-        found = {token["content"] for token in content.get("added_tokens", [])}
+        found = {token["content"] for token in self._content.get("added_tokens", [])}
         found |= set(read_json(self.paths[ADDED])) if ADDED in self.paths else set()
         return found | {token["content"] for token in self.config.get("added_tokens_decoder", {}).values()}
 
@@ -233,7 +232,7 @@ class TokenizerFiles:
         if original.is_file() and "tokenizer_class" in (before := read_json(original)):
             # llama.cpp and older transformers know this name, not transformers 5's "TokenizersBackend"
             config["tokenizer_class"] = before["tokenizer_class"]
-        content = read_json(self.paths[TOKENIZER]) if TOKENIZER in self.paths else {}
+        content = self._content
         if model.get("model_type") == "phi3":  # the converter asks for this key, and knows a Phi-4 by it
             own = config.get("tokenizer_class", "PreTrainedTokenizerFast")
             config["tokenizer_class"] = "GPT2Tokenizer" if is_byte_level(content) else own

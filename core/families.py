@@ -79,6 +79,15 @@ INSTEAD = {
     "phi": "phi3",
 }
 OTHERWISE = "qwen3"
+# Text models that transformers writes with and llama.cpp's converter doesn't know. A test asks both.
+NOT_IN_LLAMA_CPP = {
+    "bert", "big_bird", "biogpt", "blt", "camembert", "codegen", "cohere_compass_text", "cpmant", "ctrl",
+    "cwm", "data2vec-text", "diffllama", "electra", "ernie", "fuyu", "git", "gpt_neo",
+    "gpt_neox_japanese", "gptj", "helium", "hyperclovax", "megatron-bert", "ministral",
+    "modernbert-decoder", "moshi", "nanochat", "openai-gpt", "opt", "persimmon",
+    "phi4_multimodal", "reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer",
+    "trocr", "vaultgemma", "xglm", "xlm", "xlm-roberta", "xlm-roberta-xl", "xlnet", "xmod",
+}  # fmt: skip
 
 EXPERTS = re.compile(r"(num_|n_)(local_|routed_)?experts|moe_num_experts|num_moe_experts")
 # Layers that hand a state from one token to the next: "linear_attention", "mamba", "conv", "recurrent"...
@@ -186,6 +195,8 @@ def _reason(config: Mapping[str, Any], kind: str) -> str | None:
     layers = text.get("layer_types") or []
     recurrent = [str(layer) for layer in layers if not ATTENTION.fullmatch(str(layer))]
     if recurrent or RECURRENT.search(" ".join([text_kind, *map(str, text)])):
+        if layers and not recurrent:  # dense Granite 4
+            return f"a {kind} is of a class that carries a state along, and one without is untried"
         found = f" ({recurrent[0]})" if recurrent else ""
         return f"a {kind} has layers{found} that carry a state along, which rows packed together would mix"
     if architectures and not any(WRITERS.search(str(name)) for name in architectures):
@@ -197,6 +208,10 @@ def _reason(config: Mapping[str, Any], kind: str) -> str | None:
         return f"the text part of a {kind} ({text_kind}) can't be had without its other parts"
     if text is config and kind not in WRITING and not has_parts(config):
         return f"transformers has no model of type {kind!r} that writes text"
+    if text_kind == "gemma3n_text":
+        return f"a {kind} hands several streams from layer to layer (AltUp), which no LoRA here goes on"
+    if text_kind in NOT_IN_LLAMA_CPP:
+        return f"llama.cpp, which the chat runs on, has no models of type {text_kind!r}"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import tarfile
@@ -10,11 +11,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as WRITING
 
 from convert import llamacpp
 from convert.errors import ConvertError
+from core.families import NOT_IN_LLAMA_CPP, has_parts, refusal
 
 ROOT = Path(__file__).resolve().parents[2]
+# Published under a class of another name, and as part of a model that llama.cpp knows.
+ELSEWHERE = ("mpt", "gemma4_unified_text")
+WITHOUT_DEFAULTS = ("gemma4_assistant",)  # has no configuration that its own class takes
 
 
 def test_the_tools_of_the_installed_binding_are_found() -> None:
@@ -104,3 +111,17 @@ def test_a_program_ends_when_we_are_killed() -> None:
     ours.stdout.close()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+def test_what_llama_cpp_lacks_is_what_its_converter_does_not_list() -> None:
+    source = ast.parse((llamacpp.converter().parent / "conversion" / "__init__.py").read_text())
+    assigned = (node for node in source.body if isinstance(node, ast.AnnAssign))
+    listed = next(node.value for node in assigned if ast.unparse(node.target) == "TEXT_MODEL_MAP")
+    assert listed is not None
+    known = set(ast.literal_eval(listed))
+    classes = {kind: names if isinstance(names, tuple) else (names,) for kind, names in WRITING.items()}
+    lacking = {kind for kind, names in classes.items() if not known & {*names}}
+    assert not NOT_IN_LLAMA_CPP - lacking
+    for kind in lacking - {*ELSEWHERE, *WITHOUT_DEFAULTS}:
+        config = AutoConfig.for_model(kind).to_dict() | {"architectures": [classes[kind][0]]}
+        assert has_parts(config) or refusal(config, kind), kind

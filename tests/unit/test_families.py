@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,11 @@ def test_an_adapters_names_are_those_that_peft_looks_for_in_the_whole_model() ->
         ({"model_type": "recurrent_gemma", "block_types": ["recurrent", "attention"]}, "carry a state along"),
         ({"model_type": "falcon_h1", "mamba_d_ssm": 1024}, "carry a state along"),
         ({"model_type": "qwen3_5", "text_config": {"layer_types": ["linear_attention"]}}, "linear_attention"),
+        (
+            {"model_type": "granitemoehybrid", "num_local_experts": 0, "mamba_d_state": 256}
+            | {"layer_types": ["attention", "attention"]},
+            "one without is untried",
+        ),
         ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "(conv)"),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "no model that writes"),
         ({"model_type": "siglip"}, "no model of type 'siglip' that writes"),
@@ -77,6 +83,11 @@ def test_an_adapters_names_are_those_that_peft_looks_for_in_the_whole_model() ->
         ),
         ({"model_type": "qwen3", "architectures": ["Qwen3Model"]}, "no model that writes"),
         ({"model_type": "novel", "auto_map": {}}, "code of its own, which is never run"),
+        ({"model_type": "xlnet", "architectures": ["XLNetLMHeadModel"]}, "has no models of type 'xlnet'"),
+        ({"model_type": "ctrl", "architectures": ["CTRLLMHeadModel"]}, "has no models of type 'ctrl'"),
+        ({"model_type": "opt", "architectures": ["OPTForCausalLM"]}, "has no models of type 'opt'"),
+        ({"model_type": "llava", "text_config": {"model_type": "opt"}}, "has no models of type 'opt'"),
+        ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "several streams"),
     ],
 )
 def test_what_cant_be_done_is_refused_with_what_can(content: dict[str, Any], reason: str) -> None:
@@ -89,6 +100,13 @@ def test_what_cant_be_done_is_refused_with_what_can(content: dict[str, Any], rea
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_family_of_the_table_is_not_refused(kind: str) -> None:
     assert refusal(AutoConfig.for_model(kind).to_dict(), kind) is None
+
+
+def test_the_families_are_in_the_manual() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "train.md").read_text()
+    assert [
+        f for f in FAMILIES.values() if f"| {f.title} | `{f.example}` | {f.special} |\n" not in page
+    ] == []
 
 
 def test_a_dense_model_with_a_count_of_experts_that_is_none_or_one_is_not_refused() -> None:
