@@ -23,6 +23,7 @@ from convert.verify.thresholds import LAYER_ERROR, MERGE_KL, UPDATE_SHARE, same_
 
 # What rounding to bf16 makes of a layer's output, relative: up to 1/512 of each weight, spread evenly.
 ROUNDING = 1 / 512 / math.sqrt(3)
+FP32_ROUNDING = 2**-23  # of a layer's output with its update, less that without
 SURE = 5  # standard deviations
 
 
@@ -56,8 +57,8 @@ def arrived(model: Any, layers: Iterable[Layer]) -> list[Arrived]:
 
 def arrived_beside(outputs: Iterable[tuple[Layer, Floats | None]]) -> list[Arrived]:
     """Compare each adapted layer with what another program's makes of the same numbers, base and update
-    apart: the update isn't rounded to the base's type. None where a layer has no update."""
-    return [_arrived(layer, output, 0.0) for layer, output in outputs]
+    apart: nothing is rounded to the base's type. None where a layer has no update."""
+    return [_arrived(layer, output, FP32_ROUNDING) for layer, output in outputs]
 
 
 def plain(name: str) -> str:

@@ -19,7 +19,7 @@ from convert.verify.adapted import Adapted, Layer, MergeInputs
 from convert.verify.arithmetic import log_probs
 from convert.verify.check import Check, worst
 from convert.verify.loss import Scores, compare, read_reference, save_reference, targets
-from convert.verify.merged import arrived, check_merge, not_merged
+from convert.verify.merged import arrived, arrived_beside, check_merge, not_merged
 from tests.integration.merge_bases import (
     LINEAR,
     changed,
@@ -166,6 +166,15 @@ def test_names_of_wrappers_are_no_obstacle_and_missing_parts_are_named(
     edit_json(tmp_path / "adapter" / "adapter_config.json", target_modules=["q_proj", "o_proj"])
     with pytest.raises(ConvertError, match=r"PEFT can't put .* the file lacks .*o_proj"):
         asked(folder / "base", tmp_path / "adapter", tmp_path)
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(1e-8, "n/a"), (1e-4, "fail")])
+def test_an_update_that_is_lost_in_the_arithmetic_is_not_judged(size: float, verdict: str) -> None:
+    base, update = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(0))
+    layer = Layer("q_proj", base.numpy(), (base + size * update).numpy(), False, 64)
+    equal = Scores(tokens=84, loss=4.0, perplexity=55.0, kl_mean=0.0, kl_99=0.0, same_top=1.0)
+    updates = check_merge(equal, arrived_beside([(layer, base.numpy())]))[2]
+    assert updates.verdict == verdict, updates
 
 
 def test_where_nothing_was_merged_the_table_says_so() -> None:
