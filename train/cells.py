@@ -29,6 +29,13 @@ NO_VALUE = frozenset(
 # With the semicolon, without which an address such as ?a=1&copy=2 would hold one.
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z][a-z0-9]{1,30});", re.IGNORECASE)
 
+# Of these, what can't be the address of a variable in C, as &sum; and &pi; can.
+_COMMON = re.compile(
+    r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|quot|apos|amp|lt|gt|nbsp|szlig|hellip"
+    r"|[a-z]{1,6}(?:uml|acute|grave|circ|cedil|tilde|quo|dash));",
+    re.IGNORECASE,
+)
+
 
 def missing(value: Any) -> bool:
     """Whether a cell holds no value."""
@@ -99,7 +106,7 @@ def entity_in(text: str) -> str:
     """The first character of `text` that is written as HTML writes it, as `&quot;`; "" if none is."""
     if "&" not in text:  # nearly all texts, and quickly seen
         return ""
-    return next((entity for entity in _ENTITY.findall(text) if html.unescape(entity) != entity), "")
+    return next((entity for entity in _COMMON.findall(text) if html.unescape(entity) != entity), "")
 
 
 def without_entities(value: Any) -> Any:

@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "train/qlora.py"
 PROG = f"python {SCRIPT}"
-KEY = re.compile(r"\b(?:model|data|SFTConfig|LoraConfig|BitsAndBytesConfig)\.\w+")
+KEY = re.compile(r"(?<![\w./-])(?:model|data|SFTConfig|LoraConfig|BitsAndBytesConfig)\.\w+")
 # Keys that have an option of their own, longer ones first.
 OPTIONS = {
     "model.base_model and model.gguf_file": "--model",
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> int:
 def with_option(message: str) -> str:
     """A refusal that names a key of the recipe, where there is no recipe: with the option that sets it."""
     for ours, option in OPTIONS.items():
-        message = message.replace(ours, option)
+        message = re.sub(rf"(?<![\w./-]){re.escape(ours)}(?![\w/-]|\.\w)", option, message)
     key = None if "--set" in message else KEY.search(message)
     return f"{message}\nSuch a key is set by an option: --set {key[0]}=VALUE" if key else message
 

@@ -90,7 +90,9 @@ def parsed(text: str) -> Any:
 def written_out(text: str) -> list[dict[str, Any]]:
     """The turns of a chat that is written in one text with headings; none if it isn't that."""
     for sides in _HEADINGS:
-        before, *pieces = re.split(rf"(?:(?:^|\n)\s*(?:###\s*)?|###\s*)({'|'.join(sides)}):", text)
+        if not any(f"{name}:" in text for name, side in sides.items() if side == "assistant"):
+            continue  # as nearly all texts, and quickly seen
+        before, *pieces = re.split(rf"(?:(?:^|\n)[^\S\n]*(?:###\s*)?|###\s*)({'|'.join(sides)}):", text)
         if not before.strip() and {"user", "assistant"} <= {sides[name] for name in pieces[::2]}:
             pairs = zip(pieces[::2], pieces[1::2], strict=True)
             return [_said(sides[name], said.strip()) for name, said in pairs]

@@ -266,6 +266,7 @@ def test_every_check_and_key_has_an_option(tmp_path: Path, chats: Path) -> None:
         with pytest.raises(TrainError) as caught:
             qlora.recipe_of(qlora.parse_options([*arguments, *wrong]))
         assert wrong[0] in str(caught.value)
+    assert qlora.with_option("no /a/data.path.json; check data.path") == "no /a/data.path.json; check --data"
     assert "--set SFTConfig.max_length=VALUE" in qlora.with_option("raise SFTConfig.max_length")
 
 

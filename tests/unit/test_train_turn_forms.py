@@ -215,7 +215,7 @@ def test_headings_in_a_pair_say_whose_turn_it_is(
 
 def test_characters_of_html_are_told_of_and_read_if_asked(tmp_path: Path) -> None:
     row = {"prompt": "Say &amp;quot;x&amp;quot;", "completion": "It&#39;s /a?b=1&copy=2 &such; A&B"}
-    loaded = load(tmp_path, row, {"prompt": "a & b", "completion": "&such;"})
+    loaded = load(tmp_path, row, {"prompt": "a & b", "completion": "p = &sum; &such;"})
     [(said, count)] = loaded.noticed.items()
     assert (count, loaded.first[said]) == (1, "row 1: &amp;")
     options = shlex.split(said[said.index("--set") :])
