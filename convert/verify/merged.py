@@ -11,18 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from convert.checkpoint import Checkpoint
 from convert.verify.adapted import Floats, Layer, probe
 from convert.verify.check import Check
 from convert.verify.loss import GUESSES, Scores, judged
 from convert.verify.thresholds import LAYER_ERROR, MERGE_KL, UPDATE_SHARE, same_top_limit
 
-# What rounding to bf16 makes of a layer's output, relative: up to 1/512 of each weight, spread evenly.
-ROUNDING = 1 / 512 / math.sqrt(3)
+# What rounding makes of a layer's output, relative, in the type's own eps: a quarter of it, spread evenly.
+ROUNDING = 1 / 4 / math.sqrt(3)
 FP32_ROUNDING = 2**-23  # of a layer's output with its update, less that without
 SURE = 5  # standard deviations
 
@@ -43,8 +45,11 @@ class Arrived:
 
 
 @torch.inference_mode()
-def arrived(model: Any, layers: Iterable[Layer]) -> list[Arrived]:
-    """Compare each adapted layer with the merged model's. A layer that isn't there has no share at all."""
+def arrived(model: Any, layers: Iterable[Layer], stored: torch.dtype = torch.bfloat16) -> list[Arrived]:
+    """Compare each adapted layer with the merged model's, whose weights are rounded to the type `stored`.
+
+    A layer that isn't there has no share at all.
+    """
     modules = {plain(name): module for name, module in model.named_modules()}
 
     def outputs() -> Iterator[tuple[Layer, Floats | None]]:
@@ -52,7 +57,15 @@ def arrived(model: Any, layers: Iterable[Layer]) -> list[Arrived]:
             module = modules.get(plain(layer.name))
             yield layer, None if module is None else module(probe(module)).float().numpy()
 
-    return [_arrived(layer, output, ROUNDING) for layer, output in outputs()]
+    rounding = max(ROUNDING * torch.finfo(stored).eps, FP32_ROUNDING)
+    return [_arrived(layer, output, rounding) for layer, output in outputs()]
+
+
+def coarsest_dtype(checkpoint: Path) -> torch.dtype:
+    """The type of a checkpoint's tensors that rounds most. Raises ConvertError."""
+    stored = Checkpoint(checkpoint)
+    floats = {dtype for name in stored.names if (dtype := stored.dtype(name)).is_floating_point}
+    return max(floats, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def arrived_beside(outputs: Iterable[tuple[Layer, Floats | None]]) -> list[Arrived]:

@@ -97,7 +97,7 @@ def reference(
     # torch and transformers take seconds to import
     from convert.verify.adapted import Adapted
     from convert.verify.arithmetic import idle_threads
-    from convert.verify.merged import arrived, check_merge, not_merged
+    from convert.verify.merged import arrived, check_merge, coarsest_dtype, not_merged
     from convert.verify.reference import Checkpoint
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -118,7 +118,7 @@ def reference(
         _write(folder / ANSWERS, [asdict(answer) for answer in loaded.answers(rows)])
         step(PROMPTS)
         save_reference(own, loaded.log_probs(scored, step), len(wanted))
-        found = arrived(loaded.model, layers)
+        found = arrived(loaded.model, layers, coarsest_dtype(checkpoint))
     save_reference(folder / DISTRIBUTIONS, gguf_log_probs(sixteen_bit, scored, step), len(wanted))
     stages = [*([(ADAPTED, before)] if made_of else []), (CHECKPOINT, own)]
     stages.append((str(read_gguf(sixteen_bit).file_type), folder / DISTRIBUTIONS))

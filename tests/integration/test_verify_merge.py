@@ -19,7 +19,7 @@ from convert.verify.adapted import Adapted, Layer, MergeInputs
 from convert.verify.arithmetic import log_probs
 from convert.verify.check import Check, worst
 from convert.verify.loss import Scores, compare, read_reference, save_reference, targets
-from convert.verify.merged import arrived, arrived_beside, check_merge, not_merged
+from convert.verify.merged import arrived, arrived_beside, check_merge, coarsest_dtype, not_merged
 from tests.integration.merge_bases import (
     LINEAR,
     changed,
@@ -49,7 +49,7 @@ def judged(checkpoint: Path, said: Path, layers: list[Layer], folder: Path) -> l
     model: Any = load(checkpoint).eval()
     save_reference(folder / "own.npy", log_probs(model, ROWS, lambda: None), len(targets(ROWS)))
     scores = compare(said, read_reference(folder / "own.npy"), targets(ROWS))
-    return check_merge(scores, arrived(model, layers))
+    return check_merge(scores, arrived(model, layers, coarsest_dtype(checkpoint)))
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,26 @@ def test_names_of_wrappers_are_no_obstacle_and_missing_parts_are_named(
     edit_json(tmp_path / "adapter" / "adapter_config.json", target_modules=["q_proj", "o_proj"])
     with pytest.raises(ConvertError, match=r"PEFT can't put .* the file lacks .*o_proj"):
         asked(folder / "base", tmp_path / "adapter", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "verdict"), [(torch.bfloat16, "n/a"), (torch.float16, "fail"), (torch.float32, "fail")]
+)
+def test_a_small_update_that_is_transposed_fails_where_the_type_can_hold_it(
+    dtype: torch.dtype, verdict: str, tmp_path: Path
+) -> None:
+    base = save_base("llama", tmp_path / "base", dtype)
+    adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    with changed(adapter / "adapter_model.safetensors") as tensors:
+        for name in tensors:
+            tensors[name] = tensors[name].float() * 0.1  # the update is 0.003 of the layer
+    said, layers = asked(base, adapter, tmp_path)
+    broken = merged(base, adapter, tmp_path / "broken")
+    assert judged(broken, said, layers, tmp_path)[2].verdict == ("n/a" if verdict == "n/a" else "ok")
+    original = load_file(base / "model.safetensors")
+    with changed(broken / "model.safetensors") as tensors:
+        tensors[QUERY] = (original[QUERY] + (tensors[QUERY] - original[QUERY]).T).contiguous()
+    assert judged(broken, said, layers, tmp_path)[2].verdict == verdict
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(1e-8, "n/a"), (1e-4, "fail")])
