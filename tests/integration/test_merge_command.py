@@ -42,7 +42,8 @@ def test_it_prints_what_it_made_and_the_next_command(
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     printed = run(adapter, "--out", tmp_path / "out", "--base-model", base, code=0)
     assert f"{tmp_path / 'out'}: 29 tensors" in printed
-    assert f"Next: {command_line('convert/to_gguf.py', [adapter])} --quant q5" in printed
+    following = command_line("convert/to_gguf.py", [adapter, "--base-model", base])
+    assert f"Next: {following} --quant q5" in printed
     assert Checkpoint(tmp_path / "out").names == Checkpoint(base).names
     assert main([str(adapter), "--out", str(tmp_path / "out")]) == 1
     assert "is there already" in capsys.readouterr().err
