@@ -20,7 +20,7 @@ convert:  ## turn the newest run into a GGUF: make convert ARGS="--quant q4,q5"
 test:  ## install what is missing, check style and types, run every test that this machine can run
 	@$(PYTHON) scripts/setup_env.py test
 	@$(MAKE) --no-print-directory check
-	$(IN_VENV) -m pytest -m '(unit or integration) and not alone' -rs -n auto --dist loadfile $(ARGS) || [ $$? = 5 ]
+	$(IN_VENV) -m pytest -m '(unit or integration) and not alone' -rs -n auto --dist loadfile --no-loadscope-reorder $(ARGS) || [ $$? = 5 ]
 	$(IN_VENV) -m pytest -m 'e2e or gpu or alone' -rs $(ARGS) || [ $$? = 5 ]
 
 lint:  ## check style and types
