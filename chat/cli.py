@@ -19,7 +19,7 @@ from chat.command import Parser, print_anything
 from chat.entry import Entry, Source, hub_source
 from chat.gguf_file import read_gguf
 from chat.host import ENGINES, Host
-from chat.registry import Registry, load_registry
+from chat.registry import MADE, Registry, load_registry
 from chat.session import Fetch
 from core.errors import ChatError
 from core.gguf_parts import model_name
@@ -183,7 +183,8 @@ def _bring_default(host: Host) -> None:
     if not registry.entries and registry.path.name in registry.broken:
         stop(registry.broken[registry.path.name])
     for name, reason in registry.broken.items():
-        about = reason if name.endswith("models.json") else f"{name} is left out of the menu: {reason}"
+        of_file = name in (registry.path.name, MADE.as_posix())
+        about = reason if of_file else f"{name} is left out of the menu: {reason}"
         print(f"note: {about}", file=sys.stderr)
     entry = registry.entries.get(host.default)
     if entry is None:

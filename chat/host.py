@@ -159,9 +159,8 @@ class Host:
         def start(file: GgufFile, n_ctx: int, overrides: dict[str, int]) -> Engine:
             self._unload()  # two models at once may not fit
             if self.engine == "in-process":
-                from chat.in_process import (
-                    InProcessEngine,  # loads llama.cpp's library: not before it is needed
-                )
+                # It loads llama.cpp's library: not before it is needed.
+                from chat.in_process import InProcessEngine
 
                 return InProcessEngine(file.path, n_ctx, self._threads(), adapters, cancelled, overrides)
             from chat.llama_server import LlamaServerEngine

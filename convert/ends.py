@@ -25,7 +25,7 @@ from convert import llamacpp
 from convert.errors import ConvertError
 from convert.source import read_json
 from core.files import whole
-from core.gguf_header import read_header
+from core.gguf_header import read_metadata
 from core.token_ids import adds_bos, flat_numbers
 from core.unicode_form import KEY as FORM_KEY
 from core.unicode_form import form_of
@@ -45,7 +45,7 @@ def mend(gguf: Path, checkpoint: Path) -> None:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConvertError(f"transformers can't load the tokenizer of {checkpoint}: {reason}") from None
-    found = differences(read_gguf(gguf), _metadata(gguf), tokenizer, _ends(checkpoint, tokenizer))
+    found = differences(read_gguf(gguf), read_metadata(gguf), tokenizer, _ends(checkpoint, tokenizer))
     changes: dict[str, bool | int | str] = {KEY.format(name): value for name, value in found.items()}
     if form := _form(tokenizer):
         changes[FORM_KEY] = form
@@ -109,11 +109,6 @@ def differences(
             named = f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})"
             tqdm.write(f"note: the configuration ends replies at {named}, and the chat doesn't: {why}")
     return changes
-
-
-def _metadata(gguf: Path) -> Mapping[str, Any]:
-    with gguf.open("rb") as file:
-        return read_header(file, gguf.stat().st_size, gguf.name).metadata
 
 
 def _ends(checkpoint: Path, tokenizer: Any) -> list[int]:

@@ -49,6 +49,7 @@ from convert.verify.loss import (
     targets,
 )
 from convert.verify.merged import Arrived, arrived_beside, check_merge
+from convert.verify.report import lines_of
 from convert.verify.run import chat_model
 from convert.without_code import copy_without_code
 
@@ -151,13 +152,7 @@ def _judged(scores: dict[str, Scores], layers: list[Arrived], adapted: int, n_vo
     if len(layers) < adapted:
         print(f"  note: {adapted - len(layers)} of {adapted} layers have another form in a GGUF")
         checks = checks if layers else checks[:2]
-    for check in checks:
-        print(
-            "  "
-            + "  ".join(
-                filter(None, (f"{check.verdict:<4}", f"{check.name:<18}", check.figure, check.reason))
-            )
-        )
+    print(*(f"  {line}" for line in lines_of(checks)), sep="\n")
     return worst(check.verdict for check in checks) != "fail"
 
 

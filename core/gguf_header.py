@@ -12,6 +12,7 @@ import sys
 from array import array
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from core.errors import ModelFileError
@@ -78,6 +79,12 @@ def read_header(file: BinaryIO, size: int, name: str) -> Header:
             raise reader.damaged(f"the key {key[:80]!r} is there twice")
         metadata[key] = reader.value(key)
     return _tensors(reader, metadata, n_tensors)
+
+
+def read_metadata(path: Path) -> dict[str, Value]:
+    """The metadata of a file that was read as a GGUF before. Raises ModelFileError and OSError."""
+    with path.open("rb") as file:
+        return read_header(file, path.stat().st_size, path.name).metadata
 
 
 def read_leading(file: BinaryIO, size: int, name: str) -> dict[str, Value]:

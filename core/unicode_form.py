@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from unicodedata import is_normalized, normalize
 
 Form = Literal["", "NFC", "NFD", "NFKC", "NFKD"]  # "" leaves text as it is
+FORMS: tuple[Form, ...] = get_args(Form)
 Tokenize = Callable[[str, bool], Sequence[int]]  # text, and whether special tokens are parsed, to ids
 
 KEY = "tune2chat.unicode_form"  # of a GGUF's metadata
@@ -32,14 +33,12 @@ def form_of(tokenizer: Any) -> Form | None:
     if normalizer is None:
         return ""
     changed = [normalizer.normalize_str(text).replace(SPACE, " ").removeprefix(" ") for text in PROBES]
-    forms: tuple[Form, ...] = get_args(Form)
-    return next((f for f in forms if changed == [normalize(f, t) if f else t for t in PROBES]), None)
+    return next((f for f in FORMS if changed == [normalize(f, t) if f else t for t in PROBES]), None)
 
 
 def known(value: object) -> Form:
     """The form that a file names; none where it is no such name."""
-    forms: tuple[Form, ...] = get_args(Form)
-    return next((form for form in forms if form == value), "")
+    return next((form for form in FORMS if form == value), "")
 
 
 def in_form(tokenize: Tokenize, form: Form, surfaces: Iterable[str]) -> Tokenize:

@@ -18,7 +18,7 @@ from train.table import is_file
 
 def print_plan(recipe: Recipe) -> None:
     """Print memory, speed and minutes on each GPU that we have figures for, this machine's first."""
-    is_file(recipe.data)  # or it is said before a base is asked for
+    is_file(recipe.data)  # raises for a missing one, before a base is asked for
     base = Base(recipe)
     try:
         order = Order(prepare(recipe, base.tokenizer).train, recipe.sft)

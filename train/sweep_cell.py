@@ -79,7 +79,7 @@ class Trainer:
 
     def _found(self, recipe: Recipe) -> tuple[Base, Prepared, files.Inputs]:
         """Base and data of a run, and what tells them from others of the same names."""
-        is_file(recipe.data)  # or it is said before a base is asked for
+        is_file(recipe.data)  # raises for a missing one, before a base is asked for
         base: Base = self._keep("base", recipe.model, lambda: Base(recipe, self._rendered))
         self._rendered = base.tokenizer.rendered
         sft = recipe.sft

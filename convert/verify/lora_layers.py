@@ -16,7 +16,7 @@ from gguf.gguf_reader import ReaderTensor
 from convert.verify.adapted import Floats, Layer
 from convert.verify.merged import plain
 from convert.verify.tensors import TensorFile
-from core.gguf_header import read_header
+from core.gguf_header import read_metadata
 
 SAME = 0.02  # relative: rounding to 16 bit makes 0.002, another order of rows about 1
 MATCHED_ROWS = 32_768  # of a layer in another order; no layer but a vocabulary's has more
@@ -27,7 +27,7 @@ class LoraFile:
 
     def __init__(self, base: Path, lora: Path) -> None:
         self._base, self._lora = TensorFile(base).by_name, TensorFile(lora).by_name
-        about, own = _metadata(base), _metadata(lora)
+        about, own = read_metadata(base), read_metadata(lora)
         arch = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[
             str(about["general.architecture"])
         ]
@@ -93,8 +93,3 @@ def _nearest(found: Floats, expected: Floats) -> np.ndarray:
 def _numbers(tensor: ReaderTensor) -> Floats:
     found: Floats = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
     return found
-
-
-def _metadata(path: Path) -> dict[str, object]:
-    with path.open("rb") as file:
-        return dict(read_header(file, path.stat().st_size, path.name).metadata)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,16 +35,7 @@ class Report:
 
     def table(self) -> str:
         """Plain text of at most 100 columns: verdict, scores by stage, then a line a check."""
-        lines = [_WORDS[self.verdict], "", *self._scores()]
-        name_width = max(len(check.name) for check in self.checks)
-        for check in self.checks:
-            begin = f"{_MARKS[check.verdict]:<4}  {check.name:<{name_width}}  "
-            text = f"{check.figure}; {check.reason}" if check.figure and check.reason else None
-            text = text or check.figure or check.reason
-            lines += textwrap.wrap(
-                " ".join(text.split()), WIDTH, initial_indent=begin, subsequent_indent=" " * len(begin)
-            )
-        return "\n".join(lines)
+        return "\n".join([_WORDS[self.verdict], "", *self._scores(), *lines_of(self.checks)])
 
     def _scores(self) -> list[str]:
         """KL divergence and the rest are those from the stage before; the first has none before it."""
@@ -74,6 +66,17 @@ class Report:
             "kl": float(f"{score.kl_mean:.2g}"),
             "same_top": f"{score.same_top:.0%}".replace("%", " %"),
         }
+
+
+def lines_of(checks: Sequence[Check]) -> list[str]:
+    """A line a check, or several where it is long."""
+    name_width = max(len(check.name) for check in checks)
+    lines: list[str] = []
+    for check in checks:
+        begin = f"{_MARKS[check.verdict]:<4}  {check.name:<{name_width}}  "
+        text = " ".join("; ".join(filter(None, (check.figure, check.reason))).split())
+        lines += textwrap.wrap(text, WIDTH, initial_indent=begin, subsequent_indent=" " * len(begin))
+    return lines
 
 
 def _finite(scores: dict[str, float]) -> dict[str, float | None]:

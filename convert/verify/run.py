@@ -40,7 +40,7 @@ from convert.verify.tensors import TensorFile, check_tensors, fallback_types
 from convert.verify.tokens import Tokenized, check_tokens
 from core.errors import ChatError
 from core.files import whole
-from core.gguf_header import read_header
+from core.gguf_header import read_metadata
 
 if TYPE_CHECKING:
     from convert.verify.adapted import MergeInputs
@@ -73,9 +73,7 @@ def _context(gguf: Path) -> int:
     """No more tokens than a Phi's RoPE was trained for before its factors change: llama.cpp takes the other
     factors for a larger context, however short the text."""
     file = read_gguf(gguf)
-    with gguf.open("rb") as opened:
-        metadata = read_header(opened, file.file_size, gguf.name).metadata
-    original = metadata.get(f"{file.architecture}.rope.scaling.original_context_length")
+    original = read_metadata(gguf).get(f"{file.architecture}.rope.scaling.original_context_length")
     bounds = (CONTEXT, file.n_ctx_train, original)
     return min(bound for bound in bounds if isinstance(bound, int) and bound > 0)
 

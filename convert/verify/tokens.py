@@ -11,7 +11,7 @@ from convert.rows import Row
 from convert.verify.check import Check
 from convert.verify.thresholds import NASTY_TEXTS
 from core.errors import ChatError
-from core.gguf_header import read_header
+from core.gguf_header import read_metadata
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,6 @@ def difference(ours: Sequence[int], theirs: Sequence[int], pieces: Sequence[byte
 
 def _pieces(path: Path) -> list[bytes]:
     """The vocabulary's entries, by id."""
-    with path.open("rb") as file:
-        tokens = read_header(file, path.stat().st_size, path.name).metadata["tokenizer.ggml.tokens"]
+    tokens = read_metadata(path)["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)  # read_gguf has refused anything else
     return tokens
