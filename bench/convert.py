@@ -127,7 +127,7 @@ def smollm2() -> dict[str, object]:
     return {
         "seconds": time.perf_counter() - started,
         "exit": done.returncode,
-        "printed": done.stdout.splitlines(),
+        "printed": done.stdout.replace(f"{ROOT}/", "").splitlines(),
     }
 
 

@@ -88,7 +88,7 @@ def _newest(outputs: Path) -> Path:
     if newest is None:
         raise ConvertError(
             f"there is no run in {outputs.name}/ yet. Train one, or name the folder of an adapter or of a "
-            "checkpoint: python convert/to_gguf.py FOLDER --quant q5"
+            f"checkpoint: {command_for('FOLDER')} --quant q5"
         )
     return newest.parent.parent
 
