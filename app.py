@@ -10,7 +10,7 @@ from pathlib import Path
 
 try:
     from chat import cli
-    from chat.session import Sessions
+    from chat.reply import Sessions
 except ModuleNotFoundError as error:
     sys.exit(
         f"error: {error.name!r} is not installed for {sys.executable}; "

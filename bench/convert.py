@@ -55,8 +55,8 @@ def main() -> None:
 def ours(run: Path) -> dict[str, float]:
     """Merge, convert and quantise; seconds of each step, and our own peak memory in bytes."""
     from convert.pipeline import Pipeline
-    from convert.settings import Settings
     from convert.source import find_source
+    from convert.stages import Settings
 
     shutil.rmtree(run / "convert", ignore_errors=True)
     pipeline = Pipeline(find_source(str(run), run.parent), Settings(base="full", imatrix="none"))
@@ -72,8 +72,8 @@ def ours(run: Path) -> dict[str, float]:
 
 def theirs(merged: Path, out: Path) -> dict[str, float]:
     """llama.cpp's converter and two llama-quantize runs, nothing else."""
-    from chat.machine import thread_count
     from convert.llamacpp import converter, tool
+    from core.machine import thread_count
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()

@@ -19,11 +19,11 @@ from typing import Any
 import psutil
 
 from chat.conversation import Conversation
-from chat.engine import Sampling
-from chat.host import Host
-from chat.machine import thread_count
-from chat.registry import load_registry
-from chat.session import Sessions
+from chat.model_host import Host
+from chat.reply import Sessions
+from core.engine import Sampling
+from core.machine import thread_count
+from core.registry import load_registry
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = ("llama-server", "in-process")

@@ -26,10 +26,10 @@ def tune2chat(given: argparse.Namespace, bursts: Bursts) -> None:
     from transformers import AutoConfig
 
     from bench.train_documents import documents
-    from train.loop import Loop
+    from train.batches import Order
     from train.model import Adapted, load_base
-    from train.order import Order
     from train.recipe import parse
+    from train.trainer import Loop
 
     sft = {"max_length": LENGTH, "per_device_train_batch_size": given.batch, "max_steps": 10_000}
     content = {

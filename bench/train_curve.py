@@ -24,15 +24,14 @@ import torch
 
 from bench.train_documents import documents
 from bench.train_models import CONFIGS, random_base
-from train import plan
-from train.example import Encoded
-from train.gpus import gpu_of
-from train.loop import Loop
+from train import forecast
+from train.batches import Order
+from train.examples import Encoded
 from train.model import Adapted
-from train.order import Order
 from train.recipe import Recipe, parse
 from train.run import load_of
-from train.shape import shape_of
+from train.shape import gpu_of, shape_of
+from train.trainer import Loop
 
 RESULTS = Path(__file__).with_name("results") / "train-curve.json"
 MODEL = "microsoft/Phi-3.5-mini-instruct"
@@ -82,7 +81,7 @@ def measure(mode: str) -> list[dict[str, Any]]:
             with tempfile.TemporaryDirectory() as folder:
                 Loop(adapted, recipe, order, [], Path(folder), lines.append).run()
             load = load_of(order)
-            foreseen = plan.forecast(shape, recipe, load, gpu)
+            foreseen = forecast.forecast(shape, recipe, load, gpu)
             again = 0 if recipe.fast else 2 * shape.weights
             row = {
                 "mode": mode,

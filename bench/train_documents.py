@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from train.example import Encoded
+from train.examples import Encoded
 
 
 def documents(

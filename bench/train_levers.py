@@ -29,15 +29,13 @@ import torch
 
 from bench.train_documents import documents
 from bench.train_models import CONFIGS, random_base
-from train.fused import attention, plain
-from train.fused.cudnn_plans import plan_for
-from train.fused.frozen import Frozen
-from train.fused.projection import Projection
-from train.fused.stack import Saved, Stack
+from train.batches import Batch, Order
+from train.fused import attention, reference_ops
+from train.fused.cudnn_attention import plan_for
+from train.fused.decoder import Frozen, Saved, Stack
+from train.fused.lora_linear import Projection
 from train.model import Adapted
 from train.optimizer import make_optimizer
-from train.order import Order
-from train.packing import Batch
 from train.recipe import Recipe, parse
 
 RESULTS = Path(__file__).with_name("results") / "train-levers.json"
@@ -70,9 +68,11 @@ def with_operations(**changed: Any) -> Lever:
     """A lever that has other functions between the matrix products."""
 
     def take(stack: Stack) -> None:
-        from train.fused import kernels
+        from train.fused import triton_ops
 
-        ops: Any = SimpleNamespace(**{name: getattr(kernels, name) for name in kernels.__all__} | changed)
+        ops: Any = SimpleNamespace(
+            **{name: getattr(triton_ops, name) for name in triton_ops.__all__} | changed
+        )
         stack.frozen.ops = ops
         for part in (*stack.layers, *(norm for layer in stack.layers for norm in layer.norms)):
             part.ops = ops
@@ -129,7 +129,7 @@ def kept_on_gpu(stack: Stack) -> None:
 def formulas() -> dict[str, Any]:
     """The functions of plain.py."""
     names = ("rms_norm", "rms_norm_backward", "gated", "gated_backward", "rotate", "rotate_backward")
-    return {name: getattr(plain, name) for name in names}
+    return {name: getattr(reference_ops, name) for name in names}
 
 
 def variants() -> Iterator[tuple[str, str, Lever | None]]:
@@ -140,7 +140,7 @@ def variants() -> Iterator[tuple[str, str, Lever | None]]:
         yield "formulas instead of kernels", mode, with_operations(**formulas())
         yield "attention by FlashAttention 2", mode, without_cudnn
     yield "matrices decoded each time", "fast", decoded_each_time
-    yield "decoded by bitsandbytes", "lean", with_operations(decode=plain.decode)
+    yield "decoded by bitsandbytes", "lean", with_operations(decode=reference_ops.decode)
     yield "nothing in the host's memory", "lean", kept_on_gpu
     yield "transformers and PEFT", "fast", None
     yield "transformers and PEFT", "lean", None

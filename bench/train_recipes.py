@@ -26,15 +26,13 @@ import torch
 
 from bench.train_documents import documents
 from bench.train_models import CONFIGS, random_base
-from train import plan
-from train.gpus import gpu_of
-from train.loop import Loop
+from train import forecast
+from train.batches import Batch, Order
 from train.model import Adapted
-from train.order import Order
-from train.packing import Batch
 from train.recipe import RECIPES, Recipe, load_recipe
 from train.run import load_of
-from train.shape import shape_of
+from train.shape import gpu_of, shape_of
+from train.trainer import Loop
 
 RESULTS = Path(__file__).with_name("results") / "train-recipes.json"
 STEPS = 20
@@ -51,17 +49,17 @@ def measure(recipe: Recipe, steps: int, folder: Path) -> dict[str, Any]:
     order = Order(documents(min(sft.max_length, 2048), config.vocab_size), sft)
     load, shape, gpu = load_of(order), shape_of(config), gpu_of(torch.cuda.get_device_name())
     assert gpu
-    recipe = plan.settle(recipe, shape, load, gpu, torch.cuda.get_device_properties(device).total_memory)
+    recipe = forecast.settle(recipe, shape, load, gpu, torch.cuda.get_device_properties(device).total_memory)
     began = time.perf_counter()
     adapted = Adapted(random_base(recipe, device, config), recipe, device)
     load_seconds = time.perf_counter() - began
-    foreseen = plan.forecast(shape, recipe, load, gpu)
+    foreseen = forecast.forecast(shape, recipe, load, gpu)
     lines: list[dict[str, Any]] = []
     torch.cuda.empty_cache()
-    loaded = torch.cuda.memory_allocated() / plan.GB
+    loaded = torch.cuda.memory_allocated() / forecast.GB
     torch.cuda.reset_peak_memory_stats()
     Loop(adapted, recipe, order, [], folder, lines.append).run()
-    memory = torch.cuda.memory_stats()["active_bytes.all.peak"] / plan.GB
+    memory = torch.cuda.memory_stats()["active_bytes.all.peak"] / forecast.GB
     kernels = kernel_times(adapted, order.step(0)[0].to(device))
     speeds = [line["tokens_per_s"] for line in lines[WARM:]]
     tokens = [line["tokens"] - before["tokens"] for before, line in itertools.pairwise(lines[WARM - 1 :])]

@@ -28,11 +28,11 @@ from transformers import AutoTokenizer
 
 from bench.train_peers import in_fp32
 from train.base import find_base
-from train.example import Encoded
-from train.loop import Loop
+from train.batches import Order
+from train.examples import Encoded
 from train.model import Adapted, load_base
-from train.order import Order
 from train.recipe import RECIPES, load_recipe, parse
+from train.trainer import Loop
 
 RESULTS = Path(__file__).with_name("results") / "train-same.json"
 STEPS, BATCH, SEEDS = 100, 16, (0, 1, 2)

@@ -3,9 +3,9 @@
 The library is no longer maintained; nothing outside this file knows it. What the seam does about its known
 defects (each has a test in tests/integration/test_agent_contract.py):
 - formatters that differ from the model's template, shared between users: ours returns token ids instead;
-- a history cut to its last 19 messages: ours is as long as the turn, cut to the context by `chat/turn.py`;
+- a history cut to its last 19 messages: ours is as long as the turn, cut to the context by `chat/context.py`;
 - a system turn that is always inserted, with a line of tool documentation: the ids have none of it;
-- providers that corrupt text, lose sampling settings and can't be stopped: ours drives `chat/engine.py`.
+- providers that corrupt text, lose sampling settings and can't be stopped: ours drives `core/engine.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llama_cpp_agent.chat_history.messages import Roles
 from llama_cpp_agent.messages_formatter import MessagesFormatter
 from llama_cpp_agent.providers.provider_base import LlmProvider, LlmProviderId, LlmSamplingSettings
 
-from chat.engine import Engine, Generation, Sampling
+from core.engine import Engine, Generation, Sampling
 
 Messages = list[dict[str, str]]
 
@@ -29,7 +29,7 @@ NEVER = "\ud800"
 
 
 class IdsFormatter(MessagesFormatter):  # type: ignore[misc]  # the library has no types
-    """Gives the conversation as the token ids of `chat/prompt.py`; the agent hands them on untouched."""
+    """Gives the conversation as the token ids of `core/prompt.py`; the agent hands them on untouched."""
 
     def __init__(self, ids: list[int]) -> None:
         super().__init__("", {}, False, [], strip_prompt=False, bos_token="", eos_token=NEVER)

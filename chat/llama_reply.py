@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-from chat.engine import CHUNK_INTERVAL_S, PENALTY_WINDOW, Chunk, Sampling, Stats
+from core.engine import CHUNK_INTERVAL_S, PENALTY_WINDOW, Chunk, Sampling, Stats
 from core.errors import ChatError, EngineDied
 
 

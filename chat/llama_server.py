@@ -19,16 +19,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from chat import child
-from chat.engine import (
+from chat.llama_reply import LlamaServerGeneration, completion, refusal
+from core import child
+from core.engine import (
     LOOK_AGAIN_S,
     LoadCancelled,
     Sampling,
     wanted,
 )
-from chat.llama_log import first_reason, server_errors
-from chat.llama_reply import LlamaServerGeneration, completion, refusal
 from core.errors import ChatError, EngineDied, ModelFileError
+from core.llama_log import first_reason, server_errors
 
 CACHE_RAM_MIB = 256  # prompts of other chats kept ready; llama-server's default of 8 GiB has filled machines
 BATCH_TIME_S = 0.45  # a batch can't be interrupted, and Stop may have to wait for two

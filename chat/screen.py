@@ -6,16 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chat import screen_parts as parts
+from chat import page_html as parts
 from chat import space
 from chat.address import bare, bracketed, opens_at, without_proxies
-from chat.host import Host
-from chat.screen_api import CONCURRENT_TURNS, TURNS, add_api
-from chat.screen_events import Handlers
-from chat.screen_gradio import gr
-from chat.screen_loops import loops_closed
-from chat.screen_page import SAMPLING_KEYS, Page
-from chat.session import Sessions
+from chat.events import CONCURRENT_TURNS, TURNS, Handlers, add_api
+from chat.gradio_import import gr, loops_closed
+from chat.model_host import Host
+from chat.page import SAMPLING_KEYS, Page
+from chat.reply import Sessions
 
 QUEUE_PAUSE_S = 0.02
 QUEUE_SIZE = 64  # turns that may wait; who comes later is told so

@@ -16,13 +16,11 @@ from pathlib import Path
 
 import torch
 
-from convert.adapter_kinds import refuse_kind
-from convert.checkpoint import Checkpoint, TensorFile
-from convert.errors import ConvertError
-from convert.source import ADAPTER_CONFIG, read_json
-from convert.text_part import TextCheckpoint
-from core.adapter_names import saved_name
+from core.adapter_names import refuse_kind, saved_name
+from core.checkpoint import Checkpoint, TensorFile, TextCheckpoint
+from core.errors import ConvertError
 from core.families import text_name
+from core.files import ADAPTER_CONFIG, read_json
 
 WEIGHTS = "adapter_model.safetensors"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")

@@ -15,14 +15,13 @@ from typing import Any
 from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
 
-from convert.checkpoint import Checkpoint
-from convert.errors import ConvertError
-from convert.gptq import refuse_quantised, refuse_quantised_name
-from convert.source import ADAPTER_CONFIG, read_json
 from convert.tokenizer_files import SENTENCEPIECE, needs_sentencepiece
+from core.checkpoint import Checkpoint
+from core.errors import ConvertError
 from core.families import refusal
-from core.files import file_hashes
-from core.gguf_parts import check_parts
+from core.files import ADAPTER_CONFIG, file_hashes, read_json
+from core.gguf_reader import check_parts
+from core.gptq import refuse_quantised, refuse_quantised_name
 from core.other_formats import other_format
 
 # Weights as safetensors and what a tokenizer needs; nothing that is code or could become it.

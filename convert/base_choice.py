@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from convert.errors import ConvertError
-from convert.gptq import GptqCheckpoint, open_checkpoint
 from convert.merge import merge
-from convert.rows import Row
-from convert.verify.adapted import simulate_nf4, with_adapter
-from convert.verify.arithmetic import idle_threads
+from convert.verify.adapted import idle_threads, simulate_nf4, with_adapter
+from core.errors import ConvertError
 from core.families import text_options
-
-Progress = Callable[[int, int], None]
+from core.gptq import GptqCheckpoint, open_checkpoint
+from core.progress import Progress
+from core.rows import Row
 
 ADAPTER_ON_NF4, MERGED_FULL, MERGED_NF4 = "adapter on NF4", "merged on 16 bit", "merged on NF4"
 

@@ -17,16 +17,15 @@ from typing import Any
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from chat.end_of_turn import end_of_turn
-from chat.gguf_file import GgufFile, read_gguf
-from chat.machine import human_size
-from chat.templates import TemplateRenderer
 from convert import llamacpp
-from convert.errors import ConvertError
-from convert.source import read_json
-from core.files import whole
-from core.gguf_header import read_metadata
-from core.token_ids import adds_bos, flat_numbers
+from core.end_of_turn import end_of_turn
+from core.errors import ConvertError
+from core.files import read_json, whole
+from core.gguf_model import GgufFile, read_gguf
+from core.gguf_reader import read_metadata
+from core.machine import human_size
+from core.templates import TemplateRenderer
+from core.tokenizer import adds_bos, flat_numbers
 from core.unicode_form import KEY as FORM_KEY
 from core.unicode_form import form_of
 

@@ -14,13 +14,13 @@ from typing import Any
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from chat.command import Parser, missing, run
+from core.command import Parser, missing, run
 
 try:
-    from chat.gguf_file import GgufFile, read_gguf
-    from chat.machine import human_size
-    from convert.errors import ConvertError
-    from convert.progress import bar
+    from core.errors import ConvertError
+    from core.gguf_model import GgufFile, read_gguf
+    from core.machine import human_size
+    from core.progress import bar
 except ModuleNotFoundError as error:
     sys.exit(missing(error))
 
@@ -38,10 +38,10 @@ def checkpoint_from_gguf(gguf: Path, out: Path) -> str:
     # These take seconds: not before the mistakes above are out of the way.
     from transformers import GenerationConfig
 
-    from convert.checkpoint import CheckpointWriter
     from convert.gguf_tokenizer import read_tokens, write_tokenizer
     from convert.gguf_weights import empty_model, read_config, read_tensors, read_weights, storage_type
     from convert.verify.written import check_written
+    from core.checkpoint import CheckpointWriter
 
     tokens = read_tokens(gguf)
     tensors, dtype = read_tensors(file), storage_type(file)

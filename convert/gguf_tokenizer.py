@@ -18,8 +18,8 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
-from chat.gguf_file import GgufFile, read_gguf
-from convert.errors import ConvertError
+from core.errors import ConvertError
+from core.gguf_model import GgufFile, read_gguf
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama_token_type; sentencepiece's too
 SPACE = "\u2581"  # what sentencepiece writes for a space

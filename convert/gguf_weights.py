@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.integrations.gguf.reader import read_gguf_metadata
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
-from chat.gguf_file import GgufFile
-from convert.errors import ConvertError
+from core.errors import ConvertError
+from core.gguf_model import GgufFile
 
 _COMMON = {
     "context_length": "max_position_embeddings",

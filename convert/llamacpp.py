@@ -1,7 +1,7 @@
 """llama.cpp's tools and its converter: found, fetched and run. No other file of `convert/` starts programs.
 
 Nothing goes through a shell, a program gets only the environment that it needs, and it ends when we end
-(chat/child.py), so a run that was killed leaves nobody behind who still writes into its files.
+(core/child.py), so a run that was killed leaves nobody behind who still writes into its files.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from chat import child
-from convert.errors import ConvertError
+from core import child
+from core.errors import ConvertError
 
 BINDING = "llama-cpp-python"
 # SHA-256 of the source distributions whose converter we run, by version of the binding.

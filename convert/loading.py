@@ -17,9 +17,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.utils import logging
 
-from convert.checkpoint import Checkpoint
-from convert.errors import ConvertError
-from convert.source import read_json
+from core.checkpoint import Checkpoint
+from core.errors import ConvertError
+from core.files import read_json
 
 # gguf-py's name of an architecture, where it isn't transformers' model_type.
 ARCHITECTURES = {"cohere": "command-r"}

@@ -19,24 +19,16 @@ if not __package__:  # run as a script, in a process of its own: llama.cpp ends 
 import torch
 from safetensors.torch import save_file
 
-from chat.gguf_file import read_gguf
-from chat.machine import human_size
 from convert import llamacpp, preflight, quantise
 from convert.adapter import EMBEDDINGS, HEADS, WEIGHTS, Adapter
-from convert.checkpoint import Checkpoint
-from convert.errors import ConvertError
-from convert.gptq import open_checkpoint
-from convert.merge_plan import MergePlan, is_tied, surplus_head
+from convert.merge import MergePlan, is_tied, surplus_head
 from convert.pipeline import Pipeline
-from convert.progress import bar
+from convert.preflight import model_name, outtype
 from convert.publish import models_folder, place
-from convert.rows import load_rows, plain_rows, save_rows
-from convert.settings import Settings
-from convert.sixteen_bit import model_name, outtype
-from convert.source import ADAPTER_CONFIG, Source
-from convert.verify.adapted import Adapted, MergeInputs
-from convert.verify.arithmetic import idle_threads
-from convert.verify.check import worst
+from convert.source import Source
+from convert.stages import Settings
+from convert.verify.adapted import Adapted, MergeInputs, idle_threads
+from convert.verify.limits import worst
 from convert.verify.lora_layers import LoraFile
 from convert.verify.loss import (
     Scores,
@@ -52,6 +44,14 @@ from convert.verify.merged import Arrived, arrived_beside, check_merge
 from convert.verify.report import lines_of
 from convert.verify.run import chat_model
 from convert.without_code import copy_without_code
+from core.checkpoint import Checkpoint
+from core.errors import ConvertError
+from core.files import ADAPTER_CONFIG
+from core.gguf_model import read_gguf
+from core.gptq import open_checkpoint
+from core.machine import human_size
+from core.progress import bar
+from core.rows import load_rows, plain_rows, save_rows
 
 CURE = "merge it instead: leave out --lora"
 REFERENCE = "base and adapter in PEFT"

@@ -18,28 +18,25 @@ from typing import Any
 
 import torch
 
-from chat.gguf_file import read_gguf
 from convert import llamacpp, quantise
 from convert.adapter import Adapter
 from convert.base import find_base
 from convert.base_choice import choose_base
-from convert.checkpoint import Checkpoint
-from convert.errors import ConvertError
-from convert.gptq import open_checkpoint
-from convert.merge import merge
-from convert.merge_plan import MergePlan, is_tied, surplus_head
-from convert.names import folder_name
-from convert.preflight import check_tokenizer
-from convert.progress import bar
-from convert.rows import Row, load_rows, plain_rows, save_rows
-from convert.settings import Settings
-from convert.sixteen_bit import SMALL_PARAMS, model_name, outtype
-from convert.source import ADAPTER_CONFIG, Source, read_json
-from convert.stages import Stages, key
+from convert.merge import MergePlan, is_tied, merge, surplus_head
+from convert.preflight import SMALL_PARAMS, check_tokenizer, model_name, outtype
+from convert.source import Source, folder_name
+from convert.stages import Settings, Stages, key
 from convert.verify.adapted import MergeInputs
 from convert.verify.report import Report
 from convert.verify.run import chat_model, reference, verify
 from convert.without_code import copy_without_code
+from core.checkpoint import Checkpoint
+from core.errors import ConvertError
+from core.files import ADAPTER_CONFIG, read_json
+from core.gguf_model import read_gguf
+from core.gptq import open_checkpoint
+from core.progress import bar
+from core.rows import Row, load_rows, plain_rows, save_rows
 
 REFERENCE = 3  # of the files in its folder: another number when they hold something else
 IMATRIX_TOKENS = 2 * quantise.IMATRIX_CONTEXT  # fewer tell nothing

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from chat.machine import available_bytes, human_size
+import torch
+
 from convert.adapter import Adapter
-from convert.checkpoint import Checkpoint
-from convert.errors import ConvertError
-from convert.gptq import open_checkpoint
-from convert.merge_plan import MergePlan, rows_of
-from convert.rows import Row
+from convert.merge import MergePlan, rows_of
+from convert.sentencepiece_file import is_byte_level
+from convert.source import folder_name
 from convert.tokenizer_files import TOKENIZER, TokenizerFiles
+from core.checkpoint import Checkpoint
+from core.errors import ConvertError
+from core.files import read_json
+from core.gptq import open_checkpoint
+from core.machine import available_bytes, human_size
+from core.rows import Row
 
 # Bits a weight of a file of each kind: llama.cpp's figures for Llama-3.1-8B (tools/quantize/README.md), and a
 # little above them.
@@ -101,3 +107,36 @@ def _elements(shape: tuple[int, ...]) -> int:
     for length in shape:
         count *= length
     return count
+
+
+SMALL_PARAMS = 1e9  # below, bf16's slowness on a CPU (six times, in tests) weighs more than its range
+F16_MAX = torch.finfo(torch.float16).max
+
+
+def outtype(checkpoint: Checkpoint) -> str:
+    """F16 for an f16 checkpoint, which loses nothing, and for a small one without values beyond its range."""
+    if all(checkpoint.dtype(name) == torch.float16 for name in checkpoint.names):
+        return "F16"
+    if checkpoint.n_params >= SMALL_PARAMS:
+        return "BF16"
+    overflows = any(checkpoint.read(name).abs().max() > F16_MAX for name in checkpoint.names)
+    return "BF16" if overflows else "F16"
+
+
+def model_name(base: Path, run: str) -> str:
+    """general.name: the base's name and the run's. llama.cpp reads it (llama_vocab::impl::load).
+
+    A Phi-3's always contains `Phi-3`, without which the newline after its special tokens isn't stripped. A
+    vocabulary of bytes never does, a Phi-4's for one: under that name llama.cpp looks for `</s>` in it, and
+    doesn't load the file.
+    """
+    config = read_json(base / "config.json")
+    named = config.get("_name_or_path")
+    origin = Path(str(named)).name if named else folder_name(base).rpartition("/")[2]
+    name = origin if origin == run else f"{origin} {run}"
+    tokenizer = base / "tokenizer.json"
+    if tokenizer.is_file() and is_byte_level(read_json(tokenizer)):
+        return re.sub("(phi)-?(3)", r"\1_\2", name, flags=re.IGNORECASE)
+    if config.get("model_type") == "phi3" and not re.search("phi-?3", name, re.IGNORECASE):
+        return f"Phi-3 {name}"
+    return name

@@ -15,13 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from chat.gguf_file import GgufFile, read_gguf
-from chat.machine import human_size
-from chat.registry import Entry, Source, add
-from convert.errors import ConvertError
-from convert.names import ollama_name
+from convert.source import ollama_name
 from convert.verify.report import Report
+from core.errors import ConvertError
 from core.files import whole
+from core.gguf_model import GgufFile, read_gguf
+from core.machine import human_size
+from core.registry import Entry, Source, add
 
 CONTEXT = 4096  # tokens that the chat gives a new model: a Phi's own 131,072 would want 48 GiB of memory
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from chat.machine import idle_thread_count, thread_count
 from convert import llamacpp
-from convert.errors import ConvertError
+from core.errors import ConvertError
 from core.files import whole
+from core.machine import idle_thread_count, thread_count
+from core.progress import Progress
 
 ALIASES = {"q4": "Q4_K_M", "q5": "Q5_K_M", "q6": "Q6_K", "q8": "Q8_0"}
 # What `llama-quantize --help` lists for the pinned version, without numbers and sparse mixtures' own type.
@@ -28,8 +28,6 @@ IMATRIX_CHUNKS = 64
 
 _STEP = re.compile(r"\[ *(\d+)/ *(\d+)\]")
 _SIZE = re.compile(r"(model|quant) size +=\s+([\d.]+) MiB")
-
-Progress = Callable[[int, int], None]  # done, in all
 
 
 def parse_types(given: str) -> list[str]:

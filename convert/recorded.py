@@ -10,11 +10,10 @@ import shlex
 from pathlib import Path
 
 from convert.base import MADE_FROM
-from convert.errors import ConvertError
-from convert.source import Source, read_json
+from convert.source import Source
 from convert.tokenizer_files import TokenizerFiles
-from core.files import file_hash
-from core.rendered_with import PROMPTS, RECORD, TEMPLATE, VOCABULARY, rendered_with
+from core.errors import ConvertError
+from core.files import PROMPTS, RECORD, TEMPLATE, VOCABULARY, file_hash, read_json, rendered_with
 
 
 def check_recorded(source: Source, base: Path) -> list[str]:

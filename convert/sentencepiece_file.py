@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from convert.errors import ConvertError
-from convert.nasty import NASTY
-from convert.source import read_json
-from convert.verify.thresholds import NASTY_TEXTS
+from convert.verify.limits import NASTY_TEXTS
+from convert.verify.tokens import NASTY
+from core.errors import ConvertError
+from core.files import read_json
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 LEAST = -1e6  # of pieces that nothing is merged into

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,13 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())  # not our own folder in it
     return [path] if path.is_file() else []
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`base`: full, nf4, auto, or None for the default. `imatrix`: auto, none, or the path of a file."""
+
+    base_model: str | None = None
+    base: str | None = None
+    imatrix: str = "auto"
+    keep: bool = False

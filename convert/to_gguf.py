@@ -9,10 +9,10 @@ from pathlib import Path
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from chat.command import Parser, run
 from convert.quantise import parse_types
-from convert.settings import Settings
 from convert.source import find_source
+from convert.stages import Settings
+from core.command import Parser, run
 from core.errors import ChatError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,12 +57,12 @@ def main(argv: list[str]) -> int:
     def convert() -> int:
         source = find_source(given.run, given.root / "outputs")
         # torch takes seconds: not before the mistakes above are out of the way.
-        from convert import lora_gguf, work
+        from convert import conversion, lora_gguf
 
         settings = Settings(given.base_model, given.base, given.imatrix, given.keep)
         if given.lora:
             return lora_gguf.adapter_alone(source, settings, given.root)
-        return work.convert(source, settings, types, given.root)
+        return conversion.convert(source, settings, types, given.root)
 
     return run(convert, "Stopped. The same command goes on where it was.")
 

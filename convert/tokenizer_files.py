@@ -7,7 +7,6 @@ is written.
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from collections.abc import Collection, Iterable
@@ -15,11 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from convert.errors import ConvertError
 from convert.sentencepiece_file import adds_space, is_byte_level, is_sentencepiece, rebuild
-from convert.source import read_json
-from core.chat_template import find_template, write_template
+from core.errors import ConvertError
+from core.files import read_json, write_json
 from core.other_formats import other_format
+from core.template import find_template, write_template
 
 CONFIG = "tokenizer_config.json"
 SENTENCEPIECE, TOKENIZER, ADDED = "tokenizer.model", "tokenizer.json", "added_tokens.json"
@@ -284,8 +283,3 @@ def needs_sentencepiece(model: dict[str, Any], folder: Path) -> bool:
     content = read_json(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else {}
     byte_level = model.get("model_type") == "phi3" and is_byte_level(content)
     return not is_sentencepiece(content) and not byte_level
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write an object as the libraries do, with two spaces."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

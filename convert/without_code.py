@@ -6,13 +6,11 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from convert.checkpoint import INDEX, SINGLE, Checkpoint, CheckpointWriter
-from convert.gptq import GptqCheckpoint, open_checkpoint
-from convert.merge_plan import rows_of
-from convert.source import read_json
-from convert.text_part import TextCheckpoint
-from convert.tokenizer_files import TokenizerFiles, to_convert, write_json
-from core.files import whole_folder
+from convert.merge import rows_of
+from convert.tokenizer_files import TokenizerFiles, to_convert
+from core.checkpoint import INDEX, SINGLE, Checkpoint, CheckpointWriter, TextCheckpoint
+from core.files import read_json, whole_folder, write_json
+from core.gptq import GptqCheckpoint, open_checkpoint
 
 CONFIGS = ("config.json", "generation_config.json")
 

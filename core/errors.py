@@ -19,3 +19,24 @@ class TemplateError(ChatError):
 
 class EngineDied(ChatError):
     """The engine stopped in the middle of a reply; the turn can be retried after a restart."""
+
+
+class ConvertError(ChatError):
+    """A sentence for the user; the command prints it without a traceback and exits with 1."""
+
+
+class TrainError(ChatError):
+    """A sentence for the user; the command prints it without a traceback and exits with 1."""
+
+
+class DiskError(TrainError):
+    """A file couldn't be written: once that is cured, the run goes on."""
+
+
+class LeftOut(Exception):
+    """Why a row is no example, what was seen of it, and whether its author wants that."""
+
+    def __init__(self, reason: str, seen: object = "", on_purpose: bool = False) -> None:
+        super().__init__(reason)
+        self.seen = seen if isinstance(seen, str) and not seen else repr(seen)
+        self.on_purpose = on_purpose

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from core.errors import ConvertError
 
 
 @contextmanager
@@ -68,3 +72,36 @@ def file_hashes(paths: Sequence[Path]) -> list[str]:
     """SHA-256 of each file, computed side by side: a base has many gigabytes. Raises OSError."""
     with ThreadPoolExecutor() as threads:
         return list(threads.map(file_hash, paths))
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises ConvertError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConvertError(f"can't read {path}: {error}") from None
+    if not isinstance(found, dict):
+        raise ConvertError(f"{path} is not a JSON object")
+    return found
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write an object as the libraries do, with two spaces."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+RECORD, PROMPTS = "rendered_with.json", "prompts.jsonl"  # of a run
+TEMPLATE = "chat_template"
+# Any of these decides which ids a text becomes.
+VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+
+Rendered = dict[str, str]  # SHA-256 of the template's text, and of files by their names
+
+
+def rendered_with(template: str, files: Iterable[Path]) -> Rendered:
+    """The record of a template and of files; those that aren't there are left out."""
+    found = {TEMPLATE: hashlib.sha256(template.encode()).hexdigest()}
+    return found | {path.name: file_hash(path) for path in files if path.is_file()}

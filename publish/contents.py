@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chat.entry import Entry, Source, hub_source
-from chat.gguf_file import GgufFile, read_gguf
-from chat.machine import human_size
-from chat.registry import Registry, load_registry
+from core.entry import Entry, Source, hub_source
 from core.errors import ChatError
-from core.gguf_parts import model_name
+from core.gguf_model import GgufFile, read_gguf
+from core.gguf_reader import model_name
+from core.machine import human_size
+from core.registry import Registry, load_registry
 
 FILE_CONTEXT = 4096  # tokens, as the conversion gives a new model
 APP = ("app.py", "requirements.txt", "LICENSE")

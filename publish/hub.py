@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chat.machine import human_size
 from core.errors import ChatError
+from core.machine import human_size
 from publish.contents import MARK, PACKAGES, Repository
 
 if TYPE_CHECKING:

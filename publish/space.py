@@ -9,11 +9,11 @@ ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: import from the repository's root, not from this folder
     sys.path[0] = str(ROOT)
 
-from chat.command import Parser, missing, run  # noqa: E402
+from core.command import Parser, missing, run  # noqa: E402
 
 try:
-    from chat.machine import human_size
     from core.errors import ChatError
+    from core.machine import human_size
     from publish.contents import (
         UNKNOWN_REVISION,
         Chosen,

@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chat.child import guarded
+from core.child import guarded
+from core.errors import TrainError
 from core.families import refusal, text_config
 from core.files import file_hashes
-from core.gguf_parts import model_name, parts
+from core.gguf_reader import model_name, parts
+from core.hub import TIMEOUT_S, look_up, offline
 from core.other_formats import other_format
 from core.quantised import method_of, sixteen_bit_name
-from train.errors import TrainError
-from train.hub import TIMEOUT_S, look_up, offline
 from train.recipe import Model, Recipe
 
 if TYPE_CHECKING:
-    from train.tokenizer import ChatTokenizer
+    from core.tokenizer import ChatTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 BASES = ROOT / ".cache" / "bases"
@@ -84,7 +84,7 @@ def _write_checkpoint(gguf: Path, out: Path) -> None:
 
 def load_tokenizer(recipe: Recipe) -> ChatTokenizer:
     """The tokenizer of the recipe's base. Raises TrainError."""
-    from train.tokenizer import ChatTokenizer  # transformers takes seconds to import
+    from core.tokenizer import ChatTokenizer  # transformers takes seconds to import
 
     base = find_base(recipe.model)
     with hub_errors(base, recipe.model.revision):

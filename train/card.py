@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from core.files import write_whole
-from train.markdown_table import Row, table
 from train.recipe import Recipe
 
 LOSSES = {
@@ -163,7 +162,7 @@ def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[Row]:
 
 
 def _calibration(scores: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """The bins after the training, as `train.scores.sms` gives them."""
+    """The bins after the training, as `train.tasks.sms` gives them."""
     after = scores.get("after", {})
     rows: list[Row] = []
     for i in range(10):
@@ -194,3 +193,19 @@ def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+Row = Sequence[str]
+
+
+def table(head: Row, rows: Sequence[Row]) -> str:
+    """Return the table, or nothing where there are no rows."""
+    lines = [" | ".join(map(_cell, row)) for row in [head, *rows]]
+    lines.insert(1, " | ".join(["---"] * len(head)))
+    return "\n".join(f"| {line} |" for line in lines) if rows else ""
+
+
+def _cell(text: str) -> str:
+    marked = re.sub(r"[\\`*_{}\[\]<>|~$#!]", r"\\\g<0>", text.strip("\r\n").replace("&", "&amp;"))
+    lines = [re.sub(r"^ +", lambda found: "&nbsp;" * len(found[0]), line) for line in marked.splitlines()]
+    return "<br>".join(lines).replace("\t", "&nbsp;" * 4)

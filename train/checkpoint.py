@@ -12,14 +12,14 @@ from torch import nn
 
 from core.files import whole_folder
 
-Progress = dict[str, Any]  # step, epoch and what else the loop counts; JSON
+State = dict[str, Any]  # step, epoch and what else the loop counts; JSON
 
 _INSIDE = "//"
 _WEIGHTS, _STATE, _OPTIMIZER, _RANDOM = "adapter.", "state.json", "optimizer.", "random."
 
 
 def save_checkpoint(
-    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, progress: Progress
+    folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, progress: State
 ) -> None:
     """Write adapter, optimizer, random generators and `progress` as `folder`; the one before goes last."""
     tensors = {_WEIGHTS + name: parameter.detach() for name, parameter in parameters.items()}
@@ -42,7 +42,7 @@ def save_checkpoint(
 
 def load_checkpoint(
     folder: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> Progress:
+) -> State:
     """Bring everything back; `optimizer` is a new one over the same parameters."""
     content = json.loads((folder / _STATE).read_text(encoding="utf-8"))
     tensors = load_file(folder / "state")
@@ -61,7 +61,7 @@ def load_checkpoint(
     _set_random_states(
         {name.removeprefix(_RANDOM): tensor for name, tensor in tensors.items() if name.startswith(_RANDOM)}
     )
-    progress: Progress = content["progress"]
+    progress: State = content["progress"]
     return progress
 
 

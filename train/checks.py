@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from train.data import Prepared
-from train.errors import TrainError
-from train.example import Encoded
+from core.errors import TrainError
+from core.tokenizer import ChatTokenizer
+from train.examples import Encoded
 from train.model import Linears, targets
 from train.optimizer import warmup_steps
 from train.recipe import Recipe, Sft
-from train.tokenizer import ChatTokenizer
+from train.split import Prepared
 
 MAX_LEFT_OUT = 0.5  # of the rows that were to be examples
 # Of the loss on shuffled tokens. SmolLM2 has 0.30 to 0.61 on codes, one-letter labels, hashes, DNA, prose and
@@ -187,3 +188,37 @@ def check_bos_loss(checks: Checks, without: float, with_one: float) -> None:
             "token in front, which neither the base's tokenizer nor its template writes: a base that wants "
             'one needs "add_bos_token": true in its tokenizer_config.json',
         )
+
+
+ROWS, TOKENS = 16, 256  # that are looked at; the second of each row
+
+Loss = Callable[[list[Encoded]], float]  # mean, in nats a token
+
+
+def check_reading(checks: Checks, rows: Sequence[Encoded], bos_id: int | None, loss: Loss) -> None:
+    """Compare the loss on rows with that of their tokens in no order, and after a BOS where they lack one.
+
+    `bos_id` is None where the base has none, or ends replies with it.
+    """
+    some = [row.ids[:TOKENS] for row in rows[:ROWS]]
+    first = loss([_whole(ids) for ids in some])
+    chance = random.Random(0)
+    check_first_loss(checks, first, loss([_whole(_shuffled(ids, chance)) for ids in some]))
+    if bos_id is not None and all(ids[0] != bos_id for ids in some):
+        check_bos_loss(checks, first, loss([_begun(ids, bos_id) for ids in some]))
+
+
+def _whole(ids: list[int]) -> Encoded:
+    return Encoded(ids, [1] * len(ids), [])
+
+
+def _shuffled(ids: list[int], chance: random.Random) -> list[int]:
+    """The ids in no order, but for the first, which may be a BOS."""
+    rest = ids[1:]
+    chance.shuffle(rest)
+    return [*ids[:1], *rest]
+
+
+def _begun(ids: list[int], bos_id: int) -> Encoded:
+    """The ids after a BOS, as many as before, since that fits a block; the first isn't compared."""
+    return Encoded([bos_id, *ids[:-1]], [0, 0, *[1] * len(ids)][: len(ids)], [])

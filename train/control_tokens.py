@@ -13,11 +13,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from chat.prompt import render
 from core.errors import TemplateError
-from train.example import Example
-from train.loaded import Loaded
-from train.tokenizer import ChatTokenizer
+from core.prompt import render
+from core.tokenizer import ChatTokenizer
+from train.examples import Example, Loaded
 
 # What could be a control token: in real vocabularies they are in brackets, without a blank.
 _MARK = re.compile(r"<[^<>\s]{1,60}>|\[[^\[\]\s]{1,40}\]")

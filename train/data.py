@@ -5,31 +5,29 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from chat.command import Parser, missing, run
+from core.command import Parser, missing, run
 
 try:
-    from core.command_line import command_line
+    from core.command import command_line
+    from core.errors import TrainError
     from train.cells import entity_in
-    from train.errors import TrainError
-    from train.example import Encoded, Example
+    from train.examples import Encoded, Example, Loaded, lost
     from train.formats import read_any
-    from train.loaded import Loaded, lost
     from train.recipe import Data, Recipe, load_recipe
-    from train.split import NAMES, Splits, split_examples
+    from train.split import NAMES, Prepared, Splits, split_examples
     from train.table import is_file, read_table
     from train.tasks import code_instructions, oasst1, quotes, sms
 except ModuleNotFoundError as error:
     sys.exit(missing(error))
 
 if TYPE_CHECKING:
-    from train.tokenizer import ChatTokenizer
+    from core.tokenizer import ChatTokenizer
 
 __all__ = ["Loaded", "Prepared", "Splits", "load_examples", "lost", "prepare", "split_examples"]
 
@@ -40,22 +38,6 @@ ENTITIES = (
     "(in a recipe, data.unescape_html: true)"
 )
 READERS = {"quotes": quotes, "oasst1": oasst1, "code": code_instructions, "sms": sms}
-
-
-@dataclass
-class Prepared:
-    """The splits as token ids, and in `examples` as text; a row can be several sequences of ids.
-
-    `too_long` rows are in neither: they have more than sft.max_length tokens; `longest` is an example of one.
-    """
-
-    train: list[Encoded]
-    validation: list[Encoded]
-    test: list[Encoded]
-    examples: Splits
-    loaded: Loaded
-    too_long: int
-    longest: str = ""
 
 
 def load_examples(data: Data, seed: int) -> Loaded:

@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from train.example import Encoded
-from train.loaded import Loaded, lost
-from train.packing import pack
+from train.batches import pack
+from train.examples import Encoded, Loaded, lost
 from train.recipe import Data, Recipe, Sft
 from train.split import Splits
 
 if TYPE_CHECKING:  # train.data imports this file
-    from train.data import Prepared
-    from train.tokenizer import ChatTokenizer
+    from core.tokenizer import ChatTokenizer
+    from train.split import Prepared
 
 BINS = 12
 WIDTH = 40  # of the longest bar

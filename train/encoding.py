@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from chat.machine import thread_count
-from core.errors import ChatError
+from core.errors import ChatError, TrainError
 from core.files import whole
-from train.errors import TrainError
-from train.example import Encoded, Example
+from core.machine import thread_count
+from core.tokenizer import ChatTokenizer
+from train.examples import Encoded, Example
 from train.labels import encode
-from train.tokenizer import ChatTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "encoded"
@@ -33,8 +32,8 @@ KEPT = 4  # files; a set of 122,000 rows takes about 150 MB
 
 # What decides which ids a row becomes: when one of these changes, what was kept is no longer found.
 CODE = (
-    *("chat/prompt.py", "chat/render.py", "chat/placeholders.py", "chat/marks.py", "chat/reasoning.py"),
-    *("train/labels.py", "train/tokenizer.py", "train/thoughts.py"),
+    *("core/prompt.py", "core/template.py", "core/prompt.py", "core/marks.py", "core/reasoning.py"),
+    *("train/labels.py", "core/tokenizer.py", "core/thoughts.py"),
 )
 
 Numbers = dict[int, int]  # each id as the one object that stands for it

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 
-from chat.machine import human_size
-from core.files import file_hash, write_whole
-from core.rendered_with import PROMPTS, RECORD, Rendered
-from train.errors import DiskError, TrainError
-from train.example import Encoded
+from core.errors import DiskError, TrainError
+from core.files import PROMPTS, RECORD, Rendered, file_hash, write_whole
+from core.machine import human_size
+from train.examples import Encoded
 from train.paths import read_yaml
 from train.recipe import Recipe, parse
 
 if TYPE_CHECKING:
-    from train.data import Prepared
     from train.session import Base
+    from train.split import Prepared
 
 RECIPE, METRICS, MANIFEST, BEFORE, INPUTS = (
     "recipe.yaml",

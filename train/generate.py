@@ -12,11 +12,11 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from tqdm import tqdm
 
-from chat.prompt import Messages
+from core.errors import TrainError
+from core.prompt import Messages
+from core.tokenizer import ChatTokenizer
 from train.attention import VARLEN
-from train.errors import TrainError
 from train.model import Adapted
-from train.tokenizer import ChatTokenizer
 
 ADAPTER = "default"  # what PEFT calls the only one
 TOGETHER = 32  # chats in a batch

@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from train.errors import TrainError
+from core.errors import TrainError
 
 FORMATS = ("gptq", "gptq_v2")
 PARTS = ("qweight", "qzeros", "scales", "g_idx")

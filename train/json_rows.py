@@ -18,7 +18,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from train.errors import TrainError
+from core.errors import TrainError
 
 SPLITS = {
     "train": "train",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from train.errors import TrainError
-from train.example import Encoded, Example
-from train.tokenizer import ChatTokenizer
+from core.errors import TrainError
+from core.tokenizer import ChatTokenizer
+from train.examples import Encoded, Example
 
 Messages = list[dict[str, str]]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from train.fused.stack import operations
-from train.packing import IGNORED, Batch
+from train.batches import IGNORED, Batch
+from train.fused.decoder import operations
 
 LOGITS = 2**27  # of a chunk: a quarter of a GB in bf16
 

@@ -26,15 +26,15 @@ from transformers.utils.logging import (
 )
 
 from core.adapter_names import name_for_whole
-from core.chat_template import ChatTemplate, write_template
+from core.errors import TrainError
 from core.families import KEY_MAPPING, text_config
+from core.template import ChatTemplate, write_template
 from train import gptq
 from train.attention import attention_for
-from train.errors import TrainError
-from train.fused.stack import Stack
+from train.batches import Batch
+from train.fused.decoder import Stack
 from train.fused.supports import allows, fits, has_kernels
 from train.loss import head_loss
-from train.packing import Batch
 from train.recipe import BitsAndBytes, Lora, Recipe
 
 

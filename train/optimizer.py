@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
-from train.errors import TrainError
+from core.errors import TrainError
 from train.recipe import Sft
 
 

@@ -8,8 +8,8 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
-from core.command_line import python_line
-from train.errors import TrainError
+from core.command import python_line
+from core.errors import TrainError
 
 ZIP, OLD_EXCEL, LFS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"version https://git-lfs"
 PAGE = re.compile(rb"\s*<(?:!doctype html|html)\b", re.IGNORECASE)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from train.errors import TrainError
+from core.errors import TrainError
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".tsv", ".gguf")  # no name on the hub ends like these

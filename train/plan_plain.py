@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from train.gpus import Gpu
 from train.loss import chunk
 from train.model import targets
 from train.recipe import Recipe
-from train.shape import ATTENTION_IN, MLP_IN, Load, Shape
+from train.shape import ATTENTION_IN, MLP_IN, Gpu, Load, Shape
 
 AROUND_ADAPTERS = (
     38.0  # bytes moved by small kernels, a token and element of an adapted layer's in- and output

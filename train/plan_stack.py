@@ -7,11 +7,10 @@ are taken to reach the same shares of their rates, with FlashAttention 2, and th
 
 from __future__ import annotations
 
-from train.gpus import Gpu
 from train.loss import chunk
 from train.model import targets
 from train.recipe import Recipe
-from train.shape import ATTENTION_IN, MLP_IN, Load, Shape
+from train.shape import ATTENTION_IN, MLP_IN, Gpu, Load, Shape
 
 SUSTAINED = 0.912  # of the rate of one product alone: a GPU that works on end is slowed by its power limit
 ATTENTION = 0.626  # of that rate, by cuDNN

@@ -11,14 +11,13 @@ from typing import Any
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from chat.command import Parser, missing, run
+from core.command import Parser, missing, run
 
 try:
     import yaml
 
-    from core.command_line import command_line
-    from core.errors import ChatError
-    from train.errors import DiskError, TrainError
+    from core.command import command_line
+    from core.errors import ChatError, DiskError, TrainError
     from train.paths import full_path, located
     from train.recipe import Recipe, changed, load_recipe, parse, with_paths
     from train.stops import interrupt, on_stop
@@ -84,15 +83,14 @@ def main(argv: list[str]) -> int:
 
     def work() -> int:
         if recipe is None:
-            from train.trial import answer
+            from train.fine_tune import answer
 
             print(answer(outputs / given.ask, given.prompt))
             return 0
         # torch takes seconds: not before the mistakes above are out of the way
         from accelerate import PartialState
 
-        from train.planning import print_plan
-        from train.run import train_run
+        from train.fine_tune import print_plan, train_run
 
         try:
             if given.plan:

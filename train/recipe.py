@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from train.errors import TrainError
+from core.errors import TrainError
 from train.foreign_keys import instead
 from train.paths import ROOT, find_file, located, read_yaml
 

@@ -5,7 +5,7 @@
 | `system`, `system_prompt`, `system_message` | the chat's system message |
 | `history` | earlier turns: pairs of question and answer, or messages |
 | `reasoning_content`, `thinking`, `reasoning`, `complex_cot`, `cot` | the thought before the answer |
-| `weight`, `train`, `masked` and the like (`train.switches`) | 0 or false: the row isn't trained |
+| `weight`, `train`, `masked` and the like (`train.foreign_keys`) | 0 or false: the row isn't trained |
 | `label`, `chosen`, `rejected` and the like, of true and false | a rejected answer isn't trained |
 | `split` | train, validation or test, where it says more than one of them |
 | tools, pictures, sound, video | leave the row out, where they aren't empty |
@@ -17,12 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from core.errors import LeftOut, TrainError
 from train.cells import NO_VALUE, cell_text, empty, missing
-from train.errors import LeftOut, TrainError
-from train.json_rows import SPLITS
-from train.parts import PICTURES, TOOLS_USED, read_content
-from train.recipe import Data
-from train.switches import (
+from train.foreign_keys import (
     JUDGED,
     JUDGED_BAD,
     NOT_TRAINED,
@@ -33,9 +30,11 @@ from train.switches import (
     is_switch,
     wanted,
 )
+from train.json_rows import SPLITS
+from train.recipe import Data
 from train.table import Row, Table, say_columns, text_of
 from train.turn_lists import listed
-from train.turns import MEDIA, THOUGHTS, TOOLS
+from train.turns import MEDIA, PICTURES, THOUGHTS, TOOLS, TOOLS_USED, read_content
 
 SYSTEM = ("system", "system_prompt", "system_message", "systeminstruction", "system_instruction")
 THOUGHT_COLUMNS = (*THOUGHTS, "complex_cot", "cot")

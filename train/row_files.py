@@ -18,9 +18,9 @@ import shlex
 from io import BytesIO
 from pathlib import Path
 
+from core.errors import TrainError
 from train import other_files
 from train.cells import MISSING_IN_CSV
-from train.errors import TrainError
 from train.json_rows import Rows, read_json
 
 MAX_CELL = 2**24  # characters of a CSV's cell; the library allows 128 k

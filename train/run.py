@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from train import checks as check
-from train import data_report, plan
 from train import folder as files
-from train.data import Prepared, load_file, lost, prepare
-from train.errors import TrainError
-from train.example import Encoded
-from train.first_loss import check_reading
-from train.gpus import Gpu, gpu_of
-from train.loop import Loop, Progress, evaluate
+from train import forecast
+from train.batches import Order
+from train.checks import check_reading
+from train.data import lost
+from train.examples import Encoded
 from train.model import Adapted, targets, trainable
-from train.order import Order
 from train.recipe import Recipe
-from train.scores.score import score
 from train.session import Base, Session, device_of
-from train.shape import Load
+from train.shape import Gpu, Load, gpu_of
+from train.split import Prepared
+from train.tasks.score import score
 from train.trackers import trackers
+from train.trainer import Loop, Progress, evaluate
 
 SAMPLES = 4  # prompts answered before and after
 LOOKED_AT = 1000  # steps
@@ -53,7 +49,7 @@ class Run:
             return recipe
         free, _ = torch.cuda.mem_get_info(self.device)
         available = free + torch.cuda.memory_reserved(self.device)  # a sweep's base is there already
-        return plan.settle(recipe, self.base.shape, self.load, self.gpu, available)
+        return forecast.settle(recipe, self.base.shape, self.load, self.gpu, available)
 
     def say(self, text: str) -> None:
         """Print, once for all processes."""
@@ -81,9 +77,9 @@ class Run:
         """The hashes of what is trained on, and by which a run that goes on knows it."""
         return files.inputs_of(self.base, self.data)
 
-    def forecast(self) -> plan.Plan | None:
+    def forecast(self) -> forecast.Plan | None:
         """Memory and speed on this machine's GPU; None where we have no figures for it."""
-        return plan.forecast(self.base.shape, self.recipe, self.load, self.gpu) if self.gpu else None
+        return forecast.forecast(self.base.shape, self.recipe, self.load, self.gpu) if self.gpu else None
 
     @cached_property
     def gpu(self) -> Gpu | None:
@@ -134,7 +130,7 @@ class Run:
     def train(self, session: Session, resume: bool) -> Progress:
         """Train, with a bar and metrics.jsonl."""
         bar = tqdm(total=self.order.steps, desc="Training", unit="step", disable=not self.is_main)
-        foreseen = plan.flops_per_token(self.base.shape, self.load, self.trainable)
+        foreseen = forecast.flops_per_token(self.base.shape, self.load, self.trainable)
         gpu = self.gpu
         watching = trackers(self.recipe.sft.report_to, self.folder) if self.is_main else []
 
@@ -205,93 +201,3 @@ def load_of(order: Order) -> Load:
         most_trained=max(counted),
         longest=sum(n * n for n in lengths) / sum(lengths),
     )
-
-
-def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
-    """Do the whole run in `outputs`/<name>; return the folder. Raises TrainError, or KeyboardInterrupt."""
-    began = time.monotonic()
-    state = PartialState(cpu=not torch.cuda.is_available())  # or processes without a GPU ignore each other
-    with state.main_process_first():  # it writes what the others then find: the base, the encoded rows
-        loaded = load_file(recipe.data)
-        base = Base(recipe, files.rendered_at(outputs / recipe.name) if resume else "")
-        data = prepare(recipe, base.tokenizer, loaded)
-    run = Run(recipe, outputs / recipe.name, base, data, state)
-    run.say(data_report.rows(recipe.data, data.loaded))
-    for line in [*data_report.notes(recipe, data), *data.examples.notes]:
-        run.say(line)
-    run.check()
-    describe(run)
-    try:
-        with files.claimed(run.folder, recipe, resume, run.inputs()) if run.is_main else nullcontext():
-            do(run, resume, began)
-    except torch.OutOfMemoryError:
-        raise TrainError(run.too_large()) from None
-    except (OSError, SafetensorError) as error:
-        raise files.disk_error(error, run.folder) or error from None
-    return run.folder
-
-
-def do(run: Run, resume: bool, began: float) -> None:
-    """Train, and write the report. Raises TrainError."""
-    session, before = start(run)
-    if run.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    progress = run.train(session, resume)
-    if progress.stopped:
-        run.say(f"stopped at step {progress.step}: {progress.stopped}")
-    if progress.start_loss and not progress.best_loss < progress.start_loss:
-        learning_rate = f"learning_rate ({run.recipe.sft.learning_rate:g})"
-        if progress.stopped.startswith("diverged"):
-            raise TrainError(
-                f"training broke, and no adapter of it is better than none. Lower {learning_rate}, and name "
-                "the new run: --name"
-            )
-        run.say(
-            f"note: the validation loss was {progress.start_loss:.3f} before and is {progress.best_loss:.3f} "
-            f"at best: this adapter is no better than none. Train longer, or change {learning_rate}"
-        )
-    if run.is_main:
-        from train.manifest import write_report
-
-        session.load_adapter(run.folder / "adapter")
-        write_report(run, progress, before, run.ask(session), time.monotonic() - began)
-
-
-def start(run: Run) -> tuple[Session, dict[str, Any]]:
-    """The model with a fresh adapter; and, of the first process, what it answers: kept for a --resume."""
-    if not run.is_main:
-        return run.adapt(), {}
-    tokenizer = run.base.tokenizer
-    rendered = tokenizer.rendered_with, tokenizer.rendered
-    files.write_prompts(run.folder, run.data.train, run.data.test, *rendered)
-    before: dict[str, Any] | None = files.read_json(run.folder / files.BEFORE)
-    base16 = run.base16_loss() if before is None else None
-    session = run.adapt()
-    if before is None:
-        run.check_first_loss(session)
-        before = run.ask(session) | {"base16": base16}
-        files.write_json(run.folder / files.BEFORE, before)
-    return session, before
-
-
-def describe(run: Run) -> None:
-    """Print what is about to be trained, and the forecast."""
-    shape, data, order = run.base.shape, run.data, run.order
-    names, _ = targets(run.recipe.lora.target_modules, shape.linears)
-    for layer in shape.linears:
-        size = f"{layer.out_features:>6} x {layer.in_features:<6} x {layer.count:<3}"
-        run.say(f"  {layer.name:<14} {size} {'adapter' if layer.name in names else 'frozen'}")
-    trained, parameters = run.trainable, shape.parameters
-    run.say(f"{trained:,} of {parameters:,} parameters are trained ({trained / parameters:.2%})")
-    run.say(
-        f"{len(data.train):,} rows to train on, {len(data.validation):,} to validate, {len(data.test):,} to "
-        f"test; {order.steps:,} steps, {order.steps_per_epoch:,} an epoch"
-    )
-    if line := plan.unfused(shape, run.recipe, run.device):
-        run.say(line)
-    if foreseen := run.forecast():
-        host = f" and {foreseen.host_gb:.1f} GB of the computer's" if foreseen.host_gb else ""
-        run.say(
-            f"forecast: {foreseen.memory_gb:.1f} GB{host} ({run.recipe.pace}), {foreseen.tokens_per_s:,.0f} "
-            f"tokens/s, {run.minutes(foreseen.tokens_per_s):.0f} minutes"
-        )

@@ -14,17 +14,17 @@ from peft import set_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from core.adapter_names import text_tensors
-from core.command_line import command_line
+from core.command import command_line
+from core.errors import TrainError
+from core.tokenizer import ChatTokenizer
 from train.base import find_base, fingerprint, hub_errors, load_config
-from train.errors import TrainError
-from train.example import Example
+from train.examples import Example
 from train.generate import greedy, label_probabilities
 from train.labels import cut, encode
-from train.loop import evaluate
 from train.model import Adapted, load_base
 from train.recipe import Recipe
 from train.shape import Shape, shape_of
-from train.tokenizer import ChatTokenizer
+from train.trainer import evaluate
 
 CPU_LIMIT = 1_000_000_000  # parameters; above, a step takes minutes
 
@@ -73,7 +73,7 @@ def device_of(state: PartialState) -> torch.device:
 
 @dataclass
 class Session:
-    """A model with an adapter, as the scores ask it (`train.scores.scored.Scored`)."""
+    """A model with an adapter, as the scores ask it (`train.tasks.scored.Scored`)."""
 
     adapted: Adapted
     tokenizer: ChatTokenizer

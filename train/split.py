@@ -9,10 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from train.errors import TrainError
-from train.example import Example
+from core.errors import TrainError
+from train.examples import Encoded, Example, Loaded
 from train.recipe import Data
+
+if TYPE_CHECKING:
+    pass
 
 NAMES = ("train", "validation", "test")
 MOST_HELD_OUT = 0.5  # a share; where a recipe asks for more, a train split without rows isn't chance
@@ -116,3 +120,19 @@ def _groups(count: int, data: Data) -> str:
     """How many there are, and what one is."""
     kind = repr(data.group_by) if data.group_by else "one question, author, thread or the like"
     return f"{count:,} group{'' if count == 1 else 's'} ({kind})"
+
+
+@dataclass
+class Prepared:
+    """The splits as token ids, and in `examples` as text; a row can be several sequences of ids.
+
+    `too_long` rows are in neither: they have more than sft.max_length tokens; `longest` is an example of one.
+    """
+
+    train: list[Encoded]
+    validation: list[Encoded]
+    test: list[Encoded]
+    examples: Splits
+    loaded: Loaded
+    too_long: int
+    longest: str = ""

@@ -11,13 +11,12 @@ from typing import Any
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from chat.command import Parser, missing, run
+from core.command import Parser, missing, run
 
 try:
-    from core.command_line import command_line
-    from core.errors import ChatError
+    from core.command import command_line
+    from core.errors import ChatError, TrainError
     from core.files import write_whole
-    from train.errors import TrainError
     from train.paths import full_path
     from train.recipe import Recipe
     from train.stops import interrupt, on_stop
@@ -100,7 +99,7 @@ def main(argv: list[str]) -> int:
 
     def work() -> int:
         from train.sweep_cell import Trainer  # torch takes seconds: not before the mistakes above are known
-        from train.sweep_table import write_results
+        from train.sweep_results import write_results
 
         folder = given.root / "outputs" / sweep.name
         trainer = Trainer(folder)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from train.errors import TrainError
+from core.errors import TrainError
 from train.paths import ROOT, find_file, located, read_yaml
 from train.recipe import (
     Lora,

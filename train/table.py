@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from core.command_line import command_line
+from core.command import command_line
+from core.errors import TrainError
+from core.hub import look_up, offline
 from train.cells import cell_text, without_entities
-from train.errors import TrainError
 from train.recipe import Data
 from train.row_files import ENDINGS, is_data_file, read_rows
 
@@ -40,12 +41,7 @@ class Table:
 
 def read_table(data: Data) -> Table:
     """Read the file or the hub's data set that `data.path` names. Raises TrainError."""
-    if is_file(data):
-        rows = read_rows(Path(data.path))
-    else:
-        from train.hub import load  # the library takes seconds to import
-
-        rows = load(data)
+    rows = read_rows(Path(data.path)) if is_file(data) else load(data)
     if not any(rows):
         raise TrainError(f"{data.path} is empty: it has no row")
     if data.unescape_html:
@@ -62,7 +58,7 @@ def is_file(data: Data) -> bool:
         return True
     if not is_data_file(path) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path):
         return False
-    make = command_line("train/scores/sms_generator.py", ["--out", path])
+    make = command_line("train/tasks/make_sms.py", ["--out", path])
     hint = f"; make one with: {make}" if data.task == "sms" else ""
     raise TrainError(f"there is no file {data.path}{hint}")
 
@@ -132,3 +128,23 @@ def group_of(row: Row, data: Data, own: str) -> str:
     """What keeps rows together when splitting: the cell of `data.group_by`, or the task's `own` choice."""
     cell = text_of(row, data.group_by) if data.group_by else ""
     return cell or own
+
+
+def load(data: Data) -> list[dict[str, Any]]:
+    """All rows of `data.split`. No code of the data set is run. Raises TrainError."""
+    import datasets
+
+    reachable = look_up("dataset", data.path, data.revision)
+    try:
+        with offline(not reachable):
+            found = datasets.load_dataset(data.path, data.name, split=data.split, revision=data.revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if not reachable:
+            raise TrainError(
+                f"can't reach the hub for the data set {data.path!r}, and it wasn't fetched before; connect "
+                "and try again, or download its file elsewhere and give it as data.path"
+            ) from None
+        reason = " ".join(str(error).split())
+        raise TrainError(f"can't load the data set {data.path!r}: {reason}") from None
+    rows: list[dict[str, Any]] = found.to_list()
+    return rows

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.errors import TrainError
+from core.errors import TrainError
 
 Track = Callable[[dict[str, Any]], None]
 PROJECT = "tune2chat"

@@ -17,8 +17,8 @@ import json
 import re
 from typing import Any
 
+from core.errors import LeftOut
 from train.cells import empty, missing
-from train.errors import LeftOut
 
 # How the roles are called in the wild.
 ROLES = {

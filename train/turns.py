@@ -12,10 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from train.cells import empty, missing, number, writable
-from train.errors import LeftOut
-from train.parts import PICTURES, TOOLS_USED, read_content
-from train.switches import NOT_TRAINED, TRAINED, wanted
+from core.errors import LeftOut
+from train.cells import cell_text, empty, missing, number, writable
+from train.foreign_keys import NOT_TRAINED, TRAINED, wanted
 from train.turn_lists import CONTENT_KEYS, ROLE_KEYS, ROLES
 
 Messages = list[dict[str, str]]
@@ -149,3 +148,102 @@ def _greeted(turns: list[_Turn], chat: Chat) -> list[_Turn]:
 def trimmed(text: str) -> str:
     """`text` without empty lines around it; the first line's indentation, which code needs, stays."""
     return writable(text).strip("\n").rstrip()
+
+
+TOOLS_USED = "tools are used, and a chat here has none"
+PICTURES = "a picture, sound or video; only text is trained"
+NO_TEXT = "a turn that is no text"
+
+# The keys of one part: `type`, and what it holds.
+_TEXT = frozenset(("text", "input_text", "output_text", "summary_text"))
+_THOUGHT = frozenset(("thinking", "reasoning", "thought", "reasoning_content"))
+_TOOL = frozenset(
+    (
+        *("tool_use", "tool_result", "tool_call", "tool_calls", "tool_response", "function_call"),
+        *("function_response", "function_call_output", "server_tool_use", "functioncall", "functionresponse"),
+        *("web_search_tool_result", "executablecode", "codeexecutionresult"),
+    )
+)
+_MEDIA = frozenset(
+    (
+        *("image", "image_url", "input_image", "output_image", "audio", "audio_url", "input_audio"),
+        *("output_audio", "video", "video_url", "input_video", "inlinedata", "inline_data", "media"),
+    )
+)
+_OTHER = frozenset(
+    (
+        "file",
+        "input_file",
+        "filedata",
+        "file_data",
+        "document",
+        "refusal",
+        "redacted_thinking",
+        "search_result",
+    )
+)
+_KNOWN = _TEXT | _THOUGHT | _TOOL | _MEDIA | _OTHER
+_UNTYPED = frozenset(("text", "functioncall", "functionresponse", "inlinedata", "filedata", "executablecode"))
+_INSIDE = ("content", "value", "summary", "parts")  # where else than under its kind a part may hold its text
+
+
+def read_content(value: Any) -> tuple[str, str]:
+    """Text and thought of a turn's content. Raises LeftOut for a part that is neither."""
+    if isinstance(value, dict):
+        if isinstance(value.get("parts"), list):  # Gemini, and what ChatGPT exports
+            return _joined_parts(value["parts"])
+        return _joined_parts([value]) if _kind(value) in _KNOWN else (_plain(value), "")
+    if not isinstance(value, list) or not any(isinstance(part, dict) and _kind(part) for part in value):
+        return _plain(value), ""
+    return _joined_parts(value)
+
+
+def _joined_parts(parts: list[Any]) -> tuple[str, str]:
+    texts, thoughts = [], []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif not isinstance(part, dict):
+            raise LeftOut(NO_TEXT, part)
+        elif (kind := _kind(part)) in _TEXT:
+            texts.append(_text_in(part, kind))
+        elif kind in _THOUGHT:
+            thoughts.append(_text_in(part, kind))
+        elif kind in _TOOL:
+            raise LeftOut(TOOLS_USED, f"a part of the type {kind}")
+        elif kind in _MEDIA:
+            raise LeftOut(PICTURES, f"a part of the type {kind}")
+        elif kind:
+            raise LeftOut(f"a part of the type {kind}; only text is trained", part)
+        else:
+            raise LeftOut(NO_TEXT, part)
+    return "\n".join(texts), "\n".join(thoughts)
+
+
+def _kind(part: dict[str, Any]) -> str:
+    """What a part says that it is, in small letters; "" if it doesn't."""
+    if isinstance(part.get("type"), str):
+        return str(part["type"]).strip().lower()
+    if part.get("thought") is True:  # Gemini
+        return "thought"
+    named = [key.lower() for key, value in part.items() if isinstance(key, str) and not missing(value)]
+    return named[0] if len(named) == 1 and named[0] in _UNTYPED else ""
+
+
+def _text_in(part: dict[str, Any], kind: str) -> str:
+    """The text of a part; some put another object or list around it."""
+    inside = next((part[key] for key in (kind, "text", *_INSIDE) if part.get(key) not in (None, True)), None)
+    if isinstance(inside, dict):  # OpenAI's assistants
+        inside = inside.get("value", inside.get("text"))
+    if isinstance(inside, list):
+        inside = "\n".join(filter(None, _joined_parts(inside)))
+    if not isinstance(inside, str):
+        raise LeftOut(NO_TEXT, part)
+    return inside
+
+
+def _plain(value: Any) -> str:
+    try:
+        return cell_text(value)
+    except UnicodeDecodeError:
+        raise LeftOut(NO_TEXT, "bytes") from None

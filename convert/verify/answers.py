@@ -6,11 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from chat.engine import Sampling
-from chat.model import Model
-from convert.rows import Row
-from convert.verify.check import Check
-from convert.verify.thresholds import (
+from convert.verify.limits import (
     BEGINNING,
     EVERY_ONE,
     FORGIVEN,
@@ -18,8 +14,12 @@ from convert.verify.thresholds import (
     SURE_16_BIT,
     SURE_QUANTISED,
     UNSTOPPED,
+    Check,
     Limit,
 )
+from core.engine import Sampling
+from core.model import Model
+from core.rows import Row
 
 PROMPTS = 8
 GREEDY = Sampling(temperature=0, repeat_penalty=1, max_tokens=48)

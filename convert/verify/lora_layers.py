@@ -15,8 +15,8 @@ from gguf.gguf_reader import ReaderTensor
 
 from convert.verify.adapted import Floats, Layer
 from convert.verify.merged import plain
-from convert.verify.tensors import TensorFile
-from core.gguf_header import read_metadata
+from convert.verify.tensors import GgufTensors
+from core.gguf_reader import read_metadata
 
 SAME = 0.02  # relative: rounding to 16 bit makes 0.002, another order of rows about 1
 MATCHED_ROWS = 32_768  # of a layer in another order; no layer but a vocabulary's has more
@@ -26,7 +26,7 @@ class LoraFile:
     """An adapter's GGUF with the GGUF of its base, both as they are on the disk."""
 
     def __init__(self, base: Path, lora: Path) -> None:
-        self._base, self._lora = TensorFile(base).by_name, TensorFile(lora).by_name
+        self._base, self._lora = GgufTensors(base).by_name, GgufTensors(lora).by_name
         about, own = read_metadata(base), read_metadata(lora)
         arch = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}[
             str(about["general.architecture"])

@@ -6,7 +6,10 @@ distributions are kept on disk as float16, so that what they came from can be de
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from chat.llama_model import LlamaModel
-from chat.machine import idle_thread_count
-from convert.errors import ConvertError
-from convert.rows import Row
-from convert.verify.check import Check
-from convert.verify.thresholds import CHECKPOINT_KL, Limit, kl_limit, same_top_limit
+from convert.llamacpp import run, tool
+from convert.verify.limits import CHECKPOINT_KL, CROSS_CHECK, Check, Limit, kl_limit, same_top_limit
+from core.errors import ConvertError
 from core.files import whole
+from core.gguf_model import read_gguf
+from core.llama import LlamaModel
+from core.machine import idle_thread_count
+from core.rows import PLAIN_CHATS, Row
 
 # 1,000 scored tokens give the mean KL of a 4-bit file to about 5 %, and take seconds on a small model. The
 # other bounds keep long prompts from taking minutes; 2,048 is also below the length at which Phi-3.5 changes
@@ -32,7 +36,6 @@ CONTEXT_STEP = 256  # llama.cpp rounds a context up to it
 _LOWEST = np.float32(-1e4)
 
 LogProbs = NDArray[np.float32]
-Progress = Callable[[int, int], None]  # done, in all
 
 
 @dataclass(frozen=True)
@@ -202,3 +205,65 @@ def judged(stage: str, scores: Scores, kl: Limit, same_top: Limit) -> list[Check
             "" if v == "ok" else f"{v} below {1 - getattr(same_top, v):.1%} ({same_top.source})",
         ),
     ]
+
+
+CHUNK, CHUNKS = 256, 2  # the tool wants two chunks at least; more tell nothing more
+_ESTIMATE = re.compile(r"Final estimate: PPL = ([\d.]+|nan|inf)")
+
+
+def check_cross(gguf: Path) -> list[Check]:
+    """Compare both perplexities of the project's own chats. Raises ChatError."""
+    text = plain_text()
+    ours = our_perplexity(gguf, text)
+    try:
+        program = tool("llama-perplexity")
+    except ConvertError as error:
+        return [Check("cross-check", "n/a", f"{ours:.3f}", str(error))]
+    return [agreement(ours, tool_perplexity(program, gguf, text))]
+
+
+def agreement(ours: float, theirs: float) -> Check:
+    """Judge two perplexities of the same text by the same file."""
+    verdict = CROSS_CHECK.judge(abs(ours - theirs) / theirs)
+    figure = f"perplexity {ours:.3f} here, {theirs:.3f} by llama-perplexity"
+    return Check("cross-check", verdict, figure, CROSS_CHECK.reason(verdict))
+
+
+def plain_text() -> str:
+    """The project's own chats as prose."""
+    chats = [json.loads(line) for line in PLAIN_CHATS.read_text(encoding="utf-8").splitlines()]
+    return "\n\n".join(message["content"] for chat in chats for message in chat)
+
+
+def our_perplexity(gguf: Path, text: str) -> float:
+    """Perplexity of the second half of each chunk, as the tool counts it: each chunk begins with BOS where
+    the vocabulary has one, in the place of its first token, and its last token is not predicted from."""
+    vocab = read_gguf(gguf).vocab
+    model = LlamaModel(gguf, CHUNK, idle_thread_count(), [])
+    try:
+        begin = [vocab.bos_id] if vocab.add_bos and vocab.bos_id is not None else []
+        ids = begin + model.tokenize(text, False)
+        if len(ids) < CHUNK * CHUNKS:
+            raise ConvertError(f"{PLAIN_CHATS.name} has {len(ids)} tokens; {CHUNK * CHUNKS} are needed")
+        losses = []
+        for start in range(0, CHUNK * CHUNKS, CHUNK):
+            chunk = begin + ids[start + len(begin) : start + CHUNK]
+            for position, logits in model.logits(chunk, set(range(CHUNK // 2, CHUNK - 1))):
+                losses.append(-float(log_softmax(np.ctypeslib.as_array(logits))[chunk[position + 1]]))
+    finally:
+        model.close()
+    return math.exp(min(math.fsum(losses) / len(losses), 700))
+
+
+def tool_perplexity(program: Path, gguf: Path, text: str) -> float:
+    """What llama-perplexity says. Raises ConvertError."""
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = Path(scratch, "plain.txt")
+        plain.write_text(text, encoding="utf-8", newline="\n")
+        options = ("--no-escape", "-t", idle_thread_count(), "-c", CHUNK, "-b", CHUNK, "--chunks", CHUNKS)
+        # Twice: a thread of its own writes the tool's log, whose end was once lost on a busy machine.
+        for _ in range(2):
+            printed = run([program, "-m", gguf, "-f", plain, *map(str, options)])
+            if found := _ESTIMATE.search(printed):
+                return float(found[1])
+    raise ConvertError(f"llama-perplexity gave no estimate for {gguf.name}: {printed[-300:]}")

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from convert.checkpoint import Checkpoint
 from convert.verify.adapted import Floats, Layer, probe
-from convert.verify.check import Check
+from convert.verify.limits import LAYER_ERROR, MERGE_KL, UPDATE_SHARE, Check, same_top_limit
 from convert.verify.loss import GUESSES, Scores, judged
-from convert.verify.thresholds import LAYER_ERROR, MERGE_KL, UPDATE_SHARE, same_top_limit
+from core.checkpoint import Checkpoint
 
 # What rounding makes of a layer's output, relative, in the type's own eps: a quarter of it, spread evenly.
 ROUNDING = 1 / 4 / math.sqrt(3)

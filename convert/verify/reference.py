@@ -14,17 +14,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from chat.prompt import FALLBACK_TEMPLATE
-from chat.templates import TemplateRenderer
-from convert.errors import ConvertError
-from convert.nasty import NASTY
-from convert.rows import Row
+from convert.verify.adapted import float32_arithmetic, loading_dtype, log_probs
 from convert.verify.answers import GREEDY, PROMPTS, Answer, prompts
-from convert.verify.arithmetic import float32_arithmetic, loading_dtype, log_probs
 from convert.verify.loss import LogProbs
-from convert.verify.metadata import Facts
-from convert.verify.tokens import Tokenized
-from core.token_ids import adds_bos, flat_numbers
+from convert.verify.tokens import NASTY, Facts, Tokenized
+from core.errors import ConvertError
+from core.prompt import FALLBACK_TEMPLATE
+from core.rows import Row
+from core.templates import TemplateRenderer
+from core.tokenizer import adds_bos, flat_numbers
 from core.unicode_form import form_of
 
 MAX_PROMPT = 512  # tokens; a longer one says nothing more, and takes minutes
@@ -34,7 +32,7 @@ BESIDE = ("er {} gehen", "a{}b", "x  {}\ny", "{} und {}")
 TOGETHER = 4  # answers: a Phi keeps 0.8 MB for each token of them, in fp32
 
 
-class Checkpoint:
+class ReferenceModel:
     """A Hugging Face checkpoint and its tokenizer, loaded without running any code of its own."""
 
     def __init__(self, folder: Path, now: str = "") -> None:

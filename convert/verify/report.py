@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from convert.verify.check import Check, Verdict, worst
+from convert.verify.limits import Check, Verdict, worst
 from convert.verify.loss import Scores
 
 WIDTH = 100

@@ -10,19 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chat.engine import Engine, wanted
-from chat.entry import Entry, Source
-from chat.gguf_file import GgufFile, read_gguf
-from chat.machine import idle_thread_count
-from chat.model import Model, Replies, open_model
-from chat.templates import TemplateRenderer
-from convert.rows import Row
 from convert.verify.answers import PROMPTS, Answer, check_answers
-from convert.verify.check import Check
-from convert.verify.cross_check import check_cross
+from convert.verify.limits import Check, check_size
 from convert.verify.loss import (
-    Progress,
     Scores,
+    check_cross,
     check_quantised,
     check_sixteen_bit,
     compare,
@@ -33,14 +25,20 @@ from convert.verify.loss import (
     save_reference,
     targets,
 )
-from convert.verify.metadata import Facts, check_metadata
 from convert.verify.report import Report
-from convert.verify.size import check_size
-from convert.verify.tensors import TensorFile, check_tensors, fallback_types
-from convert.verify.tokens import Tokenized, check_tokens
+from convert.verify.tensors import GgufTensors, check_tensors, fallback_types
+from convert.verify.tokens import Facts, Tokenized, check_metadata, check_tokens
+from core.engine import Engine, wanted
+from core.entry import Entry, Source
 from core.errors import ChatError
 from core.files import whole
-from core.gguf_header import read_metadata
+from core.gguf_model import GgufFile, read_gguf
+from core.gguf_reader import read_metadata
+from core.machine import idle_thread_count
+from core.model import Model, Replies, open_model
+from core.progress import Progress
+from core.rows import Row
+from core.templates import TemplateRenderer
 
 if TYPE_CHECKING:
     from convert.verify.adapted import MergeInputs
@@ -56,7 +54,7 @@ ADAPTED, CHECKPOINT = "base+adapter", "checkpoint"  # stages, in the table
 @contextmanager
 def chat_model(gguf: Path, now: str = "") -> Iterator[Model]:
     """Load a GGUF as the app does, in this process; its template is told the time `now`. Raises ChatError."""
-    from chat.in_process import InProcessEngine  # loads llama.cpp's library
+    from core.in_process import InProcessEngine  # loads llama.cpp's library
 
     entry = Entry(sources=[Source(path=str(gguf.resolve()))], n_ctx=max(256, _context(gguf)))
 
@@ -93,10 +91,9 @@ def reference(
     and one set of rows; what was in it goes. Raises ConvertError.
     """
     # torch and transformers take seconds to import
-    from convert.verify.adapted import Adapted
-    from convert.verify.arithmetic import idle_threads
+    from convert.verify.adapted import Adapted, idle_threads
     from convert.verify.merged import arrived, check_merge, coarsest_dtype, not_merged
-    from convert.verify.reference import Checkpoint
+    from convert.verify.reference import ReferenceModel
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -109,7 +106,7 @@ def reference(
         with idle_threads(), closing(Adapted(made_of)) as adapted:
             save_reference(before, adapted.log_probs(scored, step), len(wanted))
             layers = list(adapted.layers())
-    with idle_threads(), closing(Checkpoint(checkpoint, rows[0].rendered)) as loaded:
+    with idle_threads(), closing(ReferenceModel(checkpoint, rows[0].rendered)) as loaded:
         _write(folder / FACTS, asdict(loaded.facts()))
         _write(folder / TOKENS, [asdict(text) for text in loaded.tokenized(rows)])
         step()
@@ -151,7 +148,7 @@ def verify(
     )
     try:
         file = read_gguf(gguf)
-        n_tensors = len(TensorFile(gguf).tensors)
+        n_tensors = len(GgufTensors(gguf).tensors)
     except ChatError as error:
         return Report("", [Check("file", "fail", "", str(error))], scores)
     kind = str(file.file_type)

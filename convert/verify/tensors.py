@@ -16,9 +16,8 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.gguf_reader import ReaderTensor
 from numpy.typing import NDArray
 
-from convert.errors import ConvertError
-from convert.verify.check import Check, Verdict
-from convert.verify.thresholds import relative_rmse_limit
+from convert.verify.limits import Check, Verdict, relative_rmse_limit
+from core.errors import ConvertError
 
 SAMPLED_ELEMENTS = 2**20  # of each tensor: 3.8 billion parameters take seconds
 SCANNED_BLOCKS = 2**22  # at once, so that the memory stays small
@@ -36,7 +35,7 @@ _SCALES = {
 _EXPONENTS = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 
 
-class TensorFile(GGUFReader):
+class GgufTensors(GGUFReader):
     """The tensors of a GGUF that `read_gguf` has accepted, memory-mapped.
 
     gguf-py makes an object of each entry of each list, two million for a Gemma's vocabulary; here lists are
@@ -65,7 +64,7 @@ class TensorFile(GGUFReader):
 
 def check_tensors(gguf: Path, sixteen_bit: Path, on_tensor: Callable[[], None]) -> list[Check]:
     """Look for NaN and infinity in `gguf`, and compare its tensors with those of `sixteen_bit`."""
-    ours, theirs = TensorFile(gguf).by_name, TensorFile(sixteen_bit).by_name
+    ours, theirs = GgufTensors(gguf).by_name, GgufTensors(sixteen_bit).by_name
     checks = [_same_set(ours, theirs)]
     infinite, errors = [], dict[str, float]()
     for name, tensor in ours.items():
@@ -158,7 +157,7 @@ def _sample(tensor: ReaderTensor) -> NDArray[np.float32]:
 
 def fallback_types(gguf: Path) -> set[str]:
     """Return the types that stand in for K-quants, whose blocks of 256 don't fit the rows of some tensors."""
-    odd = [t for t in TensorFile(gguf).tensors if int(t.shape[0]) % K_QUANT_BLOCK and len(t.shape) > 1]
+    odd = [t for t in GgufTensors(gguf).tensors if int(t.shape[0]) % K_QUANT_BLOCK and len(t.shape) > 1]
     return {t.tensor_type.name for t in odd if t.tensor_type not in _UNQUANTISED}
 
 

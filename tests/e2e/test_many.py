@@ -11,11 +11,11 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, expect
 
-from chat.host import Host
-from chat.in_process import InProcessEngine
-from chat.registry import load_registry
+from chat.model_host import Host
+from chat.reply import Sessions
 from chat.screen import build_demo
-from chat.session import Sessions
+from core.in_process import InProcessEngine
+from core.registry import load_registry
 from tests.e2e.person import WAIT_MS, Person
 from tests.e2e.serve import App, models
 

@@ -21,23 +21,22 @@ from transformers import (
 from bench.train_documents import documents
 from bench.train_models import random_base
 from train.attention import VARLEN
-from train.example import Encoded
-from train.fused import plain
+from train.batches import IGNORED, Batch, Order, collate
+from train.examples import Encoded
+from train.fused import reference_ops
 from train.fused.attention import attend
-from train.fused.cudnn_plans import is_there, plan_for
-from train.fused.heads import Heads
+from train.fused.cudnn_attention import is_there, plan_for
 from train.fused.layer import Angles
-from train.loop import Loop
+from train.fused.reference_ops import Heads
 from train.model import Adapted
-from train.order import Order
-from train.packing import IGNORED, Batch, collate
 from train.recipe import Recipe, parse
+from train.trainer import Loop
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU, and there is none", allow_module_level=True)
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # before CUDA is used: `exactly` wants it
 
-from train.fused import kernels  # needs Triton, which comes with PyTorch for CUDA
+from train.fused import triton_ops  # needs Triton, which comes with PyTorch for CUDA
 
 CUDA = torch.device("cuda")
 WIDTHS: dict[str, Any] = {
@@ -241,7 +240,7 @@ def test_kernels_are_the_formulas(tokens: int) -> None:
     parts = tuple(some(tokens, count, 96) for count in (6, 2, 2))
     labels = torch.randint(0, 960, (tokens,), device=CUDA)
     results = []
-    for ops, kind in ((kernels, torch.bfloat16), (plain, torch.float32)):
+    for ops, kind in ((triton_ops, torch.bfloat16), (reference_ops, torch.float32)):
         x_, weight_ = (part.to(kind) for part in (x, weight))
         found = [ops.rms_norm(x_, weight_, 1e-5, 1.0, border)[:, :960] for border in (0, 16)]
         found.append(ops.rms_norm_backward(gradient.to(kind), x_, weight_, x_.clone(), 1e-5, 0.0))

@@ -18,7 +18,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 
-from chat.gguf_file import read_gguf
+from core.gguf_model import read_gguf
 from tests.integration.gemma4_tokenizer import gemma4_tokenizer
 from tests.integration.tiny_models import CACHE, _tokenizer_files
 

@@ -19,11 +19,11 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from train.example import Encoded
-from train.fused.stack import Stack
+from train.batches import Batch, collate
+from train.examples import Encoded
+from train.fused.decoder import Stack
 from train.loss import head_loss
 from train.model import Adapted, load_base
-from train.packing import Batch, collate
 from train.recipe import Recipe, parse
 
 CPU = torch.device("cpu")

@@ -26,10 +26,10 @@ SOURCE = {"repo_id": "someone/Tiny-GGUF", "filename": "tiny-Q4_K_M.gguf"}
 DRIVER = """
 import json, resource, sys
 from pathlib import Path
-from chat.download import download
-from chat.entry import Source, parse_entry
+from core.download import download
+from core.entry import Source, parse_entry
 from core.errors import ChatError
-from chat.registry import Registry
+from core.registry import Registry
 
 source, stop_at, limit = json.loads(sys.argv[1])
 if limit:

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from core.tokenizer import ChatTokenizer
 from tests.integration.tiny_models import tiny
-from train.example import Example
+from train.batches import IGNORED, collate
+from train.examples import Example
 from train.labels import encode
-from train.packing import IGNORED, collate
 from train.recipe import Recipe, parse
-from train.tokenizer import ChatTokenizer
 
 COLOURS = ("red", "blue", "green", "black", "white", "grey")
 THINGS = ("fox", "dog", "house", "river", "tree", "stone")

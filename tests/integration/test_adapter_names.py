@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from convert.adapter import WEIGHTS
-from convert.checkpoint import SINGLE
-from convert.errors import ConvertError
 from convert.verify.adapted import Adapted, MergeInputs
 from convert.verify.loss import Scores
 from convert.verify.merged import arrived, check_merge
+from core.checkpoint import SINGLE
+from core.errors import ConvertError
 from tests.integration.merge_bases import load, merged, save_adapter, save_base
 
 SAME = Scores(tokens=1, loss=4.0, perplexity=55.0, kl_mean=0.0, kl_99=0.0, same_top=1.0)

@@ -18,10 +18,10 @@ from llama_cpp_agent.chat_history.messages import Roles
 from llama_cpp_agent.messages_formatter import MessagesFormatter, get_predefined_messages_formatter
 
 from chat.agent import EngineProvider, EngineSettings, IdsFormatter, Messages, start_reply
-from chat.engine import Sampling
-from chat.host import Host
-from chat.model import Model
-from chat.registry import Entry, Registry, Source
+from chat.model_host import Host
+from core.engine import Sampling
+from core.model import Model
+from core.registry import Entry, Registry, Source
 
 CHAT: Messages = [
     {"role": "system", "content": "Be brief."},

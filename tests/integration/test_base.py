@@ -10,8 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from convert.base import WRITERS, find_base
-from convert.errors import ConvertError
-from core.errors import ChatError
+from core.errors import ChatError, ConvertError
 from core.files import file_hash, file_hashes
 from tests.integration.merge_bases import save_base
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from convert.checkpoint import SINGLE, Checkpoint
-from convert.errors import ConvertError
-from convert.merge_plan import is_tied
-from convert.source import read_json
+from convert.merge import is_tied
+from core.checkpoint import SINGLE, Checkpoint
+from core.errors import ConvertError
+from core.files import read_json
 from tests.integration.merge_bases import (
     changed,
     edit_json,

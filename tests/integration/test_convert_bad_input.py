@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from convert.checkpoint import Checkpoint
-from convert.errors import ConvertError
+from convert.conversion import convert
 from convert.pipeline import Pipeline
 from convert.preflight import check, disk_needed
-from convert.settings import Settings
 from convert.source import find_source
-from convert.work import convert
+from convert.stages import Settings
+from core.checkpoint import Checkpoint
+from core.errors import ConvertError
 from tests.integration.tiny_models import lora, tiny
 
 ROOT = Path(__file__).resolve().parents[2]

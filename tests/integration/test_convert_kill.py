@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from chat.gguf_file import read_gguf
-from convert.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint
+from core.gguf_model import read_gguf
 from tests.integration.tiny_models import lora, tiny
 
 ROOT = Path(__file__).resolve().parents[2]

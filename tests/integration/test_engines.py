@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from chat.engine import Engine, Generation, Sampling
-from chat.in_process import InProcessEngine
 from chat.llama_server import LlamaServerEngine
-from chat.machine import thread_count
+from core.engine import Engine, Generation, Sampling
 from core.errors import ChatError, ModelFileError
+from core.in_process import InProcessEngine
+from core.machine import thread_count
 
 GREEDY = Sampling(temperature=0, repeat_penalty=1, max_tokens=24, seed=0)
 SLACK_S = 4.0  # for a machine that does other things too; the figures themselves are `make bench`'s

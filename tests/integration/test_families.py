@@ -14,21 +14,21 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from chat.gguf_file import read_gguf
-from chat.llama_model import LlamaModel
 from convert import llamacpp
 from convert.ends import mend
 from convert.merge import merge
-from convert.nasty import NASTY
-from convert.sixteen_bit import model_name
+from convert.preflight import model_name
+from convert.verify.tokens import NASTY
+from core.gguf_model import read_gguf
+from core.llama import LlamaModel
 from core.unicode_form import in_form
 from tests.integration.family_models import SMALL, small
 from tests.integration.small_runs import chats, recipe_of
 from tests.integration.tiny_models import vocabulary
-from train.example import Example
+from train.batches import collate
+from train.examples import Example
 from train.labels import encode
 from train.model import Adapted
-from train.packing import collate
 from train.session import Base
 
 CPU = torch.device("cpu")

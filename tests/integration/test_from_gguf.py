@@ -16,16 +16,15 @@ import torch
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from chat.gguf_file import read_gguf
 from convert import llamacpp
 from convert.base import find_base as find_base_to_merge
-from convert.errors import ConvertError
 from convert.from_gguf import checkpoint_from_gguf, main
 from convert.gguf_tokenizer import read_tokens, write_tokenizer
 from convert.gguf_weights import Weights, read_config, read_tensors
-from convert.nasty import NASTY
+from convert.verify.tokens import NASTY
 from convert.verify.written import check_written
-from core.errors import ChatError
+from core.errors import ChatError, ConvertError
+from core.gguf_model import read_gguf
 from tests.integration.merge_bases import changed
 from tests.integration.tiny_models import tokenizer_of, vocabulary
 from train.base import find_base
@@ -138,7 +137,7 @@ def test_the_converter_takes_smollm_back(smollm: Path, embedded_model: Path, tmp
 
 
 def test_gemma_has_llama_cpps_ids_and_logits(gemma_model: Path, tmp_path: Path) -> None:
-    from chat.llama_model import LlamaModel
+    from core.llama import LlamaModel
 
     folder = tmp_path / "gemma"
     checkpoint_from_gguf(gemma_model, folder)

@@ -24,11 +24,11 @@ from tests.integration.fused_models import (
     stack_of,
 )
 from tests.integration.test_train_gptq import save as save_gptq
-from train.example import Encoded
+from train.batches import collate
+from train.examples import Encoded
 from train.fused.supports import allows, fits, has_kernels
 from train.loss import head_loss
 from train.model import Adapted, load_base
-from train.packing import collate
 
 LONGROPE = {
     "rope_type": "longrope",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from chat.gguf_file import read_gguf
+from core.gguf_model import read_gguf
 
 llama_cpp: Any = pytest.importorskip("llama_cpp")
 

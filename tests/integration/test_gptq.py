@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from convert.checkpoint import SINGLE, Checkpoint
-from convert.errors import ConvertError
-from convert.gptq import open_checkpoint
+from core.checkpoint import SINGLE, Checkpoint
+from core.errors import ConvertError
+from core.gptq import open_checkpoint
 from tests.integration.merge_bases import changed, edit_json, merged, save_adapter, save_base
 
 INPUTS, OUTPUTS = 64, 96

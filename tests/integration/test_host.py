@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from chat.conversation import Conversation
-from chat.engine import Sampling
-from chat.host import Host
-from chat.registry import Entry, Registry, Source
-from chat.session import Sessions
+from chat.model_host import Host
+from chat.reply import Sessions
+from core.engine import Sampling
 from core.errors import ChatError, ModelFileError
+from core.registry import Entry, Registry, Source
 from tests.integration.scripted_gguf import edited
 
 PATIENCE_S = 120  # a busy machine with two cores

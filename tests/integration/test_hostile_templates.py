@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from chat.prompt import Messages, render
-from chat.templates import TemplateRenderer
 from core.errors import TemplateError
+from core.prompt import Messages, render
+from core.templates import TemplateRenderer
 
 CHAT = [{"role": "user", "content": "Hi"}]
 GOOD = "{{ bos_token }}{% for m in messages %}{{ m.role + '\\n' + m.content }}{% endfor %}{{ eos_token }}"

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from chat.engine import Sampling
 from chat.llama_server import BATCH_TIME_S, LlamaServerEngine
-from chat.machine import thread_count
+from core.engine import Sampling
 from core.errors import EngineDied
+from core.machine import thread_count
 
 LONG = Sampling(temperature=0, repeat_penalty=1, max_tokens=1500)
 

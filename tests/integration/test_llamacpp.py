@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as WRITING
 
 from convert import llamacpp
-from convert.errors import ConvertError
+from core.errors import ConvertError
 from core.families import NOT_IN_LLAMA_CPP, has_parts, refusal
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from chat.conversation import Conversation
-from chat.engine import LoadCancelled, Sampling
-from chat.gguf_file import read_gguf
-from chat.host import Host
-from chat.in_process import InProcessEngine
 from chat.llama_server import LlamaServerEngine
-from chat.session import Sessions
+from chat.model_host import Host
+from chat.reply import Sessions
+from core.engine import LoadCancelled, Sampling
 from core.errors import ChatError, ModelFileError
+from core.gguf_model import read_gguf
+from core.in_process import InProcessEngine
 from tests.integration.scripted_gguf import CONTROL, UINT32, USER_DEFINED, edited, scripted, split
 from tests.integration.test_host import host_of, wait_until
 
@@ -135,7 +135,7 @@ def test_the_first_reason_is_told_by_both_engines(engine: str, what: str, tiny: 
 TOO_LITTLE = """
 import resource, sys
 from pathlib import Path
-from chat.in_process import InProcessEngine
+from core.in_process import InProcessEngine
 from chat.llama_server import LlamaServerEngine
 from core.errors import ModelFileError
 

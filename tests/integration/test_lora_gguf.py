@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 
 from convert import quantise
 from convert.adapter import WEIGHTS, Adapter
-from convert.checkpoint import SINGLE
-from convert.errors import ConvertError
 from convert.lora_gguf import adapter_alone, write_plain
-from convert.settings import Settings
 from convert.source import find_source
+from convert.stages import Settings
 from convert.verify.adapted import Adapted, MergeInputs
 from convert.verify.lora_layers import LoraFile
 from convert.verify.loss import Scores
 from convert.verify.merged import arrived_beside, check_merge
+from core.checkpoint import SINGLE
+from core.errors import ConvertError
 from tests.integration.merge_bases import changed, edit_json, merged, save_adapter, save_base
 from tests.integration.tiny_models import lora, tiny
 

@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from convert.adapter import Adapter
-from convert.checkpoint import INDEX, SINGLE, Checkpoint
-from convert.merge_plan import MergePlan
+from convert.merge import MergePlan
+from core.checkpoint import INDEX, SINGLE, Checkpoint
 from tests.integration.merge_bases import (
     LINEAR,
     changed,
@@ -111,7 +111,7 @@ def test_shards_in_and_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     adapter = save_adapter(base, tmp_path / "adapter", target_modules=LINEAR["phi3"])
     check_equal(base, adapter, tmp_path / "out")
     assert (tmp_path / "out" / SINGLE).is_file()
-    monkeypatch.setattr("convert.checkpoint.SHARD_BYTES", 10_000)
+    monkeypatch.setattr("core.checkpoint.SHARD_BYTES", 10_000)
     made = check_equal(base, adapter, tmp_path / "shards")
     index = json.loads((tmp_path / "shards" / INDEX).read_text())
     assert index["metadata"]["total_size"] == made.size_bytes

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from convert.adapter import WEIGHTS
-from convert.checkpoint import Checkpoint, CheckpointWriter
 from convert.merge import main
-from core.command_line import command_line
+from core.checkpoint import Checkpoint, CheckpointWriter
+from core.command import command_line
 from tests.integration.merge_bases import SIZES, WIDTHS, save_adapter, save_base, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

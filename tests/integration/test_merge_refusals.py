@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from convert.adapter import WEIGHTS
-from convert.checkpoint import INDEX, SINGLE
-from convert.errors import ConvertError
+from core.checkpoint import INDEX, SINGLE
+from core.errors import ConvertError
 from tests.integration.merge_bases import changed, edit_json, merged, save_adapter, save_base, save_tokenizer
 
 LORA_A = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"

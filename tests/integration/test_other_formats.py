@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from convert.checkpoint import SINGLE
-from convert.gptq import open_checkpoint
 from convert.source import find_source
+from core.checkpoint import SINGLE
 from core.errors import ChatError
+from core.gptq import open_checkpoint
 from train.base import load_config
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {

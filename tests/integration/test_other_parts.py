@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, Gemma3Config
 
 from convert.adapter import Adapter
-from convert.errors import ConvertError
-from convert.gptq import open_checkpoint
-from convert.merge_plan import MergePlan
+from convert.merge import MergePlan
+from core.errors import ConvertError
+from core.gptq import open_checkpoint
 from tests.integration.family_models import EYES, GEMMA_TEXT
 from tests.integration.tiny_models import lora
 

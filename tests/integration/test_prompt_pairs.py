@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from chat.gguf_file import read_gguf
-from chat.prompt import Messages, PromptEncoder, render
+from core.gguf_model import read_gguf
+from core.prompt import Messages, PromptEncoder, render
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed; run: make test")
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed; run: make test")

@@ -1,6 +1,6 @@
 """The defects of llama-cpp-agent's providers (A7 to A13), shown on a server of our own; a chat has none.
 
-Our provider draws from chat/engine.py, so none of the library's code between a socket and a text is used.
+Our provider draws from core/engine.py, so none of the library's code between a socket and a text is used.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from llama_cpp_agent.providers import llama_cpp_server as their_server
 
 from chat.agent import EngineProvider, EngineSettings, start_reply
 from chat.conversation import Conversation
-from chat.engine import Sampling
-from chat.host import Host
 from chat.llama_server import find_binary
-from chat.registry import Entry, Registry, Source
-from chat.session import Sessions
+from chat.model_host import Host
+from chat.reply import Sessions
+from core.engine import Sampling
+from core.registry import Entry, Registry, Source
 
 PLAIN = LlmStructuredOutputSettings(output_type=LlmStructuredOutputType.no_structured_output)
 SHORT = Sampling(max_tokens=24, temperature=0, repeat_penalty=1.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from chat.registry import load_registry
+from core.registry import load_registry
 from tests.integration.upload_hub import HubServer, Repo
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from chat.gguf_file import read_gguf
 from convert import llamacpp, quantise
-from convert.errors import ConvertError
+from core.errors import ConvertError
+from core.gguf_model import read_gguf
 
 
 @pytest.fixture(scope="module")

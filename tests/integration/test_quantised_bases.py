@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from convert.adapter import Adapter
 from convert.base import find_base
-from convert.checkpoint import SINGLE
-from convert.errors import ConvertError
-from convert.gptq import open_checkpoint
+from core.checkpoint import SINGLE
+from core.errors import ConvertError
+from core.gptq import open_checkpoint
 from tests.integration.merge_bases import changed, save_base
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from convert.adapter import WEIGHTS
-from convert.errors import ConvertError
 from convert.recorded import check_recorded
-from convert.source import ADAPTER_CONFIG, find_source
+from convert.source import find_source
 from convert.tokenizer_files import TokenizerFiles
-from core.chat_template import write_template
+from core.errors import ConvertError
+from core.files import ADAPTER_CONFIG
+from core.template import write_template
+from core.tokenizer import ChatTokenizer
 from tests.integration.small_runs import chats, small_phi3
-from train.example import Example
+from train.examples import Example
 from train.folder import write_prompts
 from train.labels import encode
-from train.tokenizer import ChatTokenizer
 
 
 def test_a_template_that_changed_since_is_no_fault_and_what_a_run_kept_must_not_change(

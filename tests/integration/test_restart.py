@@ -11,12 +11,12 @@ import psutil
 import pytest
 
 from chat.conversation import Conversation
-from chat.engine import Sampling
-from chat.host import Host
 from chat.llama_server import LlamaServerEngine, find_binary
-from chat.registry import Entry, Registry, Source
-from chat.session import Sessions
+from chat.model_host import Host
+from chat.reply import Sessions
+from core.engine import Sampling
 from core.errors import EngineDied
+from core.registry import Entry, Registry, Source
 
 pytestmark = pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
 PATIENCE_S = 120  # a busy machine with two cores

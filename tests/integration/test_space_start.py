@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from chat import space
-from chat.registry import hub_source, load_registry
+from core.registry import hub_source, load_registry
 from tests.integration.running_app import copy_app, environment, free_port, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]

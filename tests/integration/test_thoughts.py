@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from chat.conversation import Conversation
-from chat.engine import Sampling
-from chat.entry import Entry, Source
-from chat.host import Host
 from chat.llama_server import find_binary
-from chat.registry import Registry
-from chat.session import Sessions
+from chat.model_host import Host
+from chat.reply import Sessions
+from core.engine import Sampling
+from core.entry import Entry, Source
+from core.registry import Registry
 from tests.integration.scripted_gguf import CONTROL, USER_DEFINED, scripted
 
 GREEDY = Sampling(temperature=0, repeat_penalty=1, max_tokens=40)

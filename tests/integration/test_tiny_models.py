@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from chat.gguf_file import read_gguf
 from convert import llamacpp
 from convert.from_gguf import checkpoint_from_gguf
-from convert.nasty import NASTY
+from convert.verify.tokens import NASTY
+from core.gguf_model import read_gguf
 from tests.integration.tiny_models import FAMILIES, lora, tiny, tokenizer_of, vocabulary
 
 NAMES = {"phi3": "tiny Phi-3"}  # llama.cpp goes by the name

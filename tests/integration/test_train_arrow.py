@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from chat.conversation import Conversation
-from chat.engine import Sampling
-from chat.host import Host
-from chat.registry import load_registry
-from chat.session import Sessions
-from train.scores.quotes import parts
+from chat.model_host import Host
+from chat.reply import Sessions
+from core.engine import Sampling
+from core.registry import load_registry
+from train.tasks.quotes import parts
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.timeout(900), pytest.mark.alone]

@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from convert.gptq import open_checkpoint
+from core.errors import TrainError
+from core.gptq import open_checkpoint
 from tests.integration.test_gptq import quantised
-from train.errors import TrainError
 from train.gptq import GptqLinear, is_gptq, load
 
 CPU = torch.device("cpu")

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from chat.prompt import FALLBACK_TEMPLATE, Messages
 from convert.from_gguf import main as from_gguf
-from core.errors import TemplateError
+from core.errors import TemplateError, TrainError
+from core.prompt import FALLBACK_TEMPLATE, Messages
+from core.tokenizer import ChatTokenizer
 from tests.integration.tiny_models import tiny
-from train.errors import TrainError
-from train.example import Encoded, Example
+from train.examples import Encoded, Example
 from train.labels import encode, encode_chat
-from train.tokenizer import ChatTokenizer
 
 # What the templates of these two write, for chats of text.
 LLAMA_2 = """\

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.integration.small_runs import adapter_of, metrics_of, recipe_of, small_phi3, write_chats
+from train.fine_tune import train_run
 from train.folder import dump
-from train.run import train_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT = {"max_steps": 6, "eval_steps": 3, "learning_rate": 1e-4, "gradient_accumulation_steps": 2}

@@ -11,17 +11,16 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 
+from core.tokenizer import ChatTokenizer
 from tests.integration.small_runs import NF4, chats, recipe_of
 from train.base import find_base
-from train.example import Encoded, Example
+from train.batches import Order, collate
+from train.examples import Encoded, Example
 from train.generate import greedy
 from train.labels import encode
-from train.loop import Loop, Report, evaluate
 from train.model import Adapted, load_base
-from train.order import Order
-from train.packing import collate
 from train.recipe import Model, Recipe
-from train.tokenizer import ChatTokenizer
+from train.trainer import Loop, Report, evaluate
 
 CPU = torch.device("cpu")
 

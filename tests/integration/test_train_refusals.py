@@ -10,15 +10,14 @@ import pytest
 from filelock import FileLock
 
 from bench.train_models import CONFIGS
-from core.command_line import command_line
+from core.command import command_line
+from core.errors import TrainError
 from tests.integration.small_runs import recipe_of, write_chats
 from tests.integration.tiny_models import tiny
 from train import qlora
-from train.errors import TrainError
+from train.fine_tune import print_plan, train_run
 from train.folder import BEFORE, MANIFEST, RECIPE, claimed, read_json
-from train.planning import print_plan
 from train.recipe import RECIPES, Recipe
-from train.run import train_run
 
 SEEDS_TARGETS = ["k_proj", "q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj"]
 QUICK = {"max_steps": 1, "eval_steps": 1}

@@ -19,14 +19,13 @@ from typing import Any, Self
 import pytest
 import torch
 
-from core.command_line import command_line
+from core.command import command_line
+from core.errors import TrainError
 from tests.integration.small_runs import NF4, adapter_of, metrics_of, recipe_of, small_phi3, write_chats
-from train.errors import TrainError
+from train.fine_tune import answer, train_run
 from train.folder import dump
-from train.loop import evaluate
 from train.recipe import Recipe, changed
-from train.run import train_run
-from train.trial import answer
+from train.trainer import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ("step", "loss", "grad_norm", "eval_loss")
@@ -210,8 +209,8 @@ def test_a_template_that_writes_the_date_goes_on_the_next_day(
         def now(cls, tz: tzinfo | None = None) -> Self:
             return super().now(tz) + timedelta(days=1)
 
-    monkeypatch.setattr("chat.render.datetime", Tomorrow)
-    monkeypatch.setattr("train.tokenizer.datetime", Tomorrow)
+    monkeypatch.setattr("core.template.datetime", Tomorrow)
+    monkeypatch.setattr("core.tokenizer.datetime", Tomorrow)
     train_run(dated, tmp_path, True)
     assert (folder / "prompts.jsonl").read_bytes() == prompts
     later = train_run(dated.model_copy(update={"name": "later"}), tmp_path, False)
@@ -255,7 +254,7 @@ def test_a_stop_during_an_evaluation_doesnt_wait_for_it(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("train.loop.evaluate", cut)
+        patch.setattr("train.trainer.evaluate", cut)
         with pytest.raises(KeyboardInterrupt):
             train_run(recipe, tmp_path, False)
     state = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())

@@ -13,7 +13,8 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from convert.rows import load_rows
+from core.errors import TrainError
+from core.rows import load_rows
 from tests.integration.small_runs import (
     NF4,
     adapter_of,
@@ -26,16 +27,15 @@ from tests.integration.small_runs import (
 )
 from tests.integration.tiny_models import FAMILIES, tiny
 from train import qlora
+from train.batches import collate
 from train.data import prepare
-from train.errors import TrainError
-from train.example import Encoded
-from train.loop import evaluate
+from train.examples import Encoded
+from train.fine_tune import train_run
 from train.model import Adapted, load_base
-from train.packing import collate
 from train.recipe import RECIPES, load_recipe
-from train.run import train_run
 from train.session import Base
 from train.split import split_of
+from train.trainer import evaluate
 
 CPU = torch.device("cpu")
 TRAINING = {"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "mfu", "memory_gb", "epoch"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chat.prompt import Messages
 from convert.from_gguf import main as from_gguf
+from core.prompt import Messages
 from tests.integration.test_train_labels import MANY_TURNS, REPLIES, trained, with_template
 from train.labels import encode_chat
 

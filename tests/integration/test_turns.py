@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from chat.context import TurnState
 from chat.conversation import Conversation, Message
-from chat.engine import Sampling
-from chat.host import Host
 from chat.llama_server import find_binary
-from chat.registry import Entry, Registry, Source
-from chat.session import Sessions
-from chat.turn import Progress
+from chat.model_host import Host
+from chat.reply import Sessions
+from core.engine import Sampling
+from core.registry import Entry, Registry, Source
 
 GREEDY = Sampling(max_tokens=24, temperature=0, repeat_penalty=1.0)
 EMOJI = "Write only emojis: 🎉🎉🎉🚀🚀"
@@ -45,9 +45,9 @@ def chat(text: str, sampling: Sampling = GREEDY) -> Conversation:
 
 def answer(
     sessions: Sessions, conversation: Conversation, extend: bool = False, stop_at: int | None = None
-) -> Progress:
+) -> TurnState:
     """Let the model reply, stopped after `stop_at` tokens."""
-    progress = Progress()
+    progress = TurnState()
     for progress in sessions.reply("tab", conversation, extend):
         if stop_at is not None and progress.generated_tokens >= stop_at:
             sessions.stop("tab")

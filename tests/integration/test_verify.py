@@ -14,19 +14,23 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from chat.gguf_file import read_gguf
-from chat.model import Model
-from convert.errors import ConvertError
 from convert.from_gguf import checkpoint_from_gguf
 from convert.llamacpp import run, tool
-from convert.rows import Row, plain_rows
+from convert.verify.adapted import batches, float32_arithmetic
 from convert.verify.answers import Answer, check_answers, prompts, sure_tokens
-from convert.verify.arithmetic import batches, float32_arithmetic
-from convert.verify.check import Check
-from convert.verify.cross_check import agreement, our_perplexity, plain_text, tool_perplexity
-from convert.verify.loss import check_quantised, compare, gguf_log_probs, rows_to_score, targets
-from convert.verify.metadata import Facts, check_metadata
-from convert.verify.reference import Checkpoint
+from convert.verify.limits import Check
+from convert.verify.loss import (
+    agreement,
+    check_quantised,
+    compare,
+    gguf_log_probs,
+    our_perplexity,
+    plain_text,
+    rows_to_score,
+    targets,
+    tool_perplexity,
+)
+from convert.verify.reference import ReferenceModel
 from convert.verify.report import Report
 from convert.verify.run import (
     ANSWERS,
@@ -40,8 +44,12 @@ from convert.verify.run import (
     reference,
     verify,
 )
-from convert.verify.tensors import TensorFile, check_tensors, fallback_types
-from convert.verify.tokens import Tokenized, check_tokens
+from convert.verify.tensors import GgufTensors, check_tensors, fallback_types
+from convert.verify.tokens import Facts, Tokenized, check_metadata, check_tokens
+from core.errors import ConvertError
+from core.gguf_model import read_gguf
+from core.model import Model
+from core.rows import Row, plain_rows
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -87,7 +95,7 @@ def overwritten(path: Path, to: Path, tensor: str, data: bytes) -> Path:
     """Copy a file with the beginning of a tensor overwritten."""
     shutil.copyfile(path, to)
     with to.open("r+b") as file:
-        file.seek(int(TensorFile(path).by_name[tensor].data_offset))
+        file.seek(int(GgufTensors(path).by_name[tensor].data_offset))
         file.write(data)
     return to
 
@@ -129,7 +137,7 @@ def test_a_tensor_of_zeros_is_seen_by_the_tripwire_and_the_loss(
     made: SimpleNamespace, tmp_path: Path
 ) -> None:
     path, name = made.files["Q4_K_M"], "blk.0.ffn_down.weight"
-    size = int(TensorFile(path).by_name[name].n_bytes)
+    size = int(GgufTensors(path).by_name[name].n_bytes)
     broken = overwritten(path, tmp_path / "Q4_K_M.gguf", name, bytes(size))
     errors = {check.name: check for check in check_tensors(broken, made.sixteen, lambda: None)}
     assert errors["tensor error"].reason.startswith(f"{name} (")
@@ -227,7 +235,7 @@ def test_prompts_are_the_first_turns_of_the_test_rows(made: SimpleNamespace) -> 
 
 def test_the_loss_is_what_torch_says_about_the_same_weights(made: SimpleNamespace) -> None:
     rows = rows_to_score(made.rows)[:2]
-    with closing(Checkpoint(made.checkpoint)) as checkpoint, torch.inference_mode():
+    with closing(ReferenceModel(made.checkpoint)) as checkpoint, torch.inference_mode():
         logits = [checkpoint.model(torch.tensor([row.ids])).logits[0].float() for row in rows]
     losses = [
         torch.nn.functional.cross_entropy(
@@ -254,7 +262,7 @@ def test_padding_and_16_bit_weights_change_no_distribution() -> None:
     assert [len(batch) for batch in batches(rows)] == [2, 1, 1, 1]
     float32_arithmetic(narrow)  # as the constructor does
     loaded = SimpleNamespace(model=narrow)
-    found = list(Checkpoint.log_probs(loaded, rows, lambda: None))  # type: ignore[arg-type]
+    found = list(ReferenceModel.log_probs(loaded, rows, lambda: None))  # type: ignore[arg-type]
     assert {p.dtype for name, p in narrow.named_parameters() if "proj" in name} == {torch.bfloat16}
     with torch.inference_mode():
         expected = [torch.log_softmax(wide(torch.tensor([row.ids])).logits[0, 2:-1], dim=-1) for row in rows]
@@ -282,4 +290,4 @@ def test_the_checkpoints_facts_are_its_files(made: SimpleNamespace) -> None:
 def test_a_checkpoint_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "unheard-of"}')
     with pytest.raises(ConvertError, match="transformers can't load the checkpoint"):
-        Checkpoint(tmp_path)
+        ReferenceModel(tmp_path)

@@ -11,11 +11,11 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from chat.model import Model
 from convert.gguf_tokenizer import read_tokens, write_tokenizer
-from convert.verify.reference import Checkpoint
+from convert.verify.reference import ReferenceModel
 from convert.verify.run import chat_model
 from convert.verify.tokens import Tokenized, check_tokens
+from core.model import Model
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def verified(tokenizer: Any) -> list[Tokenized]:
         found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
-    return list(Checkpoint._added(SimpleNamespace(tokenizer=tokenizer, ids=ids)))  # type: ignore[arg-type]
+    return list(ReferenceModel._added(SimpleNamespace(tokenizer=tokenizer, ids=ids)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("special", "verdict"), [(False, "fail"), (True, "warn")])

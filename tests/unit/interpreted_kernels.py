@@ -15,8 +15,8 @@ from types import ModuleType
 
 import torch
 
-from train.fused.heads import Heads
 from train.fused.layer import Angles
+from train.fused.reference_ops import Heads
 
 TOKENS, WIDTH, VOCABULARY = 37, 150, 5000  # none fills a block; the vocabulary takes two
 ACTIVATIONS = {"silu": False, "gelu": True}
@@ -160,15 +160,17 @@ def error(made: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
 
 
 def main() -> None:
-    from train.fused import kernels, plain
+    from train.fused import reference_ops, triton_ops
 
     errors: dict[str, float] = {}
     for name, case in cases().items():
         dtype = TYPES[name.rpartition("-")[2]]
-        errors[name] = error(case(kernels, Draw(dtype, dtype)), case(plain, Draw(dtype, torch.float32)))
+        errors[name] = error(
+            case(triton_ops, Draw(dtype, dtype)), case(reference_ops, Draw(dtype, torch.float32))
+        )
     for name, (case, other) in WRONG.items():
         exact = partial(Draw, torch.float32, torch.float32)
-        errors[name] = error(case(kernels, exact()), other(plain, exact()))
+        errors[name] = error(case(triton_ops, exact()), other(reference_ops, exact()))
     json.dump(errors, sys.stdout)
 
 

@@ -10,9 +10,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from core.errors import TrainError
+from core.tokenizer import ChatTokenizer
 from train.checks import Checks
-from train.errors import TrainError
-from train.tokenizer import ChatTokenizer
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 TEMPLATE = (

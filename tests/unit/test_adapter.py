@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from convert.adapter import ADAPTER_CONFIG, WEIGHTS, Adapter
-from convert.errors import ConvertError
+from core.errors import ConvertError
 
 PREFIX = "base_model.model.model.layers.0."
 PLAIN = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "base_model_name_or_path": "a/base"}

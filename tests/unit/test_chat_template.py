@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from core.chat_template import ChatTemplate, find_template, write_template
+from core.template import ChatTemplate, find_template, write_template
 
 
 def folder(path: Path, jinja: str | None = None, **config: Any) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chat.child import engine_environment, environment
+from core.child import engine_environment, environment
 
 NEEDED = [
     "HSA_OVERRIDE_GFX_VERSION", "ONEAPI_DEVICE_SELECTOR", "SYCL_CACHE_PERSISTENT", "ZE_AFFINITY_MASK",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chat.command import run
+from core.command import run
 
 ROOT = Path(__file__).resolve().parents[2]
 # Those that need a package before they have read their options, with options that are right.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from convert.errors import ConvertError
-from convert.verify.cross_check import tool_perplexity
+from convert.verify.loss import tool_perplexity
+from core.errors import ConvertError
 
 
 def program(folder: Path, *outputs: str) -> Path:

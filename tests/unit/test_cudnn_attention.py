@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from train.fused import cudnn_plans
+from train.fused import cudnn_attention
 from train.fused.cudnn_attention import Plan
-from train.fused.heads import Heads
+from train.fused.reference_ops import Heads
 
 CPU = torch.device("cpu")
 
@@ -105,8 +105,10 @@ def test_cudnn_is_told_where_each_row_lies(
     counts: tuple[int, int], cudnn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads = Heads(*counts, head=16, scale=0.25, window=None)
-    plan = Plan(heads, cudnn_plans.ROWS, cudnn_plans.LONGEST, cudnn_plans.TOKENS, exact=False, handle=None)
-    assert cudnn_plans.agrees(plan, heads, CPU)
-    assert cudnn_plans.agrees(plan, heads, CPU), "another batch of rows"
+    plan = Plan(
+        heads, cudnn_attention.ROWS, cudnn_attention.LONGEST, cudnn_attention.TOKENS, exact=False, handle=None
+    )
+    assert cudnn_attention.agrees(plan, heads, CPU)
+    assert cudnn_attention.agrees(plan, heads, CPU), "another batch of rows"
     monkeypatch.setattr(Graph, "shift", 1)
-    assert not cudnn_plans.agrees(plan, heads, CPU), "one that gets it wrong isn't used"
+    assert not cudnn_attention.agrees(plan, heads, CPU), "one that gets it wrong isn't used"

@@ -1,4 +1,4 @@
-"""Triton's kernels against the formulas of train/fused/plain.py, in Triton's interpreter on the CPU."""
+"""Triton's kernels against the formulas of train/fused/reference_ops.py, in Triton's interpreter."""
 
 from __future__ import annotations
 

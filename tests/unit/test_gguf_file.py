@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from chat.gguf_file import read_gguf
 from core.errors import ModelFileError
+from core.gguf_model import read_gguf
 
 U8, U32, I32, BOOL, STRING, ARRAY, U64 = 0, 4, 5, 7, 8, 9, 10
 FORMS = {U8: "<B", U32: "<I", I32: "<i", BOOL: "<?", U64: "<Q"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chat.machine import (
+from core.machine import (
     available_bytes,
     human_size,
     idle_thread_count,

@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from chat.prompt import FALLBACK_TEMPLATE, Messages, PromptEncoder, render
 from core.errors import TemplateError
+from core.prompt import FALLBACK_TEMPLATE, Messages, PromptEncoder, render
 
 CONTROL = {"<s>": 1, "<|im_start|>": 2, "<|im_end|>": 3, "<|im_end|>>": 4, "|>x<|": 5, " <pad> ": 6}
 BOS = 1

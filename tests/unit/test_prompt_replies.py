@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from chat.prompt import FALLBACK_TEMPLATE, Messages, PromptEncoder, render
 from core.errors import TemplateError
+from core.prompt import FALLBACK_TEMPLATE, Messages, PromptEncoder, render
 
 CONTROL = {"<|im_start|>": 2, "<|im_end|>": 3}
 CHATML = """\

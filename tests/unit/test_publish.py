@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from convert.errors import ConvertError
 from convert.publish import models_folder, publish
-from convert.verify.check import Check
+from convert.verify.limits import Check
 from convert.verify.report import Report
+from core.errors import ConvertError
 from tests.unit.test_gguf_file import MODEL, gguf
 
 

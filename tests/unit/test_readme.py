@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chat.registry import hub_source, load_registry
+from core.registry import hub_source, load_registry
 from tests.recipe_keys import PAGE, page
 
 ROOT = Path(__file__).resolve().parents[2]

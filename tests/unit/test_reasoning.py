@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from chat.marks import Marks
-from chat.prompt import PromptEncoder, render
-from chat.reasoning import Reasoning, Reply
+from core.marks import Marks
+from core.prompt import PromptEncoder, render
+from core.reasoning import Reasoning, Reply
 
 # Start and end of a thought, what an answer begins with, and whether the prompt opens the thought.
 OPEN, SHUT = "<think>", "</think>"

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from chat.entry import parse_entry
-from chat.registry import Registry, add, check_extensible, hub_source, load_registry, menu
+from core.entry import parse_entry
 from core.errors import ChatError
-from core.gguf_parts import part_names
+from core.gguf_reader import part_names
+from core.registry import Registry, add, check_extensible, hub_source, load_registry, menu
 from tests.unit.test_gguf_file import MODEL, U32, gguf
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -269,7 +269,7 @@ def test_programs_that_add_at_once_lose_nothing(tmp_path: Path) -> None:
     path = write(tmp_path, {})
     code = (
         "import sys; from pathlib import Path\n"
-        "from chat.registry import add; from chat.entry import parse_entry\n"
+        "from core.registry import add; from core.entry import parse_entry\n"
         f"for i in range(20): add(Path({str(path)!r}), f'{{sys.argv[1]}} {{i}}', "
         f"parse_entry({{'sources': [{HUB!r}], 'n_ctx': 512}}))"
     )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chat.registry import MADE, add, load_registry
+from core.registry import MADE, add, load_registry
 from tests.unit.test_registry import HUB, write
 
 

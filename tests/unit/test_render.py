@@ -7,9 +7,9 @@ from functools import partial
 
 import pytest
 
-from chat.prompt import FALLBACK_TEMPLATE, Messages, render
-from chat.templates import TemplateRenderer
 from core.errors import TemplateError
+from core.prompt import FALLBACK_TEMPLATE, Messages, render
+from core.templates import TemplateRenderer
 
 CHATML = """\
 {% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}

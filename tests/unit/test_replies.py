@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from chat import model
-from chat.model import Replies
+from core import model
+from core.model import Replies
 
 
 def test_a_reply_is_found_by_its_text() -> None:

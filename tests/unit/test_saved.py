@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from chat.conversation import Conversation
-from chat.engine import Sampling
-from chat.saved import ask, read_chat, read_file
+from chat.conversation import Conversation, ask, read_chat, read_file
+from core.engine import Sampling
 from core.errors import ChatError
 
 HI: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from chat import screen_parts as parts
+from chat import page_html as parts
+from chat.context import TurnState
 from chat.conversation import Conversation
-from chat.engine import Stats
-from chat.markup import JOINER
-from chat.turn import Progress
+from chat.page_html import JOINER
+from core.engine import Stats
 
 J = JOINER
 
@@ -47,9 +47,9 @@ def test_a_note_stands_where_the_models_view_begins() -> None:
 
 
 def test_the_status_tells_waiting_reading_and_writing_apart() -> None:
-    assert "Waiting" in parts.progress_html(Progress())
-    assert "50 % of 1,000 tokens" in parts.progress_html(Progress(prompt_tokens=1000, prompt_done=500))
-    writing = parts.progress_html(Progress(prompt_tokens=9, generated_tokens=1))
+    assert "Waiting" in parts.progress_html(TurnState())
+    assert "50 % of 1,000 tokens" in parts.progress_html(TurnState(prompt_tokens=1000, prompt_done=500))
+    writing = parts.progress_html(TurnState(prompt_tokens=9, generated_tokens=1))
     assert "1 token<" in writing
     assert 'aria-hidden="true"' in writing
 

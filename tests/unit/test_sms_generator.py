@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from train.scores.sms_generator import COLUMNS, Offer, main, probability, rows
+from train.tasks.make_sms import COLUMNS, Offer, main, probability, rows
 
 
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(tmp_path: Path) -> None:

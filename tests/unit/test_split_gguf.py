@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from chat.gguf_file import read_gguf
 from core.errors import ModelFileError
-from core.gguf_parts import first_part, missing_part, model_size
+from core.gguf_model import read_gguf
+from core.gguf_reader import first_part, missing_part, model_size
 from tests.unit.test_gguf_file import MODEL, U32, gguf, string
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from convert.errors import ConvertError
 from convert.quantise import parse_types
 from convert.source import find_source
 from convert.to_gguf import main
-from core.command_line import command_line
+from core.command import command_line
+from core.errors import ConvertError
 
 
 def make_run(outputs: Path, name: str, age: int = 0) -> Path:

@@ -10,11 +10,11 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from convert.errors import ConvertError
+from convert.preflight import model_name
 from convert.sentencepiece_file import rebuild
-from convert.sixteen_bit import model_name
 from convert.tokenizer_files import TokenizerFiles, to_convert
-from core.chat_template import find_template
+from core.errors import ConvertError
+from core.template import find_template
 
 
 def test_added_tokens_of_a_sentencepiece_are_told_where_llama_cpp_looks(tmp_path: Path) -> None:

@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 
 from bench.train_models import CONFIGS
+from core.tokenizer import ChatTokenizer
 from tests.unit.letters import Kept, make_tokenizer
 from train.checks import (
     MAX_FIRST_LOSS,
     check_bos_loss,
     check_first_loss,
+    check_reading,
     check_rows,
     check_settings,
     check_targets,
 )
-from train.example import Encoded, Example
-from train.first_loss import check_reading
+from train.examples import Encoded, Example
 from train.labels import encode
 from train.recipe import Recipe, load_recipe
 from train.shape import Shape, shape_of
-from train.tokenizer import ChatTokenizer
 
 SEEDS_TARGETS = ["k_proj", "q_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj"]
 

@@ -17,10 +17,10 @@ import yaml
 from transformers import LlamaConfig
 
 from bench.train_models import CONFIGS
-from core.command_line import command_line
+from core.command import command_line
+from core.errors import TrainError
 from tests.unit.letters import CHAT, make_tokenizer
 from train import qlora
-from train.errors import TrainError
 from train.folder import dump
 from train.recipe import parse
 

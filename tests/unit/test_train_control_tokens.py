@@ -6,18 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from core.tokenizer import ChatTokenizer
 from tests.unit.letters import CHAT, Kept, make_tokenizer
 from train import control_tokens as control
 from train.checks import check_context, check_left_out, context_of
 from train.control_tokens import settle
-from train.data import Prepared
 from train.data_report import marked, notes, rows
-from train.example import Encoded, Example
+from train.examples import Encoded, Example, Loaded
 from train.labels import encode
-from train.loaded import Loaded
 from train.recipe import Data, Recipe
-from train.split import Splits
-from train.tokenizer import ChatTokenizer
+from train.split import Prepared, Splits
 
 
 @pytest.fixture(scope="module")

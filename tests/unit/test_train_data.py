@@ -12,8 +12,8 @@ from threading import Thread
 
 import pytest
 
+from core.errors import TrainError
 from train.data import load_examples
-from train.errors import TrainError
 from train.recipe import RECIPES, Data
 
 

@@ -8,16 +8,16 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from core.command_line import command_line
+from core.command import command_line
+from core.errors import TrainError
+from core.tokenizer import ChatTokenizer
 from train import data as command
 from train import encoding
-from train.data import Prepared, load_examples, prepare
+from train.data import load_examples, prepare
 from train.data_report import harmless
-from train.errors import TrainError
-from train.example import Example
+from train.examples import Example
 from train.recipe import RECIPES, Data, Recipe
-from train.split import NAMES
-from train.tokenizer import ChatTokenizer
+from train.split import NAMES, Prepared
 
 QUOTES = RECIPES / "quotes.jsonl"
 TEMPLATE = (

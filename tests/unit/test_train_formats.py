@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
+from core.errors import TrainError
 from train.data import load_examples, lost
-from train.errors import TrainError
-from train.example import Example
-from train.loaded import Loaded
+from train.examples import Example, Loaded
 from train.recipe import Data
 
 HELLO = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}]

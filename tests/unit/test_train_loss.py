@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from train import loss as train_loss
+from train.batches import IGNORED, Batch
 from train.loss import chunk, head_loss
-from train.packing import IGNORED, Batch
 
 WIDTH, VOCABULARY = 24, 57
 CHUNK = 128  # positions, the fewest

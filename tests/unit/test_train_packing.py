@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from train.example import Encoded
-from train.order import MEGA, Order, in_order
-from train.packing import IGNORED, Batch, collate, pack
+from train.batches import IGNORED, MEGA, Batch, Order, collate, in_order, pack
+from train.examples import Encoded
 from train.recipe import Sft
 
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed; run: make test")

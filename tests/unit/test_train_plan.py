@@ -12,11 +12,10 @@ import torch
 from transformers import LlamaConfig, Phi3Config, Qwen2Config, Starcoder2Config
 
 from bench.train_models import CONFIGS as SHAPES
-from train.gpus import GPUS, gpu_of
+from train.forecast import HALF, INT8, NF4, NF4_DOUBLE, by_hand, flops_per_token, forecast, settle, unfused
 from train.model import linears, targets, trainable
-from train.plan import HALF, INT8, NF4, NF4_DOUBLE, by_hand, flops_per_token, forecast, settle, unfused
 from train.recipe import RECIPES, Lora, Recipe, load_recipe
-from train.shape import Load, Shape, shape_of
+from train.shape import GPUS, Load, Shape, gpu_of, shape_of
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 CONFIGS = {

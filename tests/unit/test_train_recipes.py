@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.errors import TrainError
-from train.example import Encoded
-from train.order import Order
+from core.errors import TrainError
+from train.batches import Order
+from train.examples import Encoded
 from train.recipe import RECIPES, Sft, load_recipe
 
 FILES = sorted(RECIPES.glob("*.yaml"))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from core.tokenizer import ChatTokenizer
 from tests.unit.letters import CHAT, Kept, make_tokenizer
 from train.checks import check_rows
-from train.example import Encoded, Example
+from train.examples import Encoded, Example
 from train.labels import encode
-from train.tokenizer import ChatTokenizer
 
 
 @pytest.fixture(scope="module")

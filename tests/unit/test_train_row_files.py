@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow
 import pytest
 
-from train.errors import TrainError
+from core.errors import TrainError
 from train.row_files import read_rows
 
 ROWS = [{"instruction": f"Town {i}?", "output": f"Oakford-{i}\u2028, \u0085 or so"} for i in range(3)]

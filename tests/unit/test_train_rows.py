@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from core.errors import TrainError
 from train.cells import cell_text, empty, missing
 from train.data import load_examples, lost
-from train.errors import TrainError
-from train.loaded import Loaded
+from train.examples import Loaded
 from train.recipe import Data
 from train.split import split_examples
 

@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from train.example import Example
-from train.scores.code_problems import load_problems, program
-from train.scores.quotes import distinct, parts
-from train.scores.score import score
-from train.scores.scored import Chat, sample
-from train.scores.sms import calibration_bins, figures
+from train.examples import Example
+from train.tasks.code_instructions import load_problems, program
+from train.tasks.quotes import distinct, parts
+from train.tasks.score import score
+from train.tasks.scored import Chat, sample
+from train.tasks.sms import calibration_bins, figures
 
 
 class Answers:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from train.errors import TrainError
-from train.example import Example
+from core.errors import TrainError
+from train.examples import Example
 from train.recipe import Data
 from train.split import NAMES, split_examples, split_of
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from core.errors import TrainError
 from train import sweep as command
-from train.errors import TrainError
 from train.recipe import Recipe
 from train.sweep import ROWS, run_sweep
 from train.sweep_grid import SWEEPS, Cell, Sweep, cells, load_sweep, scale
-from train.sweep_table import groups_of, write_results
+from train.sweep_results import groups_of, write_results
 
 ALPHAS = [16, 64]
 BASIC: dict[str, Any] = {

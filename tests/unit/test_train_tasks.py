@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from core.errors import TrainError
 from train.data import load_examples, lost
-from train.errors import TrainError
-from train.loaded import Loaded
+from train.examples import Loaded
 from train.recipe import RECIPES, Data
 from train.tasks import sms
 from train.tasks.quotes import clean_author, clean_quote
@@ -200,14 +200,14 @@ def test_sms_without_an_outcome_say_what_is_missing(tmp_path: Path) -> None:
         load(sms_file(tmp_path, "message,brand\na,b\n"), "sms")
     with pytest.raises(TrainError, match="no column 'conversions'"):
         load(sms_file(tmp_path, "message,sends\na,1\n"), "sms")
-    with pytest.raises(TrainError, match=r"sms_generator\.py --out .*none\.csv"):
+    with pytest.raises(TrainError, match=r"make_sms\.py --out .*none\.csv"):
         load(tmp_path / "none.csv", "sms")
 
 
 def test_the_synthetic_messages_can_be_read(tmp_path: Path) -> None:
-    from train.scores import sms_generator
+    from train.tasks import make_sms
 
-    assert sms_generator.main(["--out", str(tmp_path / "made.csv"), "--rows", "80"]) == 0
+    assert make_sms.main(["--out", str(tmp_path / "made.csv"), "--rows", "80"]) == 0
     loaded = load(tmp_path / "made.csv", "sms")
     assert len(loaded.examples) == 80
     assert len({example.group for example in loaded.examples}) == 10

@@ -13,12 +13,12 @@ import pytest
 import yaml
 from transformers import LlamaConfig
 
-from core.chat_template import find_template, write_template
-from core.command_line import command_line
+from core.command import command_line
+from core.template import find_template, write_template
+from core.tokenizer import ChatTokenizer
 from tests.unit.letters import CHAT, TEMPLATE, make_tokenizer
 from train import data
 from train.control_tokens import misfit
-from train.tokenizer import ChatTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHER = TEMPLATE.replace("':'", "' says '")
@@ -67,7 +67,7 @@ def test_a_base_in_the_hubs_cache_needs_no_network(tmp_path: Path) -> None:
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     (snapshot / "chat_template.jinja").unlink()
     LlamaConfig(vocab_size=300).save_pretrained(snapshot)
-    code = "from train.tokenizer import ChatTokenizer as T; print(T('me/base').template, end='|')\n"
+    code = "from core.tokenizer import ChatTokenizer as T; print(T('me/base').template, end='|')\n"
     code += "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])\n"
     code += "print(T('me/base').template, end='')"
     given = [str(snapshot / "chat_template.json"), json.dumps({"chat_template": TEMPLATE})]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from core.errors import TrainError
 from tests.unit.test_train_rows import HELLO, PICTURES, REPLY, TOOLS, USER, load
-from train.errors import TrainError
 from train.qlora import setting
 from train.recipe import changed, parse
 

@@ -7,9 +7,9 @@ from typing import NoReturn
 
 import pytest
 
-from chat.prompt import Messages
-from chat.turn import BYTES_PER_TOKEN_LIMIT, KEEP_SHARE, MIN_REPLY, before_stop, plan
+from chat.context import BYTES_PER_TOKEN_LIMIT, KEEP_SHARE, MIN_REPLY, before_stop, plan
 from core.errors import ChatError
+from core.prompt import Messages
 
 SYSTEM = {"role": "system", "content": "be kind"}
 N_CTX = 400

@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.errors import ConvertError
-from convert.rows import PLAIN_CHATS, Row
-from convert.verify.check import Check, worst
-from convert.verify.cross_check import agreement
+from convert.verify.limits import Check, check_size, kl_limit, relative_rmse_limit, same_top_limit, worst
 from convert.verify.loss import (
     MAX_EVALUATED,
     MAX_ROW,
     MAX_SCORED,
     Scores,
+    agreement,
     check_quantised,
     check_sixteen_bit,
     compare,
@@ -29,11 +27,10 @@ from convert.verify.loss import (
     save_reference,
     targets,
 )
-from convert.verify.metadata import Facts, check_metadata
 from convert.verify.report import WIDTH, Report
-from convert.verify.size import check_size
-from convert.verify.thresholds import kl_limit, relative_rmse_limit, same_top_limit
-from convert.verify.tokens import difference
+from convert.verify.tokens import Facts, check_metadata, difference
+from core.errors import ConvertError
+from core.rows import PLAIN_CHATS, Row
 from tests.unit.test_gguf_file import BOOL, MODEL, STRING, U32, gguf
 
 GOOD = Scores(tokens=1000, loss=2.0, perplexity=7.389, kl_mean=0.02, kl_99=0.2, same_top=0.94)

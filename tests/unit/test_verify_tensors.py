@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, quantize
 
-from convert.verify.check import Check
+from convert.verify.limits import Check, relative_rmse_limit
 from convert.verify.tensors import (
     _SCALES,
     SAMPLED_ELEMENTS,
-    TensorFile,
+    GgufTensors,
     check_tensors,
     fallback_types,
     is_finite,
     relative_rmse,
 )
-from convert.verify.thresholds import relative_rmse_limit
 
 ROWS, COLUMNS = 64, 256
 
@@ -56,7 +55,7 @@ def check(ours: Path, theirs: Path) -> dict[str, Check]:
 def test_white_noise_passes_in_each_type_and_sets_the_limit(tmp_path: Path, sixteen: Path, kind: str) -> None:
     path = write(tmp_path / "q.gguf", {"a": (weights(0), kind), "b": (weights(1), kind)})
     assert {found.verdict for found in check(path, sixteen).values()} == {"ok"}
-    tensor, reference = TensorFile(path).by_name["a"], TensorFile(sixteen).by_name["a"]
+    tensor, reference = GgufTensors(path).by_name["a"], GgufTensors(sixteen).by_name["a"]
     if kind.startswith("Q"):
         assert relative_rmse(tensor, reference) == pytest.approx(relative_rmse_limit(kind).warn / 2, rel=0.05)
 
@@ -68,7 +67,7 @@ def test_a_sample_of_a_large_tensor_is_whole_rows_from_all_of_it(tmp_path: Path)
     array[rows // 2 :] = 0
     wrong = write(tmp_path / "wrong.gguf", {"a": (array, "F16")})
     assert check(wrong, right)["tensor error"].verdict == "fail"
-    error = relative_rmse(TensorFile(wrong).by_name["a"], TensorFile(right).by_name["a"])
+    error = relative_rmse(GgufTensors(wrong).by_name["a"], GgufTensors(right).by_name["a"])
     assert error == pytest.approx(0.5**0.5, rel=1e-2)
 
 
@@ -102,7 +101,7 @@ def test_one_number_that_is_none_fails(tmp_path: Path, sixteen: Path, kind: str,
 @pytest.mark.parametrize("kind", ["Q8_0", "Q5_1", "Q4_0", "Q4_1"])
 def test_one_broken_scale_of_a_quantised_tensor_fails(tmp_path: Path, sixteen: Path, kind: str) -> None:
     path = write(tmp_path / "q.gguf", {"a": (weights(0), kind), "b": (weights(1), kind)})
-    tensor = TensorFile(path).by_name["b"]
+    tensor = GgufTensors(path).by_name["b"]
     assert is_finite(tensor)
     at = int(tensor.data_offset) + int(tensor.n_bytes) // (ROWS * COLUMNS // 32) * 77
     with path.open("r+b") as file:

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from train.fused import row_attention
-from train.fused.cudnn_plans import plan_for
-from train.fused.heads import Heads
-from train.packing import Batch
+from train.batches import Batch
+from train.fused import reference_ops
+from train.fused.cudnn_attention import plan_for
+from train.fused.reference_ops import Heads
 
 
 def attend(qkv: torch.Tensor, heads: Heads, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,7 +19,7 @@ def attend(qkv: torch.Tensor, heads: Heads, batch: Batch) -> tuple[torch.Tensor,
         return out.flatten(1), lse
     q, k, v = heads.split(qkv)
     if not qkv.is_cuda:
-        out = row_attention.attend((q, k, v), heads, batch.cu_seq_lens)
+        out = reference_ops.attend((q, k, v), heads, batch.cu_seq_lens)
         return out.flatten(1), qkv.new_empty(0)
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, *_packed(batch), False, scale=heads.scale, **_window(heads, batch)
@@ -41,7 +41,7 @@ def attend_backward(
     q, k, v = heads.split(qkv)
     gradient = gradient.view_as(q)
     if not qkv.is_cuda:
-        return row_attention.attend_backward(gradient, (q, k, v), heads, batch.cu_seq_lens)
+        return reference_ops.attend_backward(gradient, (q, k, v), heads, batch.cu_seq_lens)
     unused = gradient.new_empty(0)  # the random state of dropout
     gradients: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
         gradient,

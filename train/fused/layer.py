@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from train.batches import Batch
 from train.fused.attention import attend, attend_backward
-from train.fused.heads import Heads
-from train.fused.projection import Projection
-from train.packing import Batch
+from train.fused.lora_linear import Projection
+from train.fused.reference_ops import Heads
 
 WINDOWED = ("mistral", "phi3")  # the models that look at their config's sliding_window
 

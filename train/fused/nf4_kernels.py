@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from train.fused import plain
+from train.fused import reference_ops
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def decode(weight: Any, out: torch.Tensor) -> None:
     """
     state, count = weight.quant_state, weight.data.nbytes
     if not state.nested or state.quant_type != "nf4" or state.blocksize != 64:
-        return plain.decode(weight, out)
+        return reference_ops.decode(weight, out)
     nested = state.state2
     _decode[(triton.cdiv(count, 1024),)](
         weight.data.view(torch.uint8),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from core.families import FAMILIES
-from train.fused.stack import is_gelu
+from train.fused.decoder import is_gelu
 from train.gptq import GptqLinear
 from train.recipe import Recipe
 

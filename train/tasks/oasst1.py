@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from train.example import Example
-from train.loaded import Loaded
+from train.examples import Example, Loaded
 from train.recipe import Data
 from train.table import Row, Table, group_of, text_of
 

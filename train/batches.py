@@ -1,0 +1,166 @@
+"""Which rows each step sees: packed into blocks, shuffled anew each epoch, the same for the same seed."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from train.examples import Encoded
+from train.recipe import Sft
+
+MEGA = 50  # batches that are sorted together by group_by_length, as in transformers' trainer_pt_utils.py
+
+
+class Order:
+    """The micro-batches of a run, for process number `process` of `processes` that train together."""
+
+    def __init__(self, rows: Sequence[Encoded], sft: Sft, processes: int = 1, process: int = 0) -> None:
+        self.rows, self.sft, self.processes, self.process = rows, sft, processes, process
+        lengths = [len(row.ids) for row in rows]
+        self.blocks = pack(lengths, sft.max_length) if sft.packing else [[row] for row in range(len(rows))]
+        self._lengths = lengths
+        self._epoch = lru_cache(1)(self._shuffled)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        together = self.sft.per_device_train_batch_size * self.sft.gradient_accumulation_steps
+        return math.ceil(len(self.blocks) / (together * self.processes))
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.sft.max_steps > 0:
+            return self.sft.max_steps
+        return max(1, math.ceil(self.steps_per_epoch * self.sft.num_train_epochs))
+
+    def step(self, number: int) -> list[Batch]:
+        """This process's micro-batches of step `number`, which begins at 0."""
+        mine = self.micro_batches(number)[self.process :: self.processes]
+        return [collate([self.rows[row] for row in rows] or [self._nothing]) for rows in mine]
+
+    def trained(self, number: int) -> int:
+        """How many tokens of step `number` count, in all processes."""
+        return sum(sum(self.rows[row].mask[1:]) for rows in self.micro_batches(number) for row in rows)
+
+    def micro_batches(self, number: int) -> list[list[int]]:
+        """The rows of each micro-batch of a step; an epoch's last step may have fewer, some without rows."""
+        epoch, within = divmod(number, self.steps_per_epoch)
+        order, size = self._epoch(epoch), self.sft.per_device_train_batch_size
+        count = self.sft.gradient_accumulation_steps * self.processes
+        begins = (within * count * size + part * size for part in range(count))
+        chosen = [order[begin : begin + size] for begin in begins]
+        used = sum(map(bool, chosen))  # then up to a whole round: every process must take part in it
+        rounds = math.ceil(used / self.processes) * self.processes
+        return [[row for block in blocks for row in self.blocks[block]] for blocks in chosen[:rounds]]
+
+    @property
+    def _nothing(self) -> Encoded:
+        """A row that doesn't count, for a process that has no blocks left in a step."""
+        return Encoded(self.rows[0].ids, [0] * len(self.rows[0].ids), [])
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        """The blocks in the order of this epoch."""
+        generator = torch.Generator().manual_seed((self.sft.seed * 1_000_003 + epoch) % 2**64)
+        order: list[int] = torch.randperm(len(self.blocks), generator=generator).tolist()
+        if not self.sft.group_by_length:
+            return order
+        size = MEGA * self.sft.per_device_train_batch_size
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        return [
+            block for part in parts for block in sorted(part, key=lambda b: -self._lengths[self.blocks[b][0]])
+        ]
+
+
+def in_order(rows: Sequence[Encoded], block: int, batch: int) -> Iterator[Batch]:
+    """All rows once, for evaluation: packed, `batch` blocks at a time."""
+    blocks = pack([len(row.ids) for row in rows], block)
+    for start in range(0, len(blocks), batch):
+        yield collate([rows[row] for rows_of in blocks[start : start + batch] for row in rows_of])
+
+
+IGNORED = -100  # the label of a token that isn't trained, as in torch.nn.functional.cross_entropy
+
+
+def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
+    """Put rows of these lengths into as few blocks as best-fit decreasing gives; return the rows of each.
+
+    Every length must be at most `block`. The longest row first, into the block that it fills best.
+    """
+    blocks: list[list[int]] = []
+    with_space: defaultdict[int, list[list[int]]] = defaultdict(list)
+    spaces: list[int] = []  # the keys of with_space that hold a block, sorted
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        at = bisect_left(spaces, lengths[row])
+        if at == len(spaces):
+            space, rows = block, list[int]()
+            blocks.append(rows)
+        else:
+            space = spaces[at]
+            rows = with_space[space].pop()
+            if not with_space[space]:
+                spaces.pop(at)
+        rows.append(row)
+        space -= lengths[row]
+        if space:
+            if not with_space[space]:
+                insort(spaces, space)
+            with_space[space].append(rows)
+    return blocks
+
+
+@dataclass
+class Batch:
+    """Rows one after the other, T tokens in all; positions begin at 0 with each row, which keeps them apart.
+
+    `labels[0, t]` is the token that follows position t, or IGNORED. `cu_seq_lens` (rows + 1, int32) are the
+    rows' beginnings and the end, `max_length` the longest row; both were computed on the CPU, so that no step
+    has to wait for the GPU.
+    """
+
+    input_ids: torch.Tensor  # (1, T)
+    position_ids: torch.Tensor  # (1, T)
+    labels: torch.Tensor  # (1, T)
+    cu_seq_lens: torch.Tensor
+    max_length: int
+    trained: int  # how many labels count
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            source = tensor.pin_memory() if device.type == "cuda" else tensor
+            return source.to(device, non_blocking=True)
+
+        parts = (self.input_ids, self.position_ids, self.labels, self.cu_seq_lens)
+        ids, positions, labels, starts = map(move, parts)
+        return Batch(ids, positions, labels, starts, self.max_length, self.trained)
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.numel()
+
+
+def collate(rows: Sequence[Encoded]) -> Batch:
+    """One batch of these rows."""
+    ids = [i for row in rows for i in row.ids]
+    positions = [p for row in rows for p in range(len(row.ids))]
+    labels: list[int] = []
+    starts = [0]
+    for row in rows:
+        labels += [i if m else IGNORED for i, m in zip(row.ids[1:], row.mask[1:], strict=True)]
+        labels.append(IGNORED)  # the last token of a row predicts nothing
+        starts.append(starts[-1] + len(row.ids))
+    return Batch(
+        torch.tensor([ids]),
+        torch.tensor([positions]),
+        torch.tensor([labels]),
+        torch.tensor(starts, dtype=torch.int32),
+        max(len(row.ids) for row in rows),
+        sum(label != IGNORED for label in labels),
+    )
