@@ -25,6 +25,7 @@ from convert.merge import MergePlan, is_tied, surplus_head
 from convert.pipeline import Pipeline
 from convert.preflight import model_name, outtype
 from convert.publish import models_folder, place
+from convert.rows import load_rows, plain_rows, save_rows
 from convert.source import Source
 from convert.stages import Settings
 from convert.verify.adapted import Adapted, MergeInputs, idle_threads
@@ -51,7 +52,6 @@ from core.gguf_model import read_gguf
 from core.gptq import open_checkpoint
 from core.machine import human_size
 from core.progress import bar
-from core.rows import load_rows, plain_rows, save_rows
 
 CURE = "merge it instead: leave out --lora"
 REFERENCE = "base and adapter in PEFT"

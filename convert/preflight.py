@@ -11,6 +11,7 @@ import torch
 
 from convert.adapter import Adapter
 from convert.merge import MergePlan, rows_of
+from convert.rows import Row
 from convert.sentencepiece_file import is_byte_level
 from convert.source import folder_name
 from convert.tokenizer_files import TOKENIZER, TokenizerFiles
@@ -19,7 +20,6 @@ from core.errors import ConvertError
 from core.files import read_json
 from core.gptq import open_checkpoint
 from core.machine import available_bytes, human_size
-from core.rows import Row
 
 # Bits a weight of a file of each kind: llama.cpp's figures for Llama-3.1-8B (tools/quantize/README.md), and a
 # little above them.

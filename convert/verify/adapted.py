@@ -26,6 +26,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.utils.logging import disable_progress_bar
 
 from convert.adapter import EMBEDDINGS, Adapter
+from convert.rows import Row
 from convert.verify.loss import LogProbs, predicting
 from core.adapter_names import copy_for_text, names_whole, saved_tensors
 from core.checkpoint import Checkpoint
@@ -33,7 +34,6 @@ from core.errors import ConvertError
 from core.families import text_options
 from core.gptq import GptqCheckpoint, open_checkpoint
 from core.machine import available_bytes, idle_thread_count
-from core.rows import Row
 
 PROBES = 16  # vectors that a layer is asked with; an 8B model's answers take 0.2 GB
 ID_PROBES = 256  # ids that an embedding is asked with

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.llamacpp import run, tool
+from convert.rows import PLAIN_CHATS, Row
 from convert.verify.limits import CHECKPOINT_KL, CROSS_CHECK, Check, Limit, kl_limit, same_top_limit
 from core.errors import ConvertError
 from core.files import whole
 from core.gguf_model import read_gguf
 from core.llama import LlamaModel
 from core.machine import idle_thread_count
-from core.rows import PLAIN_CHATS, Row
 
 # 1,000 scored tokens give the mean KL of a 4-bit file to about 5 %, and take seconds on a small model. The
 # other bounds keep long prompts from taking minutes; 2,048 is also below the length at which Phi-3.5 changes

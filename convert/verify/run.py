@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert.rows import Row
 from convert.verify.answers import PROMPTS, Answer, check_answers
 from convert.verify.limits import Check, check_size
 from convert.verify.loss import (
@@ -37,7 +38,6 @@ from core.gguf_reader import read_metadata
 from core.machine import idle_thread_count
 from core.model import Model, Replies, open_model
 from core.progress import Progress
-from core.rows import Row
 from core.templates import TemplateRenderer
 
 if TYPE_CHECKING:

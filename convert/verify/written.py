@@ -10,13 +10,13 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from convert.rows import PLAIN_CHATS, Row
 from convert.verify.adapted import float32_arithmetic, idle_threads, loading_dtype, log_probs
 from convert.verify.limits import WRITTEN_KL
 from convert.verify.loss import CONTEXT_STEP, compare, gguf_log_probs, save_reference, targets
 from core.errors import ConvertError
 from core.llama import LlamaModel
 from core.machine import available_bytes, human_size
-from core.rows import PLAIN_CHATS, Row
 
 TEXTS, TOKENS = 3, 64  # what is asked: one forward each
 _NEEDED = 1.1  # times the checkpoint's bytes in memory

@@ -14,10 +14,10 @@ from chat.conversation import Conversation
 from chat.model_host import Host
 from chat.reply import Sessions
 from convert.from_gguf import checkpoint_from_gguf
+from convert.rows import plain_rows, save_rows
 from convert.verify.run import chat_model
 from core.engine import Sampling
 from core.registry import load_registry
-from core.rows import plain_rows, save_rows
 from tests.integration.tiny_models import lora
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from convert.from_gguf import checkpoint_from_gguf
 from convert.llamacpp import run, tool
+from convert.rows import Row, plain_rows
 from convert.verify.adapted import batches, float32_arithmetic
 from convert.verify.answers import Answer, check_answers, prompts, sure_tokens
 from convert.verify.limits import Check
@@ -49,7 +50,6 @@ from convert.verify.tokens import Facts, Tokenized, check_metadata, check_tokens
 from core.errors import ConvertError
 from core.gguf_model import read_gguf
 from core.model import Model
-from core.rows import Row, plain_rows
 
 pytestmark = pytest.mark.timeout(600)
 
