@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from core.files import write_whole
+from train.paths import ROOT
 from train.recipe import Recipe
 
 LOSSES = {
@@ -59,14 +60,26 @@ def write_card(
         "Forecast and actual": table(("", "forecast", "actual"), _forecast(manifest)),
         "Checks that were waived": "\n".join(checks),
         "Licences": _licences(recipe),
-        "Next": f"    python convert/to_gguf.py {quote(name)} --quant q5\n"
-        f"    python app.py --model {quote(f'{name} Q5_K_M')}",
+        "Next": _next(path.resolve().parent, name),
     }
     sections["Loss on the validation rows"] += "\n\n![Loss over the steps](loss.png)"
     sections["Scores on the test rows"] += "\n\nReplies to the same prompts are in [samples.md](samples.md)."
     parts = [_front_matter(recipe), f"# {name}", recipe.description, _synthetic(recipe)]
     parts += [f"## {heading}\n\n{text.strip(chr(10))}" for heading, text in sections.items() if text]
     write_whole(path, "\n\n".join(filter(None, parts)) + "\n")
+
+
+def _next(folder: Path, name: str) -> str:
+    """What to do next, typed in the repository; a run in another outputs/ says whose."""
+    root = folder.parents[1] if folder.parent.name == "outputs" else ROOT
+    model = f"{name} Q5_K_M"
+    there = "" if root == ROOT else f" --root {quote(str(root))}"
+    if there:  # another root has a menu of its own
+        model = str(root / "models" / f"{name}-Q5_K_M.gguf")
+    return (
+        f"    python convert/to_gguf.py {quote(name)} --quant q5{there}\n"
+        f"    python app.py --model {quote(model)}"
+    )
 
 
 def _front_matter(recipe: Recipe) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from convert.source import find_source
+from convert.to_gguf import parse
 from train.recipe import Recipe
 from train.report import plot_loss, write_card, write_samples
 
@@ -191,6 +194,31 @@ def test_the_card_does_without_what_is_not_known(tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text()
     assert "None" not in text
     assert "convert/to_gguf.py tour" in text
+
+
+def next_commands(folder: Path) -> list[list[str]]:
+    write_card(folder / "README.md", Recipe.model_validate(RECIPE), {}, [], {}, {})
+    text = (folder / "README.md").read_text().partition("## Next\n")[2]
+    return [shlex.split(line) for line in text.splitlines() if line.startswith("    ")]
+
+
+def test_the_card_of_a_run_elsewhere_names_commands_that_find_it(tmp_path: Path) -> None:
+    root = tmp_path / "Ada's runs"
+    (folder := root / "outputs" / "tour").mkdir(parents=True)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    convert, chat = next_commands(folder)
+    given = parse(convert[2:])
+    assert find_source(given.run, given.root / "outputs").adapter == folder / "adapter"
+    assert chat[2:] == ["--model", str(root / "models" / "tour-Q5_K_M.gguf")]
+
+
+def test_the_card_of_a_run_in_the_repository_needs_no_root(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr("train.card.ROOT", tmp_path)
+    (tmp_path / "outputs" / "tour").mkdir(parents=True)
+    convert, chat = next_commands(tmp_path / "outputs" / "tour")
+    assert convert[2:] == ["tour", "--quant", "q5"]
+    assert chat[2:] == ["--model", "tour Q5_K_M"]
 
 
 def test_losses_that_the_manifest_lacks_come_from_the_metrics(tmp_path: Path) -> None:
