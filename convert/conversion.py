@@ -42,6 +42,8 @@ def _convert(pipeline: Pipeline, types: list[str], root: Path) -> int:
     if source.adapter:
         Adapter(source.adapter)  # what can't be merged anyway needs no base, which may be a download
     origin = open_checkpoint(source.checkpoint or pipeline.base)
+    if settings.base == "nf4" and isinstance(origin, GptqCheckpoint):
+        raise ConvertError(f"{origin.folder} is a GPTQ base, which was never NF4; leave out --base nf4")
     print(f"{source.name}: {', '.join(types)}, based on {pipeline.origin}", flush=True)
     if isinstance(origin, TextCheckpoint):
         print(f"note: a {origin.whole_type} has more parts; only its text model is converted", flush=True)

@@ -137,7 +137,8 @@ class Pipeline:
             raise ConvertError("--base auto needs the run's prompts.jsonl; say --base full or --base nf4")
         with bar("Choosing the base") as progress:
             kept, losses = choose_base(self.base, adapter, self._run_rows, progress)
-        print("Held-out loss:", ", ".join(f"{form} {loss:.4f}" for form, loss in losses.items()), flush=True)
+        said = ", ".join(f"{form} {loss:.4f}" for form, loss in losses.items())
+        print("Held-out loss:", said or "not compared, for a GPTQ base was never NF4", flush=True)
         return kept, losses
 
     def convert(self) -> None:

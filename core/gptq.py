@@ -15,8 +15,10 @@ stores zero points as they are.
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -76,6 +78,21 @@ def _quantised(folder: Path | None, name: str, method: str) -> ConvertError:
     )
 
 
+@cache
+def _parameters(config: str) -> frozenset[str]:
+    """The names of the parameters of the model that the content of a config.json describes."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig  # seconds to import
+
+    content = json.loads(config)
+    try:
+        made = AutoConfig.for_model(**content)
+        with torch.device("meta"):
+            model = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)](made)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return frozenset()  # whoever opened the checkpoint says what is wrong with its config
+    return frozenset(name for name, _ in model.named_parameters())
+
+
 @dataclass(frozen=True)
 class _Layer:
     """A quantised layer; `shape` is (out, in)."""
@@ -99,6 +116,14 @@ class GptqCheckpoint(Checkpoint):
         self._group_size = about.get("group_size", -1)
         prefixes = [name.removesuffix("qweight") for name in self._files if name.endswith(".qweight")]
         self._layers = {f"{prefix}weight": self._layer(prefix, about.get("bits")) for prefix in prefixes}
+        for name in self._made_up(prefixes):
+            del self._files[name]
+
+    def _made_up(self, prefixes: list[str]) -> set[str]:
+        """The biases of zero that AutoGPTQ gives to layers that have none in the model."""
+        biases = {f"{prefix}bias" for prefix in prefixes} & self._files.keys()
+        zero = {name for name in biases if not super(GptqCheckpoint, self).read(name).any()}
+        return zero - _parameters(json.dumps(self.config)) if zero else zero
 
     def _layer(self, prefix: str, bits: object) -> _Layer:
         """Check the sizes of a layer's parts. `bits` is the config's, used where g_idx doesn't tell."""

@@ -26,13 +26,10 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embed
 ABOUT = {"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": True, "checkpoint_format": "gptq"}
 
 
-def save(folder: Path, **about: Any) -> Path:
-    """Write a random GPTQ Llama, with the zero biases and frequencies that old files carry."""
-    about = ABOUT | about
-    torch.manual_seed(0)
-    config = LlamaConfig(**SIZES, **HEADS)
+def packed_layers(state: dict[str, torch.Tensor], about: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a 16-bit Llama in GPTQ's form, with the zero biases and frequencies of old files."""
     tensors = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
-    for name, tensor in LlamaForCausalLM(config).half().state_dict().items():
+    for name, tensor in state.items():
         if "_proj.weight" in name:
             shape = (tensor.shape[0], tensor.shape[1])
             parts, _ = quantised(4, about["group_size"], about.get("desc_act", False), "gptq", shape)
@@ -41,6 +38,15 @@ def save(folder: Path, **about: Any) -> Path:
             tensors[name.replace("weight", "bias")] = torch.zeros(shape[0]).half()
         else:
             tensors[name] = tensor.contiguous()
+    return tensors
+
+
+def save(folder: Path, **about: Any) -> Path:
+    """Write a random GPTQ Llama."""
+    about = ABOUT | about
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES, **HEADS)
+    tensors = packed_layers(LlamaForCausalLM(config).half().state_dict(), about)
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
     content = config.to_dict() | {"architectures": ["LlamaForCausalLM"], "quantization_config": about}
