@@ -70,6 +70,8 @@ def _refuse_another(folder: Path, recipe: Recipe, inputs: Inputs) -> None:
     """Raise TrainError if the run in `folder` was begun with another recipe, other rows or another base."""
     before = parse(read_yaml(folder / RECIPE), folder / RECIPE)
     begun: Inputs = read_json(folder / INPUTS) or {}
+    if inputs and not begun:
+        print(f"note: {folder} has no record of its data and base; they are taken to be what they were")
     if begun:  # the content decides, below, and not what it is called
         data = before.data.model_copy(update={"path": recipe.data.path})
         model = before.model.model_copy(update={"base_model": recipe.model.base_model})

@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
 
         folder = given.root / "outputs" / sweep.name
         trainer = Trainer(folder)
-        trainer.refuse_changed(cell.recipe for cell in todo)
+        trainer.refuse_changed((cell.recipe for cell in todo), _read(folder / ROWS))
         rows = run_sweep(sweep, todo, folder, trainer.run_cell)
         print(write_results(sweep, todo, rows, folder))
         return 0

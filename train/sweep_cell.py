@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,10 @@ class Trainer:
         model: PreTrainedModel = self._keep("model", stored, lambda: base.load(recipe, device))
         run = Run(recipe, folder, base, data, self._state)
         run.check()
-        folder.mkdir(parents=True, exist_ok=True)
         self._inputs[recipe.config_hash()] = inputs
         noted = {"rendered": self._rendered, "runs": self._inputs}
-        files.write_json(self._folder / files.INPUTS, noted)
+        files.write_json(self._folder / files.INPUTS, noted)  # first: a run without a note isn't gone on with
+        folder.mkdir(parents=True, exist_ok=True)
         adapted = Adapted(model, run.recipe, device)
         try:
             progress = run.train(Session(adapted, base.tokenizer, run.recipe, device), resume=True)
@@ -68,11 +68,22 @@ class Trainer:
         finally:
             adapted.unload()
 
-    def refuse_changed(self, recipes: Iterable[Recipe]) -> None:
-        """Raise TrainError if the data or the base of a run that was begun have other content now."""
+    def refuse_changed(self, recipes: Iterable[Recipe], measured: Collection[str]) -> None:
+        """Raise TrainError if data or base of a run that was begun have other content, or nobody noted it.
+
+        `measured`: the configurations that have a row.
+        """
         for recipe in recipes:
-            begun = self._inputs.get(recipe.config_hash())
-            if begun and (changed := files.changed_inputs(begun, self._found(recipe)[2], recipe)):
+            key = recipe.config_hash()
+            if key not in measured and not (self._folder / key).exists():
+                continue
+            begun, now = self._inputs.get(key, {}), self._found(recipe)[2]
+            if unknown := [kind for kind in ("data", "base") if kind in now and kind not in begun]:
+                raise TrainError(
+                    f"{self._folder} holds runs without a record of their {' and '.join(unknown)}, which may "
+                    "have been others than are there now. Begin anew: name: NEW in the sweep's file"
+                )
+            if changed := files.changed_inputs(begun, now, recipe):
                 raise TrainError(
                     f"{self._folder} holds runs on other content of the {changed}, and a table of both means "
                     "nothing. Bring back what it was, or begin anew: name: NEW in the sweep's file"

@@ -80,6 +80,16 @@ def test_a_sweep_is_trained_once_and_goes_on(tmp_path: Path, capsys: pytest.Capt
         path.write_bytes(before)
     assert sweep.main(arguments) == 0
 
+    # Nor does a row count that was measured when nobody noted on what.
+    noted = json.loads((out / "inputs.json").read_text())
+    del noted["runs"][rows[0]["config"]]["base"]
+    (out / "inputs.json").write_text(json.dumps(noted))
+    assert sweep.main(arguments) == 1
+    assert "holds runs without a record of their base" in capsys.readouterr().err
+    (out / "inputs.json").unlink()
+    assert sweep.main(arguments) == 1
+    assert "holds runs without a record of their data and base" in capsys.readouterr().err
+
 
 def test_a_run_that_breaks_is_a_row_and_not_the_end(tmp_path: Path) -> None:
     assert sweep.main(prepared(tmp_path, "1.0e+38")) == 0
