@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 
 from core.errors import TemplateError
 from core.prompt import render
@@ -33,6 +34,9 @@ FOREIGN = "marks of another model's template, which are plain text for this base
 END_TAKEN = "an end of turn after the reply taken off; the template writes its own"
 RENDERED = "a prompt that is rendered already: no template is put around it"
 SHOWN = 4  # marks in a message
+SYSTEM_SAID = (
+    "a system message in the middle put into the user's turn: the base's template has no place for it"
+)
 NO_THOUGHTS = "a thought left out: the base's template has no place for it"
 
 
@@ -88,6 +92,10 @@ def _settled(example: Example, tokenizer: ChatTokenizer, loaded: Loaded) -> Exam
         example = replace(
             example, messages=[], text=prompt + completion, prompt=prompt, rendered=True, pair=None
         )
+    if any(turn["role"] == "system" for turn in example.messages[1:]) and not system_anywhere(tokenizer):
+        said = next(turn["content"] for turn in example.messages[1:] if turn["role"] == "system")
+        loaded.change(SYSTEM_SAID, example.row, repr(said))
+        example = _said_by_user(example)
     if example.text:
         if example.rendered and (found := control_in(example.text, tokenizer)):
             loaded.notice(AS_TOKENS, example.row, _named(found))
@@ -97,6 +105,45 @@ def _settled(example: Example, tokenizer: ChatTokenizer, loaded: Loaded) -> Exam
     if found := [mark for text in texts if _marked(text) for mark in foreign_in(text, tokenizer)]:
         loaded.notice(FOREIGN, example.row, _named(dict.fromkeys(found)))
     return example
+
+
+@lru_cache(maxsize=4)
+def system_anywhere(tokenizer: ChatTokenizer) -> bool:
+    """Whether the template shows a system message in the middle of a chat where it is, and as one."""
+    turns = [
+        {"role": role, "content": f"z{number}z"}
+        for number, role in enumerate(("user", "assistant", "system", "user", "assistant"))
+    ]
+    roles = ("assistant", "user")  # a template may know two roles alone, and take the system for one
+    others = [[*turns[:2], turns[2] | {"role": role}, *turns[3:]] for role in roles]
+    try:
+        text = tokenizer.render(turns, False)
+    except TemplateError:
+        return False
+    places = [text.find(turn["content"]) for turn in turns]
+    return places == sorted(places) and places[0] >= 0 and text not in [_shown(tokenizer, o) for o in others]
+
+
+def _shown(tokenizer: ChatTokenizer, turns: list[dict[str, str]]) -> str:
+    try:
+        return tokenizer.render(turns, False)
+    except TemplateError:
+        return ""
+
+
+def _said_by_user(example: Example) -> Example:
+    """The example with later system messages as what the user says, in one turn with the user's own words."""
+    messages: list[dict[str, str]] = []
+    untrained = set[int]()
+    for at, turn in enumerate(example.messages):
+        said = turn | {"role": "user"} if at and turn["role"] == "system" else dict(turn)
+        if messages and messages[-1]["role"] == said["role"] == "user":
+            messages[-1]["content"] += f"\n\n{said['content']}"
+        else:
+            messages.append(said)
+        if at in example.untrained:
+            untrained.add(len(messages) - 1)
+    return replace(example, messages=messages, untrained=frozenset(untrained))
 
 
 def _marked(text: str) -> bool:

@@ -36,7 +36,10 @@ COLUMNS = {
 # Other names of these columns, by formats that are looked for in this order.
 SPELLINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "messages": {
-        "messages": ("conversation", "dialogue", "dialog", "chat", "turns", "contents", "items", "data")
+        "messages": (
+            *("conversation", "dialogue", "dialog", "chat", "turns", "contents", "items", "data"),
+            "chat_messages",  # as Claude exports them
+        )
     },
     "alpaca": {"instruction": ("instruction",), "output": ("response", "answer", "completion")},
     "prompt-completion": {

@@ -3,7 +3,7 @@
 | what people have | how it is read |
 |---|---|
 | a list of objects; an object a line; objects one after another | each object is a row |
-| a list of turns instead of an object | a row with the column `messages` |
+| a list of turns, or a chat of ChatGPT's export, instead of an object | a row with the column `messages` |
 | `{"data": [...]}`, `{"train": [...], "test": [...]}` | the rows in it, with their split |
 | `{"prompt": [...], "completion": [...]}`, also as pandas writes it | columns |
 | commas before a closing bracket, or at the end of a line; Python's `{'a': None}` | as what they stand for |
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import TrainError
+from train.chat_exports import is_export
 
 SPLITS = {
     "train": "train",
@@ -29,7 +30,7 @@ SPLITS = {
 # A JSON object with one of these is a row, and not what rows are wrapped in.
 COLUMNS = (
     *("messages", "conversations", "conversation", "contents", "dialog", "dialogue", "chat", "turns"),
-    *("chosen", "instruction", "prompt", "text", "question"),
+    *("chosen", "instruction", "prompt", "text", "question", "chat_messages"),
 )
 # A string, or a comma that nothing follows but a closing bracket or the end.
 _COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*(?:[\]}]|\Z))', re.DOTALL)
@@ -118,7 +119,8 @@ def _entries(path: Path, entries: list[Any]) -> Rows:
 
 
 def _is_chat(entry: Any) -> bool:
-    return isinstance(entry, list) and bool(entry) and all(isinstance(turn, dict) for turn in entry)
+    turns = isinstance(entry, list) and bool(entry) and all(isinstance(turn, dict) for turn in entry)
+    return turns or is_export(entry)
 
 
 def _one_after_another(text: str) -> Rows | None:
@@ -131,7 +133,7 @@ def _one_after_another(text: str) -> Rows | None:
             return None
         if not isinstance(row, dict):
             return None
-        rows.append(row)
+        rows.append({"messages": row} if is_export(row) else row)
     return rows
 
 

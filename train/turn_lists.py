@@ -19,6 +19,7 @@ from typing import Any
 
 from core.errors import LeftOut
 from train.cells import empty, missing
+from train.chat_exports import is_export, turns_of
 
 # How the roles are called in the wild.
 ROLES = {
@@ -62,6 +63,8 @@ IN_TURN = "texts in a list, read as those of the user and the assistant in turn"
 def listed(turns: Any, changed: dict[str, str] | None = None) -> list[Any]:
     """The turns that `turns` stands for; what is guessed is noted in `changed`. Raises LeftOut."""
     given = turns
+    if is_export(turns):
+        turns = turns_of(turns)
     if isinstance(turns, str):
         turns = written_out(turns) or parsed(turns)
     if isinstance(turns, dict):

@@ -1,4 +1,4 @@
-"""Turns of any spelling as a chat that people have: perhaps a system message, then user and assistant.
+"""Turns of any spelling as a chat that people have: user and assistant, perhaps with system messages.
 
 Read where the meaning is clear: other names of roles and keys, content in parts, an object as content,
 thoughts, turns that aren't to be trained, several turns in a row of the same side (joined), a greeting before
@@ -122,8 +122,6 @@ def _joined(turns: Iterable[_Turn], chat: Chat) -> list[_Turn]:
     joined: list[_Turn] = []
     for turn in turns:
         if not joined or joined[-1].role != turn.role:
-            if turn.role == "system" and joined:
-                raise LeftOut("a system message in the middle of the chat", turn.content)
             joined.append(turn)
             continue
         last = joined[-1]
@@ -136,13 +134,15 @@ def _joined(turns: Iterable[_Turn], chat: Chat) -> list[_Turn]:
 
 def _greeted(turns: list[_Turn], chat: Chat) -> list[_Turn]:
     """The turns without what the assistant says before the user's first turn: nobody asked."""
-    first = int(turns[0].role == "system")
-    if turns[first].role == "assistant":
-        if len(turns) == first + 1:
-            raise LeftOut("no turn of the user")
-        chat.changed["a greeting before the user's first turn left out"] = repr(turns[first].content)
-        return [*turns[:first], *turns[first + 1 :]]
-    return turns
+    first = next((at for at, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        raise LeftOut("no turn of the user")
+    greetings = [turn for turn in turns[:first] if turn.role == "assistant"]
+    if not greetings:
+        return turns
+    chat.changed["a greeting before the user's first turn left out"] = repr(greetings[0].content)
+    system = [turn for turn in turns[:first] if turn.role == "system"]
+    return [*_joined(system, chat), *turns[first:]]
 
 
 def trimmed(text: str) -> str:

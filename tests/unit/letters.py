@@ -22,7 +22,10 @@ TEMPLATE = (
 
 
 def make_tokenizer(
-    folder: Path, special: Sequence[str] = ("<unk>", "<s>", "</s>"), bos: bool = True
+    folder: Path,
+    special: Sequence[str] = ("<unk>", "<s>", "</s>"),
+    bos: bool = True,
+    template: str = TEMPLATE,
 ) -> ChatTokenizer:
     """A tokenizer of single letters."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -37,7 +40,7 @@ def make_tokenizer(
     if "<unk>" in special:
         names["unk_token"] = "<unk>"
     fast: Any = PreTrainedTokenizerFast(tokenizer_object=made, **names)
-    fast.chat_template = TEMPLATE
+    fast.chat_template = template
     fast.save_pretrained(folder)
     return ChatTokenizer(folder)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.tokenizer import ChatTokenizer
-from tests.unit.letters import CHAT, Kept, make_tokenizer
+from tests.unit.letters import CHAT, TEMPLATE, Kept, make_tokenizer
 from train import control_tokens as control
 from train.checks import check_context, check_left_out, context_of
 from train.control_tokens import settle
@@ -176,3 +176,48 @@ def test_rows_beyond_the_context_of_the_base_are_refused(rope: dict[str, object]
     check_context(kept.checks, [Encoded([5] * limit, [1] * limit, [])], config)
     assert kept.passes()
     assert waived.passes()
+
+
+LATER = [*CHAT, {"role": "system", "content": "Be kind."}, *CHAT]
+
+
+def test_a_later_system_message_stays_where_the_template_shows_it(tokenizer: ChatTokenizer) -> None:
+    example, loaded = settled(tokenizer, Example(LATER, "", ""))
+    assert example.messages == LATER
+    assert not loaded.changed
+    said = "<s>user:Hi</s>assistant:[[Hello</s>]]"
+    assert shown(tokenizer, example) == f"{said}system:Be kind.</s>{said.removeprefix('<s>')}"
+
+
+def test_elsewhere_the_user_says_it_and_the_count_says_so(tmp_path: Path) -> None:
+    two = TEMPLATE.replace("m.role", "(m.role if m.role == 'user' else 'assistant')")
+    tokenizer = make_tokenizer(tmp_path, template=two)  # which takes a system message for a reply
+    turns = [*LATER, LATER[2], CHAT[1]]
+    example, loaded = settled(tokenizer, Example(turns, "", "", untrained=frozenset((1, 6)), row=3))
+    assert [turn["content"] for turn in example.messages] == (
+        ["Hi", "Hello", "Be kind.\n\nHi", "Hello", "Be kind.", "Hello"]
+    )
+    assert [turn["role"] for turn in example.messages] == ["user", "assistant"] * 3
+    assert example.untrained == {1, 5}
+    assert loaded.changed == {control.SYSTEM_SAID: 1}
+    assert loaded.first[control.SYSTEM_SAID] == "row 3: 'Be kind.'"
+    assert LATER[3]["content"] == "Hi"  # the caller's turns stay as they are
+
+
+@pytest.mark.parametrize(
+    ("name", "anywhere"),
+    [
+        ("Qwen-Qwen2.5-7B-Instruct", True),
+        ("Qwen-Qwen3-0.6B", True),
+        ("meta-llama-Llama-3.2-3B-Instruct", True),
+        ("microsoft-Phi-3.5-mini-instruct", True),
+        ("google-gemma-2-2b-it", False),
+        ("mistralai-Mistral-Nemo-Instruct-2407", False),
+        ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", False),
+    ],
+)
+def test_published_templates_show_it_or_not(
+    name: str, anywhere: bool, llama_models: Path, tmp_path: Path
+) -> None:
+    template = (llama_models / "templates" / f"{name}.jinja").read_text()
+    assert control.system_anywhere(make_tokenizer(tmp_path, template=template)) is anywhere

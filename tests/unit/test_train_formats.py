@@ -14,6 +14,7 @@ from train.examples import Example, Loaded
 from train.recipe import Data
 
 HELLO = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}]
+SYSTEM = {"role": "system", "content": "Be kind."}
 SHARED = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi there"}]
 
 
@@ -64,6 +65,15 @@ def test_a_system_turn_stays_unless_it_is_blank(tmp_path: Path) -> None:
     assert [example.messages for example in loaded.examples] == [[system, *HELLO], HELLO]
 
 
+def test_system_messages_in_the_middle_are_kept_and_around_a_greeting_joined(tmp_path: Path) -> None:
+    middle = [*HELLO, SYSTEM, *HELLO]
+    greeted = [SYSTEM, HELLO[1], SYSTEM | {"content": "Be brief."}, *HELLO]
+    loaded = load(tmp_path, {"messages": middle}, {"messages": greeted})
+    joined = [SYSTEM | {"content": "Be kind.\n\nBe brief."}, *HELLO]
+    assert [example.messages for example in loaded.examples] == [middle, joined]
+    assert loaded.left_out == {}
+
+
 @pytest.mark.parametrize(
     ("turns", "reason"),
     [
@@ -79,7 +89,7 @@ def test_a_system_turn_stays_unless_it_is_blank(tmp_path: Path) -> None:
         ([HELLO[0], {"role": "assistant", "content": " \n"}], "an empty turn"),
         (HELLO[:1], "no reply of the assistant"),
         (HELLO[1:], "no turn of the user"),
-        ([*HELLO, {"role": "system", "content": "x"}, *HELLO], "a system message in the middle of the chat"),
+        ([SYSTEM, HELLO[1], SYSTEM, HELLO[1]], "no turn of the user"),
         (HELLO, "the same as an earlier row"),
     ],
 )
