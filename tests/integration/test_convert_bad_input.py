@@ -6,8 +6,6 @@ import json
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,9 +18,8 @@ from convert.source import find_source
 from convert.stages import Settings
 from core.checkpoint import Checkpoint
 from core.errors import ConvertError
+from tests.integration.commands import Command
 from tests.integration.tiny_models import lora, tiny
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def hollow_checkpoint(folder: Path, rows: int) -> Checkpoint:
@@ -79,28 +76,24 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(root: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, ROOT / "convert" / "to_gguf.py", "tiny", "--quant", "q4", "--root", root]
-    return subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(root: Path) -> Command:
+    return Command("convert/to_gguf.py", "tiny", "--quant", "q4", "--root", root)
 
 
 def test_two_conversions_of_one_run_do_not_mix_and_ctrl_c_is_quiet(root: Path) -> None:
     first = start(root)
-    assert first.stdout is not None
-    first.stdout.readline()  # it has begun
+    while "\n" not in first.stdout:  # until it has begun
+        assert first.returncode is None, first.stderr
+        time.sleep(0.01)
     second = start(root)
-    _, said = second.communicate()
-    assert second.returncode == 1
-    assert "'tiny' is being converted by another program right now" in said
+    assert second.wait() == 1
+    assert "'tiny' is being converted by another program right now" in second.stderr
     first.send_signal(signal.SIGINT)
     started = time.monotonic()
-    _, said = first.communicate()
+    assert first.wait() == 130, first.stderr
     assert time.monotonic() - started < 20
-    assert first.returncode == 130, said
-    assert "Stopped. The same command goes on where it was." in said
-    assert "Traceback" not in said
+    assert "Stopped. The same command goes on where it was." in first.stderr
+    assert "Traceback" not in first.stderr
 
 
 def test_two_sources_of_one_name_do_not_share_a_folder(root: Path, tmp_path: Path) -> None:

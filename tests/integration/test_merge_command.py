@@ -20,16 +20,18 @@ from convert.adapter import WEIGHTS
 from convert.merge import main
 from core.checkpoint import Checkpoint, CheckpointWriter
 from core.command import command_line
+from tests.integration.commands import Command
+from tests.integration.commands import run as run_command
 from tests.integration.merge_bases import SIZES, WIDTHS, save_adapter, save_base, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-MERGE = [sys.executable, str(ROOT / "convert" / "merge.py")]
+MERGE = "convert/merge.py"
 LAYERS = 13  # of three matrices of 16 MB each: 600 MB
 
 
 def run(*arguments: object, code: int) -> str:
     """Run the command and return what it printed."""
-    ran = subprocess.run([*MERGE, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    ran = run_command(MERGE, *arguments)
     assert ran.returncode == code, ran.stderr
     assert "Traceback" not in ran.stderr
     return ran.stdout + ran.stderr
@@ -100,7 +102,7 @@ def test_memory_is_a_few_tensors(large: Path, tmp_path: Path) -> None:
     code = f"""
 import resource, sys
 from pathlib import Path
-from convert import checkpoint
+from core import checkpoint
 from convert.merge import merge
 checkpoint.SHARD_BYTES = 100_000_000
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -114,22 +116,20 @@ print("grown", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def test_a_kill_leaves_no_finished_folder_and_the_next_run_works(large: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [*MERGE, str(large / "adapter"), "--out", str(out)]
     chance = random.Random(0)
     for stop in (signal.SIGKILL, signal.SIGINT):
         shutil.rmtree(tmp_path / "out.partial", ignore_errors=True)
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and not (tmp_path / "out.partial").exists():
+        process = Command(MERGE, large / "adapter", "--out", out)
+        while process.returncode is None and not (tmp_path / "out.partial").exists():
             time.sleep(0.01)
         time.sleep(chance.uniform(0.02, 0.2))
         process.send_signal(stop)
-        _, errors = process.communicate(timeout=60)
-        if process.returncode == 0:
+        if process.wait(60) == 0:
             pytest.fail("the merge was done before it was stopped")
         assert not out.exists()
         if stop == signal.SIGINT:
             assert process.returncode == 130
-            assert "Traceback" not in errors
+            assert "Traceback" not in process.stderr
             assert not list(tmp_path.iterdir())
     run(large / "adapter", "--out", out, code=0)
     assert not list(tmp_path.glob("*.partial"))

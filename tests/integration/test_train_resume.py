@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ import torch
 
 from core.command import command_line
 from core.errors import TrainError
+from tests.integration.commands import Command
 from tests.integration.small_runs import NF4, adapter_of, metrics_of, recipe_of, small_phi3, write_chats
 from train.fine_tune import answer, train_run
 from train.folder import dump
@@ -114,42 +113,29 @@ def test_ctrl_c_between_two_lines_of_the_log_loses_no_step(recipe: Recipe, tmp_p
     assert {10, 16, 20} <= set(steps)
 
 
-def write(recipe: Recipe, root: Path) -> list[str]:
-    """Write the recipe; return the command that trains it."""
-    (root / "run.yaml").write_text(dump(recipe))
-    command = (sys.executable, ROOT / "train" / "qlora.py", root / "run.yaml", "--root", root)
-    return list(map(str, command))
-
-
-def honour_ctrl_c() -> None:
-    """A shell has its background jobs ignore it, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_command_goes_on_after(stop: signal.Signals, recipe: Recipe, whole: Path, tmp_path: Path) -> None:
-    command = write(recipe, tmp_path)
+    (tmp_path / "run.yaml").write_text(dump(recipe))
+    command = ("train/qlora.py", tmp_path / "run.yaml", "--root", tmp_path)
     folder = tmp_path / "outputs" / "run"
     for _ in range(5):  # a busy machine may not look at it between the eighth step and the last
         shutil.rmtree(folder, ignore_errors=True)
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=honour_ctrl_c
-        )
-        while process.poll() is None:
+        process = Command(*command)
+        while process.returncode is None:
             if (folder / "metrics.jsonl").is_file() and (8,) in metrics_of(folder, "step"):
                 process.send_signal(stop)
                 break
             time.sleep(0.002)
-        _, errors = process.communicate(timeout=60)
+        process.wait(60)
         if not (folder / "manifest.json").exists():
             break
     assert not (folder / "manifest.json").exists(), "it was done before it was stopped"
     assert (folder / "checkpoint").is_dir()
     if stop != signal.SIGKILL:
-        assert process.returncode == 130, errors
-        assert "Traceback" not in errors
-        line = errors.rpartition("Go on with: ")[2].strip()
-        assert line == command_line("train/qlora.py", [*command[2:], "--resume"])
+        assert process.returncode == 130, process.stderr
+        assert "Traceback" not in process.stderr
+        line = process.stderr.rpartition("Go on with: ")[2].strip()
+        assert line == command_line(command[0], [*command[1:], "--resume"])
     again = train_run(recipe, tmp_path / "outputs", True)
     same_run(again, whole)
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.integration.commands import run
 from tests.integration.tiny_models import tiny
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_code_that_a_checkpoint_brings_is_never_run(tmp_path: Path) -> None:
@@ -20,16 +17,7 @@ def test_code_that_a_checkpoint_brings_is_never_run(tmp_path: Path) -> None:
         content = json.loads((checkpoint / name).read_text())
         content["auto_map"] = {"AutoTokenizer": ["evil.Evil", None], "AutoConfig": "evil.Evil"}
         (checkpoint / name).write_text(json.dumps(content))
-    command = [
-        sys.executable,
-        ROOT / "convert" / "to_gguf.py",
-        checkpoint,
-        "--quant",
-        "f16",
-        "--root",
-        tmp_path,
-    ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = run("convert/to_gguf.py", checkpoint, "--quant", "f16", "--root", tmp_path)
     assert not trap.exists()
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "models" / "my-phi-F16.gguf").is_file()
