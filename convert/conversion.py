@@ -55,9 +55,10 @@ def _convert(pipeline: Pipeline, types: list[str], root: Path) -> int:
             print(line, flush=True)
         parts = isinstance(origin, TextCheckpoint | GptqCheckpoint)
         writes = bool(source.adapter) or parts or bool(surplus_head(origin))
-        print(
-            preflight.check(origin, writes, todo, settings.keep, pipeline.work, root / "models"), flush=True
-        )
+        made = pipeline.sixteen_bit.is_file()  # by an earlier try
+        twice = not made and preflight.is_written_twice(origin.folder, source.adapter)
+        places = pipeline.work, root / "models"
+        print(preflight.check(origin, writes, todo, settings.keep, *places, twice), flush=True)
     failed = [name for kind in types if not _make(pipeline, kind, name := f"{source.name}-{kind}", root)]
     _print_costs(pipeline)
     for name in failed:

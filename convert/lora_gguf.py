@@ -72,7 +72,8 @@ def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
         print(line, flush=True)
     _check(adapter, base)
     llamacpp.converter(llamacpp.LORA_CONVERTER)
-    print(preflight.check(base, True, [], False, pipeline.work, models), flush=True)
+    places = pipeline.work, models, preflight.is_written_twice(base.folder)
+    print(preflight.check(base, True, [], False, *places), flush=True)
     work = pipeline.work / "lora"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()

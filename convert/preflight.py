@@ -6,20 +6,23 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from convert.adapter import Adapter
 from convert.merge import MergePlan, rows_of
 from convert.rows import Row
 from convert.sentencepiece_file import is_byte_level
 from convert.source import folder_name
-from convert.tokenizer_files import TOKENIZER, TokenizerFiles
+from convert.tokenizer_files import CONFIG, TOKENIZER, TokenizerFiles
 from core.checkpoint import Checkpoint
 from core.errors import ConvertError
 from core.files import read_json
 from core.gptq import open_checkpoint
 from core.machine import available_bytes, human_size
+from core.unicode_form import form_of
 
 # Bits a weight of a file of each kind: llama.cpp's figures for Llama-3.1-8B (tools/quantize/README.md), and a
 # little above them.
@@ -30,14 +33,20 @@ QUANTISE_COPIES = 3
 
 
 def disk_needed(
-    checkpoint: Checkpoint, merges: bool, types: list[str], keep: bool, moved: bool = False
+    checkpoint: Checkpoint,
+    merges: bool,
+    types: list[str],
+    keep: bool,
+    moved: bool = False,
+    twice: bool = False,
 ) -> int:
     """Bytes at the worst moment beside the base: the merged checkpoint and the 16-bit GGUF together, or the
-    GGUFs, when the merged checkpoint is gone. `moved`: each goes to another disk before the next is made."""
+    GGUFs, when the merged checkpoint is gone. `moved`: each goes to another disk before the next is made.
+    `twice`: the 16-bit GGUF is there twice for a moment."""
     sixteen = 2 * checkpoint.n_params
     quants = max(sizes(checkpoint, types), default=0) if moved else sum(sizes(checkpoint, types))
     merged = checkpoint.size_bytes if merges else 0
-    return max(merged + sixteen, sixteen + quants + (merged if keep else 0))
+    return max(merged + sixteen * (1 + twice), sixteen + quants + (merged if keep else 0))
 
 
 def sizes(checkpoint: Checkpoint, types: list[str]) -> list[int]:
@@ -51,8 +60,28 @@ def memory_needed(checkpoint: Checkpoint) -> int:
     return max(QUANTISE_COPIES * 4 * elements, 2 * checkpoint.n_params)
 
 
+def is_written_twice(base: Path, adapter: Path | None = None) -> bool:
+    """Whether `convert.ends` will write the 16-bit GGUF once more to note the form of its tokenizer's text.
+
+    What else it may have to put right is known only from that file; then it looks at the disk itself.
+    """
+    own = adapter and (adapter / CONFIG).is_file()
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(adapter if own else base, **options)
+    except (OSError, ValueError, KeyError, ImportError):  # said when it is needed
+        return False
+    return bool(form_of(tokenizer))
+
+
 def check(
-    checkpoint: Checkpoint, merges: bool, types: list[str], keep: bool, folder: Path, models: Path
+    checkpoint: Checkpoint,
+    merges: bool,
+    types: list[str],
+    keep: bool,
+    folder: Path,
+    models: Path,
+    twice: bool = False,
 ) -> str:
     """Return the line that says what is needed in `folder`, and in `models` where that is another disk.
 
@@ -61,7 +90,7 @@ def check(
     moved = models.stat().st_dev != folder.stat().st_dev
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     # An earlier try may have made part of it.
-    disks = {folder: max(0, disk_needed(checkpoint, merges, types, keep, moved) - there)}
+    disks = {folder: max(0, disk_needed(checkpoint, merges, types, keep, moved, twice) - there)}
     if moved:  # a file of the same name stays until the new one is whole
         vocabulary = checkpoint.folder / TOKENIZER  # what stands in the header of each, of small models a lot
         header = vocabulary.stat().st_size if vocabulary.is_file() else 0

@@ -13,12 +13,13 @@ import pytest
 
 from convert.conversion import convert
 from convert.pipeline import Pipeline
-from convert.preflight import check, disk_needed
+from convert.preflight import check, disk_needed, is_written_twice
 from convert.source import find_source
 from convert.stages import Settings
 from core.checkpoint import Checkpoint
 from core.errors import ConvertError
 from tests.integration.commands import Command
+from tests.integration.merge_bases import edit_json
 from tests.integration.tiny_models import lora, tiny
 
 
@@ -64,8 +65,22 @@ def test_the_worst_moment_holds_two_copies_at_16_bit(tmp_path: Path) -> None:
     model = hollow_checkpoint(tmp_path / "model", rows=1000)
     sixteen = 2 * model.n_params
     assert disk_needed(model, merges=True, types=["Q4_K_M", "Q5_K_M"], keep=False) == 2 * sixteen
+    assert disk_needed(model, merges=True, types=["Q4_K_M"], keep=False, twice=True) == 3 * sixteen
     assert disk_needed(model, merges=True, types=["Q4_K_M", "Q5_K_M"], keep=True) > 2.6 * sixteen
     assert sixteen < disk_needed(model, merges=False, types=["Q4_K_M"], keep=False) < 1.4 * sixteen
+
+
+def test_a_tokenizer_that_composes_accents_makes_the_16_bit_file_twice(tmp_path: Path) -> None:
+    base, adapter = tiny("phi3", tmp_path / "base"), tmp_path / "adapter"
+    assert not is_written_twice(base)
+    shutil.copytree(base, adapter)  # with a tokenizer of its own, which goes before the base's
+    tokenizer = json.loads((adapter / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "NFC"}
+    edit_json(adapter / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    (adapter / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert is_written_twice(base, adapter)
+    (adapter / "tokenizer_config.json").unlink()
+    assert not is_written_twice(base, adapter)
 
 
 @pytest.fixture(scope="module")
