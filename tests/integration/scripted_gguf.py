@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,29 @@ STRENGTH = 10.0  # the next token's logit; all others have 0
 Changes = Mapping[str, Any]
 
 
+class Reader(GGUFReader):
+    """gguf-py's reader, which takes 3 s for a list of 49,000 tokens and another of their merges, in 0.1 s."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
+        if raw_type != GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        data = self.data.data
+        kind, count = struct.unpack_from("<IQ", data, orig_offs)
+        end = orig_offs + 12
+        types, parts = [GGUFValueType.ARRAY, GGUFValueType(kind)][: 1 + (count > 0)], [data[orig_offs:end]]
+        if kind != GGUFValueType.STRING:
+            parts.append(self._get(end, self.gguf_scalar_to_np[GGUFValueType(kind)], count))
+            return 12 + parts[-1].nbytes, parts, [1], types
+        for _ in range(count):
+            begin = end + 8
+            end = begin + struct.unpack_from("<Q", data, end)[0]
+            parts += (data[begin - 8 : begin], data[begin:end])
+        return end - orig_offs, parts, list(range(2, len(parts), 2)), types
+
+
 def edited(source: Path, out: Path, changes: Changes | None = None, drop: Iterable[str] = ()) -> Path:
     """Copy `source` to `out` with `changes` to its keys, without the keys and tensors named in `drop`."""
-    reader = GGUFReader(source)
+    reader = Reader(source)
     writer = _writer(reader, out, changes or {}, set(drop))
     for tensor in reader.tensors:
         if tensor.name not in set(drop):
@@ -39,7 +60,7 @@ def split(source: Path, folder: Path, name: str, sizes: list[int]) -> list[Path]
 
     The last part takes what is left. Returns `folder/<name>-0000I-of-0000N.gguf`, in order.
     """
-    reader, paths, start = GGUFReader(source), [], 0
+    reader, paths, start = Reader(source), [], 0
     for number, size in enumerate(sizes):
         out = folder / f"{name}-{number + 1:05d}-of-{len(sizes):05d}.gguf"
         keys = {
@@ -77,7 +98,7 @@ def scripted(
     (surface, type), join the vocabulary. Attention is zero: the next token depends on the last one alone.
     Returns the ids of `script`.
     """
-    reader, extra = GGUFReader(source), list(extra)
+    reader, extra = Reader(source), list(extra)
     tokens = [*reader.fields["tokenizer.ggml.tokens"].contents(), *(surface for surface, _ in extra)]
     types = [*reader.fields["tokenizer.ggml.token_type"].contents(), *(kind for _, kind in extra)]
     ids, added = {token: i for i, token in enumerate(tokens)}, {surface for surface, _ in extra}
