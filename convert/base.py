@@ -8,20 +8,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, errors, snapshot_download
+from huggingface_hub import constants, errors, snapshot_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
 
 from convert.tokenizer_files import SENTENCEPIECE, needs_sentencepiece
 from core.checkpoint import Checkpoint
 from core.errors import ConvertError
 from core.families import refusal
-from core.files import ADAPTER_CONFIG, file_hashes, read_json
+from core.files import ADAPTER_CONFIG, GGUF_WRITERS, file_hashes, read_json
 from core.gguf_reader import check_parts
 from core.gptq import refuse_quantised, refuse_quantised_name
+from core.hub import files_of, hub_error
 from core.other_formats import other_format
 
 # Weights as safetensors and what a tokenizer needs; nothing that is code or could become it.
@@ -30,7 +30,6 @@ UNWANTED = ("*/*", "consolidated*")  # the same weights again, for other program
 REPO_ID = r"[\w.-]+(/[\w.-]+)?"
 # In a checkpoint written from a GGUF: the hashes of the file and of what wrote it.
 MADE_FROM = "made_from.json"
-WRITERS = [Path(__file__).with_name(f"{name}.py") for name in ("from_gguf", "gguf_tokenizer", "gguf_weights")]
 
 
 def find_base(adapter: Path, override: str | None = None, work: Path | None = None) -> Path:
@@ -72,7 +71,7 @@ def _from_gguf(gguf: Path, out: Path) -> Path:
         raise ConvertError(
             f"the base {str(gguf)!r} is not on this machine; say where it is: --base-model FILE.gguf"
         )
-    made_from = {"gguf": file_hashes(check_parts(gguf)), "writers": file_hashes(WRITERS)}
+    made_from = {"gguf": file_hashes(check_parts(gguf)), "writers": file_hashes(GGUF_WRITERS)}
     if (out / MADE_FROM).is_file() and read_json(out / MADE_FROM) == made_from:
         return out
     shutil.rmtree(out, ignore_errors=True)
@@ -97,27 +96,18 @@ def _from_hub(name: str, revision: Any) -> Path:
         about = options | {"allow_patterns": ("config.json", "README.md")}
         folder = Path(snapshot_download(name, **about))
         if not (folder / "config.json").is_file():
-            with suppress(errors.OfflineModeIsEnabled):  # what is missing is said below
-                files = HfApi().model_info(name, revision=revision).siblings or []
-                if other := other_format([file.rfilename for file in files], repr(name)):
-                    raise ConvertError(other)
+            if other := other_format(files_of(name, revision), repr(name)):
+                raise ConvertError(other)  # else what is missing is said below
         else:
             refuse_quantised(folder, name)
             if refused := refusal(read_json(folder / "config.json"), repr(name)):
                 raise ConvertError(refused)
         print(f"Downloading {name}, the base, from the hub.", flush=True)
         folder = Path(snapshot_download(name, **options))
-    except errors.GatedRepoError:
-        page = f"{constants.ENDPOINT}/{name}"
-        raise ConvertError(f"accept the terms at {page} and sign in with 'hf auth login', {give}") from None
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+    except (HTTPError, OSError) as error:
+        said = hub_error(error, name, revision, f"the hub has no {name!r}; check the name") or error
         raise ConvertError(
-            f"the hub has no {name!r} that you may read; sign in with 'hf auth login', {give}"
-        ) from None
-    except (errors.HfHubHTTPError, HTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConvertError(
-            f"the base {name!r} is not in the cache and can't be downloaded ({reason}); get online, {give}"
+            f"the base {name!r} is not in the cache and can't be downloaded ({said}); {give}"
         ) from None
     if reason := _missing(folder):  # offline, the library returns what it has
         raise ConvertError(f"the base {name!r} is not whole: {reason}. Get online, {give}")

@@ -17,10 +17,10 @@ from pathlib import Path
 from core.entry import Source
 from core.errors import ChatError
 from core.files import file_hash, write_whole
+from core.hub import TIMEOUT_S, hub_error
 from core.machine import human_size
 
 CHUNK_BYTES = 2**20  # how often progress is told and `cancelled` asked
-TIMEOUT_S = 10.0  # of silence
 ATTEMPTS = 5  # in a row without a single new byte
 SPARE_BYTES = 100_000_000  # of disk that stay free
 
@@ -37,13 +37,12 @@ def download(source: Source, on_progress: OnBytes, cancelled: Callable[[], bool]
     Of a split model, it fetches all parts and returns the path of the first. `on_progress(done, total)` gets
     bytes, of all parts. Raises ChatError; what was fetched so far stays for the next try.
     """
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
 
     # Else making a request header asks the hub for a list of programs to report. Read at each request.
     constants.HF_HUB_DISABLE_TELEMETRY = True
     where = f"{source.repo_id}/{source.filename}"
-    site = constants.ENDPOINT
 
     def step(done: int, total: int | None) -> None:
         on_progress(done, total)
@@ -52,24 +51,13 @@ def download(source: Source, on_progress: OnBytes, cancelled: Callable[[], bool]
 
     try:
         return _download(source, step)
-    except errors.OfflineModeIsEnabled:
-        raise ChatError(f"can't download {where}: HF_HUB_OFFLINE is set; unset it and try again") from None
-    except errors.GatedRepoError:
-        page = f"{site}/{source.repo_id}"
-        raise ChatError(f"first accept the terms at {page}, then sign in with 'hf auth login'") from None
-    except errors.RepositoryNotFoundError:
-        what = f"no repository {source.repo_id!r}, or a private one"
-        raise ChatError(f"{what}; check the name in models.json, or sign in with 'hf auth login'") from None
-    except errors.RevisionNotFoundError:
-        raise ChatError(f"{source.repo_id} has no revision {source.revision!r}; check models.json") from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        cure = "sign in with 'hf auth login'" if status in (401, 403) else "try again later"
-        raise ChatError(f"can't download {where}: {site} answered {status}; {cure}") from None
-    except (HTTPError, ConnectionError, errors.LocalEntryNotFoundError):
-        raise ChatError(f"can't reach {site} to download {where}; check the network and try again") from None
-    except OSError as error:
-        raise ChatError(f"can't store {where}: {error.strerror or error}; start it again to go on") from None
+    except (HTTPError, OSError) as error:
+        assert source.repo_id
+        missing = f"no repository {source.repo_id!r}, or a private one; check models.json"
+        if said := hub_error(error, source.repo_id, source.revision, missing):
+            raise ChatError(f"can't download {where}: {said}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ChatError(f"can't store {where}: {reason}; start it again to go on") from None
 
 
 @dataclass(frozen=True)

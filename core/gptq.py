@@ -20,6 +20,7 @@ import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -87,7 +88,8 @@ def _parameters(config: str) -> frozenset[str]:
     try:
         made = AutoConfig.for_model(**content)
         with torch.device("meta"):
-            model = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)](made)
+            factory: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
+            model: torch.nn.Module = factory(made)
     except (KeyError, ValueError, TypeError, AttributeError):
         return frozenset()  # whoever opened the checkpoint says what is wrong with its config
     return frozenset(name for name, _ in model.named_parameters())

@@ -1,10 +1,11 @@
-"""The Hugging Face hub: its data sets, and whether it has what is asked for; else what was fetched before."""
+"""The Hugging Face hub: what it has, what was fetched before, and its errors, each as one sentence."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from core.errors import TrainError
@@ -21,27 +22,70 @@ WORDS = {
 
 def look_up(kind: Kind, name: str, revision: str | None) -> bool:
     """Ask the hub for a data set or a model; False if there is no way to it. Raises TrainError."""
-    from huggingface_hub import HfApi, constants, errors
+    from huggingface_hub import HfApi, errors
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
 
     noun, local, pages, key = WORDS[kind]
+    missing = f"there is neither a {local} nor a public {noun} {name!r}; check {key}"
     try:
         HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_S)
-    except errors.GatedRepoError:
-        page = f"{constants.ENDPOINT}/{pages}{name}"
-        raise TrainError(f"first accept the terms at {page}, then sign in with 'hf auth login'") from None
-    except errors.RepositoryNotFoundError:
-        raise TrainError(
-            f"there is neither a {local} nor a public {noun} {name!r}; check {key}, or sign in with "
-            "'hf auth login' if it is private"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise TrainError(f"the {noun} {name!r} has no revision {revision!r}") from None
     except errors.HFValidationError:
         raise TrainError(f"{name!r} is neither a {local} nor the name of a {noun}; check {key}") from None
-    except (errors.OfflineModeIsEnabled, HTTPError, ConnectionError):
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise TrainError(hub_error(error, name, revision, missing, pages)) from None
+    except (HTTPError, ConnectionError):
         return False
     return True
+
+
+def files_of(base: str, revision: str | None) -> list[str]:
+    """The names of the files of a folder or of a model's repository; none if the hub can't be asked."""
+    if (folder := Path(base)).is_dir():
+        return [path.name for path in folder.iterdir()]
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
+
+    try:
+        found = HfApi().model_info(base, revision=revision, timeout=TIMEOUT_S).siblings or []
+    except (HTTPError, ConnectionError):
+        return []
+    return [file.rfilename for file in found]
+
+
+def hub_error(
+    error: BaseException | None,
+    name: str = "",
+    revision: str | None = None,
+    missing: str = "",
+    pages: str = "",
+) -> str:
+    """Why the hub doesn't give `name`, and what to do; empty if that is not what `error` is about.
+
+    The libraries put the hub's errors into their own: its causes are looked at, too. `missing`: what to say
+    of a repository that isn't there. `pages`: the start of its page's address.
+    """
+    from huggingface_hub import constants, errors
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
+
+    site, sign_in = constants.ENDPOINT, "sign in with 'hf auth login'"
+    match error:
+        case None | errors.RemoteEntryNotFoundError():  # a file that isn't there: the hub is well
+            return ""
+        case errors.GatedRepoError():
+            return f"first accept the terms at {site}/{pages}{name}, then {sign_in}"
+        case errors.RepositoryNotFoundError():
+            return f"{missing}, or {sign_in} if it is private"
+        case errors.RevisionNotFoundError():
+            return f"{name} has no revision {revision!r}; check its name"
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set; unset it and try again"
+        case errors.HfHubHTTPError():
+            status = error.response.status_code
+            return f"{site} answered {status}; {sign_in if status in (401, 403) else 'try again later'}"
+        case HTTPError() | ConnectionError() | errors.LocalEntryNotFoundError():
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            return f"can't reach {site} ({said}); check the network and try again"
+    return hub_error(error.__cause__ or error.__context__, name, revision, missing, pages)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ChatError
+from core.hub import hub_error
 from core.machine import human_size
 from publish.contents import MARK, PACKAGES, Repository
 
@@ -123,19 +124,15 @@ def sign_in() -> Hub:
 @contextmanager
 def spoken(what: str, repository: Repository | None = None) -> Iterator[None]:
     """Say in one sentence why the hub wouldn't `what`. Raises ChatError."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
 
-    site = constants.ENDPOINT
     try:
         yield
-    except errors.OfflineModeIsEnabled:
-        raise ChatError(f"can't {what}: HF_HUB_OFFLINE is set; unset it and try again") from None
     except errors.HfHubHTTPError as error:
         raise _refused(what, error, repository) from None
     except (HTTPError, ConnectionError) as error:
-        reason = str(error) or type(error).__name__
-        raise ChatError(f"can't {what}: no way to {site} ({reason}); the same command goes on") from None
+        raise ChatError(f"can't {what}: {hub_error(error)}") from None
     except RuntimeError as error:  # an upload of a large file, whose reason is its cause
         print(file=sys.stderr)  # the bar of the upload stands in the line
         if isinstance(error.__cause__, errors.HfHubHTTPError):

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from core.child import guarded
 from core.errors import TrainError
 from core.families import refusal, text_config
-from core.files import file_hashes
+from core.files import GGUF_WRITERS, file_hashes
 from core.gguf_reader import model_name, parts
-from core.hub import TIMEOUT_S, look_up, offline
+from core.hub import files_of, hub_error, look_up, offline
 from core.other_formats import other_format
 from core.quantised import method_of, sixteen_bit_name
 from train.recipe import Model, Recipe
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 BASES = ROOT / ".cache" / "bases"
 TRAINED_ON = ("gptq", "bitsandbytes")  # quantised weights that a LoRA can go on here
-# What decides what a GGUF is written out as, beside its own content.
-WRITERS = tuple(ROOT / "convert" / name for name in ("from_gguf.py", "gguf_tokenizer.py", "gguf_weights.py"))
 
 
 def find_base(model: Model, bases: Path = BASES) -> str:
@@ -44,7 +42,7 @@ def find_base(model: Model, bases: Path = BASES) -> str:
     if not gguf.is_file():
         raise TrainError(f"the base {str(gguf)!r} is not there; see model.base_model and model.gguf_file")
     there = [part for part in parts(gguf) if part.is_file()]  # who writes it out names one that isn't
-    out = bases / _content(*there, *WRITERS).hex()[:16] / model_name(gguf.name)
+    out = bases / _content(*there, *GGUF_WRITERS).hex()[:16] / model_name(gguf.name)
     if not out.is_dir():
         _write_checkpoint(gguf, out)
     return str(out)
@@ -132,37 +130,20 @@ def hub_errors(base: str, revision: str | None) -> Iterator[None]:
         with offline(not reachable):
             yield
     except (OSError, ValueError, ImportError) as error:
-        if other := other_format(_files(base, revision) if reachable else [], repr(base)):
+        if other := other_format(files_of(base, revision) if reachable else [], repr(base)):
             raise TrainError(other) from None
         if isinstance(error, ImportError):
             raise
-        causes = [error, error.__cause__, error.__context__]
-        kinds = {type(cause).__name__ for cause in causes}
-        text = " ".join(str(error).split())[:300]
-        if "GatedRepoError" in kinds or "gated repo" in text:
-            cure = f"accept its terms at https://huggingface.co/{base} and sign in: hf auth login"
-            raise TrainError(f"{base!r} is gated: {cure}") from None
+        if said := reachable and not local and hub_error(error, base, revision, f"the hub has no {base!r}"):
+            raise TrainError(said) from None
         if not reachable:
             raise TrainError(
                 f"can't reach the hub for the base {base!r}, and it wasn't fetched before; get online, or "
                 "give a folder or a GGUF: model.base_model"
             ) from None
         place = "in" if local else "from the hub,"
+        text = " ".join(str(error).split())[:300]
         raise TrainError(f"the base {place} {base!r} can't be loaded: {text}") from None
-
-
-def _files(base: str, revision: str | None) -> list[str]:
-    """The names of a base's files; of a hub's that can't be asked, none."""
-    if Path(base).is_dir():
-        return [path.name for path in Path(base).iterdir()]
-    from huggingface_hub import HfApi, errors
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
-
-    try:
-        found = HfApi().model_info(base, revision=revision, timeout=TIMEOUT_S).siblings or []
-    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, HTTPError, ConnectionError):
-        return []
-    return [file.rfilename for file in found]
 
 
 def fingerprint(base: str) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from convert.base import WRITERS, find_base
+from convert.base import find_base
 from core.errors import ChatError, ConvertError
-from core.files import file_hash, file_hashes
+from core.files import GGUF_WRITERS, file_hash, file_hashes
 from tests.integration.merge_bases import save_base
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -99,7 +99,7 @@ def test_a_gguf_is_written_out_unless_that_was_done_before(adapter: Path, tmp_pa
     with pytest.raises(ChatError, match=r"base\.gguf"):
         find_base(trained_on(adapter, "some/model"))
     out.mkdir(parents=True)
-    made_from = {"gguf": [file_hash(gguf)], "writers": file_hashes(WRITERS)}
+    made_from = {"gguf": [file_hash(gguf)], "writers": file_hashes(GGUF_WRITERS)}
     (out / "made_from.json").write_text(json.dumps(made_from))
     assert find_base(adapter) == out
     assert find_base(adapter, str(gguf), adapter.parent / "convert") == out

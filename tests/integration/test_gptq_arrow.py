@@ -16,18 +16,17 @@ from chat.conversation import Conversation
 from chat.model_host import Host
 from chat.reply import Sessions
 from convert.gguf_tokenizer import read_tokens, write_tokenizer
-from convert.to_gguf import main
 from core.checkpoint import SINGLE
 from core.engine import Sampling
 from core.gptq import open_checkpoint
 from core.registry import load_registry
+from tests.integration.commands import run
 from tests.integration.merge_bases import edit_json
 from tests.integration.small_runs import SFT, write_chats
-from tests.integration.test_convert_arrow import to_gguf
 from tests.integration.test_train_gptq import ABOUT, packed_layers
 from tests.integration.tiny_models import WIDTHS
-from train import qlora
 
+TO_GGUF = "convert/to_gguf.py"
 pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
 # In no order, as act-order leaves them; and not symmetrical.
 LAYOUT = ABOUT | {"group_size": 64, "desc_act": True, "sym": False}
@@ -61,12 +60,13 @@ def root(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         "waive": ["first_loss"],
     }
     (root / "run.yaml").write_text(yaml.safe_dump(recipe))
-    assert qlora.main([str(root / "run.yaml"), "--root", str(root)]) == 0
+    done = run("train/qlora.py", root / "run.yaml", "--root", root)
+    assert done.returncode == 0, done.stdout + done.stderr
     return root
 
 
 def test_a_run_becomes_a_file_that_passed_its_checks_and_answers(root: Path) -> None:
-    done = to_gguf(root, "run", "--quant", "q4")
+    done = run(TO_GGUF, "run", "--quant", "q4", "--root", root)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok    merge: updates    14 of 14 layers" in done.stdout
     host = Host(load_registry(root / "models.json"), "in-process")
@@ -78,15 +78,16 @@ def test_a_run_becomes_a_file_that_passed_its_checks_and_answers(root: Path) -> 
 
 
 def test_its_adapter_alone_is_a_gguf_for_its_base(root: Path) -> None:
-    done = to_gguf(root, "run", "--lora")
+    done = run(TO_GGUF, "run", "--lora", "--root", root)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "14 of 14 layers" in done.stdout
     assert (root / "models" / "run-lora.gguf").is_file()
 
 
-def test_it_was_never_nf4(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "--quant", "q8", "--base", "nf4", "--root", str(root)]) == 1
-    assert "is a GPTQ base, which was never NF4; leave out --base nf4" in capsys.readouterr().err
+def test_it_was_never_nf4(root: Path) -> None:
+    done = run(TO_GGUF, "run", "--quant", "q8", "--base", "nf4", "--root", root)
+    assert done.returncode == 1
+    assert "is a GPTQ base, which was never NF4; leave out --base nf4" in done.stderr
 
 
 def test_only_biases_that_the_model_lacks_are_passed_over(root: Path, tmp_path: Path) -> None:

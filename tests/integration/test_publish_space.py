@@ -161,7 +161,7 @@ def test_what_the_hub_refuses_is_one_sentence(publish: Publish, model: Path) -> 
     said = failed(publish("me/chat", "--model", model))
     assert "too large" in said
     assert "my-quotes-Q4_1.gguf" in said
-    assert "no way to http://127.0.0.1:9" in failed(publish("me/chat", endpoint="http://127.0.0.1:9"))
+    assert "can't reach http://127.0.0.1:9" in failed(publish("me/chat", endpoint="http://127.0.0.1:9"))
     assert "there is no file 'gone.gguf'" in failed(publish("me/chat", "--model", "gone.gguf"))
 
 
