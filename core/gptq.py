@@ -16,7 +16,6 @@ stores zero points as they are.
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +27,7 @@ from core.checkpoint import Checkpoint, TextCheckpoint
 from core.errors import ConvertError
 from core.families import has_parts, refusal
 from core.files import read_json
-from core.quantised import by_name, method_of, sixteen_bit_name
+from core.quantised import by_name, method_of, quantised
 
 FORMATS = ("gptq", "gptq_v2")
 BITS = (2, 4, 8)
@@ -71,12 +70,8 @@ def refuse_quantised_name(name: str) -> None:
 
 
 def _quantised(folder: Path | None, name: str, method: str) -> ConvertError:
-    made_from = sixteen_bit_name(name, folder)
-    give = f"--base-model {shlex.quote(made_from)}" if made_from else "--base-model DIR"
-    return ConvertError(
-        f"{name} is quantised ({method}), and an adapter is merged into 16-bit weights, as a GGUF is made of "
-        f"them; give the 16-bit model that it was made from: {give}"
-    )
+    why = "and an adapter is merged into 16-bit weights, as a GGUF is made of them"
+    return ConvertError(quantised(method, name, folder, why, "--base-model"))
 
 
 @cache

@@ -52,6 +52,19 @@ def files_of(base: str, revision: str | None) -> list[str]:
     return [file.rfilename for file in found]
 
 
+def card_folder(base: str, revision: str | None) -> Path | None:
+    """A folder with the README.md of a model, which is fetched from the hub; None if it can't be had."""
+    if (folder := Path(base)).is_dir():
+        return folder
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2
+
+    try:
+        return Path(hf_hub_download(base, "README.md", revision=revision)).parent
+    except (HTTPError, OSError):
+        return None
+
+
 def hub_error(
     error: BaseException | None,
     name: str = "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ def method_of(config: Mapping[str, Any]) -> str | None:
 def by_name(name: str) -> bool:
     """Whether a hub's model says in its name that bitsandbytes made it."""
     return bool(_BNB.search(name))
+
+
+def quantised(method: str | None, name: str, folder: Path | None, why: str, give: str) -> str:
+    """What to say of a model that isn't taken: `why`, and what to `give` instead, if its card tells."""
+    made_from = sixteen_bit_name(name, folder)
+    instead = shlex.quote(made_from) if made_from else "DIR"
+    cure = f"give the 16-bit model that it was made from: {give} {instead}"
+    return f"{name} is quantised ({method}), {why}; {cure}"
 
 
 def sixteen_bit_name(name: str, folder: Path | None = None) -> str:

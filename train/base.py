@@ -17,9 +17,9 @@ from core.errors import TrainError
 from core.families import refusal, text_config
 from core.files import GGUF_WRITERS, file_hashes
 from core.gguf_reader import model_name, parts
-from core.hub import files_of, hub_error, look_up, offline
+from core.hub import card_folder, files_of, hub_error, look_up, offline
 from core.other_formats import other_format
-from core.quantised import method_of, sixteen_bit_name
+from core.quantised import method_of, quantised
 from train.recipe import Model, Recipe
 
 if TYPE_CHECKING:
@@ -100,22 +100,21 @@ def load_config(base: str, revision: str | None) -> Any:
         content, _ = PreTrainedConfig.get_config_dict(base, revision=revision)
         if reason := refusal(content, repr(base)):
             raise TrainError(reason)
-        refuse_quantised(content, base)
+        refuse_quantised(content, base, revision)
         whole = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
         return text_config(whole)
 
 
-def refuse_quantised(config: Mapping[str, Any], base: str) -> None:
-    """Refuse weights that only their own library can read, by config.json. Raises TrainError."""
+def refuse_quantised(config: Mapping[str, Any], base: str, revision: str | None) -> None:
+    """Refuse weights that can't be trained on, by config.json. Raises TrainError."""
     method = method_of(config)
-    if method in (None, *TRAINED_ON):
-        return
-    made_from = sixteen_bit_name(base, Path(base) if Path(base).is_dir() else None)
-    instead = f", {made_from}" if made_from else " (its page names it)"
-    raise TrainError(
-        f"{base!r} is quantised ({method}), which can't be trained on; give the 16-bit model that it was "
-        f"made from{instead}: with load_in_4bit it is trained in 4 bits all the same"
-    )
+    if method == "gptq":
+        from train.gptq import check_layout  # torch takes seconds to import
+
+        check_layout(config["quantization_config"], base)
+    if method not in (None, *TRAINED_ON):
+        why = "which can't be trained on (16-bit weights can, in 4 bits, with load_in_4bit)"
+        raise TrainError(quantised(method, base, card_folder(base, revision), why, "model.base_model"))
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def load(folder: Path, dtype: torch.dtype, device: torch.device, attn_implementa
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     about = config.quantization_config
     del config.quantization_config  # transformers would ask for gptqmodel
-    _check(about, folder)
+    check_layout(about, folder)
     print("GPTQ base: its weights stay packed and are de-quantised by train/gptq.py; gptqmodel isn't needed.")
     tensors = {name: tensor for file in _files(folder) for name, tensor in _read(file).items()}
     with init_empty_weights(include_buffers=False):
@@ -73,12 +73,16 @@ def load(folder: Path, dtype: torch.dtype, device: torch.device, attn_implementa
     return loaded
 
 
-def _check(about: dict[str, Any], folder: Path) -> None:
+def check_layout(about: dict[str, Any], base: str | Path) -> None:
+    """Raise TrainError for GPTQ weights that aren't read here; `about`: config.json's quantization_config."""
+    cure = "give the 16-bit model that it was made from, with load_in_4bit or load_in_8bit"
     kind, bits = about.get("checkpoint_format", "gptq"), about.get("bits")
     if kind not in FORMATS:
-        raise TrainError(f"{folder} has GPTQ format {kind!r}; only {' and '.join(FORMATS)} can be trained on")
+        raise TrainError(
+            f"{base} has GPTQ format {kind!r}; only {' and '.join(FORMATS)} can be trained on; {cure}"
+        )
     if bits != 4:
-        raise TrainError(f"{folder} has GPTQ weights of {bits} bits; only 4 can be trained on")
+        raise TrainError(f"{base} has GPTQ weights of {bits} bits; only 4 can be trained on; {cure}")
 
 
 def _files(folder: Path) -> Iterator[Path]:

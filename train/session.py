@@ -20,6 +20,7 @@ from core.tokenizer import ChatTokenizer
 from train.base import find_base, fingerprint, hub_errors, load_config
 from train.examples import Example
 from train.generate import greedy, label_probabilities
+from train.gptq import is_gptq
 from train.labels import cut, encode
 from train.model import Adapted, load_base
 from train.recipe import Recipe
@@ -36,6 +37,7 @@ class Base:
         """Find it; `rendered`: the time that its template is told, now where it is empty."""
         self.folder = find_base(recipe.model)
         self.config: Any = load_config(self.folder, recipe.model.revision)
+        _check_method(self.config, recipe, self.folder)
         with hub_errors(self.folder, recipe.model.revision):
             self.tokenizer = ChatTokenizer(self.folder, recipe.model.revision, rendered)
         try:
@@ -63,6 +65,21 @@ class Base:
         self.check_device(device)
         with hub_errors(self.folder, recipe.model.revision):
             return load_base(self.folder, recipe, device)
+
+
+def _check_method(config: Any, recipe: Recipe, folder: str) -> None:
+    """Raise TrainError where the recipe and the base disagree on whether GPTQ quantised it."""
+    if is_gptq(config.to_dict()) == bool(recipe.gptq):
+        return
+    if recipe.gptq:
+        raise TrainError(
+            f"GPTQConfig is for a base that GPTQ quantised, and {folder} is none; leave the section out, or "
+            "say BitsAndBytesConfig: {load_in_4bit: true} in its place"
+        )
+    raise TrainError(
+        f"{folder} is quantised by GPTQ: say GPTQConfig: {{bits: 4}}, and no BitsAndBytesConfig "
+        "(--set BitsAndBytesConfig=null --set GPTQConfig.bits=4)"
+    )
 
 
 def device_of(state: PartialState) -> torch.device:

@@ -52,3 +52,23 @@ def test_both_verbs_refuse_by_the_files_names(names: list[str], said: str, tmp_p
     with pytest.raises(ChatError) as converted:
         find_source(str(tmp_path), tmp_path / "outputs")
     assert said in str(converted.value)
+
+
+def test_training_names_what_a_quantised_base_was_made_from(tmp_path: Path) -> None:
+    about = {"model_type": "llama", "quantization_config": {"quant_method": "awq"}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    (tmp_path / "README.md").write_text("---\nbase_model: acme/Tiny-7B\n---\n")
+    with pytest.raises(ChatError, match=r"is quantised \(awq\), .*: model\.base_model acme/Tiny-7B$"):
+        load_config(str(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"), [({"bits": 8}, "of 8 bits; only 4"), ({"checkpoint_format": "marlin"}, "'marlin'")]
+)
+def test_training_refuses_other_gptq_layouts_by_config_json(
+    changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    about = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4} | changed}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(ChatError, match=f"{said}.*; give the 16-bit model that it was made from"):
+        load_config(str(tmp_path), None)

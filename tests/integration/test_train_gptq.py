@@ -17,8 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from core.errors import TrainError
 from core.gptq import open_checkpoint
+from tests.integration.small_runs import NF4, recipe_of
 from tests.integration.test_gptq import quantised
 from train.gptq import GptqLinear, is_gptq, load
+from train.session import Base
 
 CPU = torch.device("cpu")
 SIZES = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -162,6 +164,15 @@ def test_a_config_tells() -> None:
 def test_other_kinds_are_refused(about: dict[str, Any], reason: str, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=reason):
         load(save(tmp_path / "base", **about), torch.float32, CPU, "sdpa")
+
+
+def test_recipe_and_base_agree_on_who_quantised_it(tmp_path: Path) -> None:
+    folder, none = save(tmp_path / "base"), tmp_path / "none.jsonl"
+    with pytest.raises(TrainError, match=r"is quantised by GPTQ: say GPTQConfig: \{bits: 4\}"):
+        Base(recipe_of(folder, none, BitsAndBytesConfig=NF4))
+    (folder / "config.json").write_text(json.dumps(LlamaConfig(**SIZES, **HEADS).to_dict()))
+    with pytest.raises(TrainError, match="GPTQConfig is for a base that GPTQ quantised"):
+        Base(recipe_of(folder, none, GPTQConfig={"bits": 4}))
 
 
 Q = "model.layers.0.self_attn.q_proj"
