@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from convert.verify.tokens import NASTY
 from convert.verify.written import check_written
 from core.errors import ChatError, ConvertError
 from core.gguf_model import read_gguf
+from tests.integration.commands import run
 from tests.integration.merge_bases import changed
 from tests.integration.tiny_models import tokenizer_of, vocabulary
 from train.base import find_base
@@ -121,7 +120,8 @@ def test_smollm_stops_where_llama_cpp_stops(smollm: Path, embedded_model: Path) 
 def test_the_converter_takes_smollm_back(smollm: Path, embedded_model: Path, tmp_path: Path) -> None:
     written = tmp_path / "smollm.gguf"
     options = ["--outfile", written, "--outtype", "f16", "--model-name", "SmolLM2"]
-    llamacpp.run([sys.executable, llamacpp.converter(), smollm, *options])
+    done = run(llamacpp.converter(), smollm, *options)
+    assert done.returncode == 0, done.stderr
     before, after = read_tokens(embedded_model), read_tokens(written)
     assert (after.file.vocab.model, after.pre) == ("gpt2", "smollm")
     assert after.texts == before.texts
@@ -203,8 +203,7 @@ def test_nothing_is_written_that_cannot_be_whole(llama_models: Path, tmp_path: P
 def test_the_command_says_what_is_wrong_in_one_line(
     arguments: list[str], code: int, said: str, tmp_path: Path
 ) -> None:
-    command = [sys.executable, ROOT / "convert" / "from_gguf.py", *arguments]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ran = run("convert/from_gguf.py", *arguments, cwd=tmp_path)
     assert ran.returncode == code
     assert said in ran.stderr
     assert ran.stderr.count("\n") == 1
