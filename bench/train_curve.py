@@ -31,7 +31,7 @@ from train.model import Adapted
 from train.recipe import Recipe, parse
 from train.run import load_of
 from train.shape import gpu_of, shape_of
-from train.trainer import Loop
+from train.trainer import SFTTrainer
 
 RESULTS = Path(__file__).with_name("results") / "train-curve.json"
 MODEL = "microsoft/Phi-3.5-mini-instruct"
@@ -79,7 +79,7 @@ def measure(mode: str) -> list[dict[str, Any]]:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             with tempfile.TemporaryDirectory() as folder:
-                Loop(adapted, recipe, order, [], Path(folder), lines.append).run()
+                SFTTrainer(adapted, recipe, order, [], Path(folder), lines.append).run()
             load = load_of(order)
             foreseen = forecast.forecast(shape, recipe, load, gpu)
             again = 0 if recipe.fast else 2 * shape.weights

@@ -32,7 +32,7 @@ from train.model import Adapted
 from train.recipe import RECIPES, Recipe, load_recipe
 from train.run import load_of
 from train.shape import gpu_of, shape_of
-from train.trainer import Loop
+from train.trainer import SFTTrainer
 
 RESULTS = Path(__file__).with_name("results") / "train-recipes.json"
 STEPS = 20
@@ -58,7 +58,7 @@ def measure(recipe: Recipe, steps: int, folder: Path) -> dict[str, Any]:
     torch.cuda.empty_cache()
     loaded = torch.cuda.memory_allocated() / forecast.GB
     torch.cuda.reset_peak_memory_stats()
-    Loop(adapted, recipe, order, [], folder, lines.append).run()
+    SFTTrainer(adapted, recipe, order, [], folder, lines.append).run()
     memory = torch.cuda.memory_stats()["active_bytes.all.peak"] / forecast.GB
     kernels = kernel_times(adapted, order.step(0)[0].to(device))
     speeds = [line["tokens_per_s"] for line in lines[WARM:]]

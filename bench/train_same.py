@@ -32,7 +32,7 @@ from train.batches import Order
 from train.examples import Encoded
 from train.model import Adapted, load_base
 from train.recipe import RECIPES, load_recipe, parse
-from train.trainer import Loop
+from train.trainer import SFTTrainer
 
 RESULTS = Path(__file__).with_name("results") / "train-same.json"
 STEPS, BATCH, SEEDS = 100, 16, (0, 1, 2)
@@ -81,7 +81,7 @@ def tune2chat(base: str, rows: list[Encoded], seed: int, memory: str) -> list[fl
     adapted = Adapted(load_base(base, recipe, device), recipe, device)
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        Loop(adapted, recipe, InTurn(rows, recipe.sft), [], Path(folder), lines.append).run()
+        SFTTrainer(adapted, recipe, InTurn(rows, recipe.sft), [], Path(folder), lines.append).run()
     return [line["loss"] for line in lines if "loss" in line]
 
 

@@ -14,10 +14,15 @@ from typing import Any
 from core.errors import ConvertError
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file or folder is while it is written."""
+    return path.with_name(path.name + ".partial")
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Yield `<path>.partial` to write to; it becomes `path` when the block ends well, else it goes."""
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         yield partial
     except BaseException as error:
@@ -40,7 +45,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     An older `folder` is there until then; a kill in the moment between leaves it to `recover_folder`.
     """
-    partial, old = (folder.with_name(f"{folder.name}.{end}") for end in ("partial", "old"))
+    partial, old = partial_of(folder), folder.with_name(folder.name + ".old")
     for leftover in (partial, old) if folder.exists() else (partial,):  # of a program that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from train.examples import Encoded
 from train.recipe import Sft
@@ -164,3 +166,21 @@ def collate(rows: Sequence[Encoded]) -> Batch:
         max(len(row.ids) for row in rows),
         sum(label != IGNORED for label in labels),
     )
+
+
+@dataclass
+class Step:
+    """This process's micro-batches of a step, and how many tokens of it count in all processes."""
+
+    batches: list[Batch]
+    trained: int
+
+
+def loader(order: Order) -> DataLoader[Any]:
+    """All steps of a run, one after the other; it draws no random number."""
+
+    def made(numbers: list[int]) -> Step:
+        return Step(order.step(numbers[0]), order.trained(numbers[0]))
+
+    steps: Any = range(order.steps)
+    return DataLoader(steps, batch_size=1, collate_fn=made, generator=torch.Generator())

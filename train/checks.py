@@ -12,8 +12,7 @@ from core.errors import TrainError
 from core.tokenizer import ChatTokenizer
 from train.examples import Encoded
 from train.model import Linears, targets
-from train.optimizer import warmup_steps
-from train.recipe import Recipe, Sft
+from train.recipe import Recipe, Sft, warmup_steps
 from train.split import Prepared
 
 MAX_LEFT_OUT = 0.5  # of the rows that were to be examples

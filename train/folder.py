@@ -128,6 +128,17 @@ def _differences(one: Recipe, other: Recipe) -> str:
     return ", ".join(found[:5])
 
 
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Give the errors of torch.save a number: it only knows that a file is shorter than what was written."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+
+
 def disk_error(error: Exception, folder: Path) -> DiskError | None:
     """What to say when a file in `folder` couldn't be written; None if `error` is about something else.
 

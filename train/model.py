@@ -25,7 +25,7 @@ from transformers.utils.logging import (
     set_verbosity_error,
 )
 
-from core.adapter_names import name_for_whole
+from core.adapter_names import name_for_whole, text_tensors
 from core.errors import TrainError
 from core.families import KEY_MAPPING, text_config
 from core.template import ChatTemplate, write_template
@@ -200,6 +200,23 @@ class Adapted(nn.Module):
         """The model inside, a causal language model."""
         return self.peft.get_base_model()
 
+    @property
+    def config(self) -> Any:
+        """The base's, for a trainer that asks."""
+        return self.base.config
+
+    def add_model_tags(self, tags: Any) -> None:
+        """Nothing: the card of a run is `train.card`'s."""
+
+    def to(self, *_: Any, **__: Any) -> Adapted:
+        """Itself: the base was loaded where it trains."""
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Of the adapter's parameters alone: the base has thousands, and no gradients."""
+        for parameter in self.parameters_to_train():
+            parameter.grad = None
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the sum of the loss over the batch's trained tokens, in nats (a scalar, fp32)."""
         hidden = self._plain(batch) if self.stack is None else self.stack(batch)
@@ -236,6 +253,10 @@ class Adapted(nn.Module):
         if hasattr(self.base.config, "part_of"):
             name_for_whole(folder)
         write_template(self.template, folder)
+
+    def load(self, folder: Path) -> None:
+        """Give the adapter the weights of one that `save` wrote."""
+        peft.set_peft_model_state_dict(self.peft, text_tensors(folder))
 
     def unload(self) -> None:
         """Take the adapter off the base, which is as it was then."""

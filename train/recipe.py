@@ -163,6 +163,11 @@ class Sft(Section):
         return self
 
 
+def warmup_steps(sft: Sft, steps: int) -> int:
+    """Steps until the learning rate is reached."""
+    return sft.warmup_steps or round(sft.warmup_ratio * steps)
+
+
 class Recipe(Section):
     """One run."""
 

@@ -16,8 +16,8 @@ from core.files import RECORD, write_whole
 from train import folder as files
 from train.base import package_folder
 from train.card import table, write_card
+from train.evaluation import Progress
 from train.run import Run
-from train.trainer import Progress
 
 __all__ = ["plot_loss", "write_card", "write_samples"]
 

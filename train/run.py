@@ -16,6 +16,7 @@ from train import forecast
 from train.batches import Order
 from train.checks import check_reading
 from train.data import lost
+from train.evaluation import Progress, evaluate
 from train.examples import Encoded
 from train.model import Adapted, targets, trainable
 from train.recipe import Recipe
@@ -23,8 +24,7 @@ from train.session import Base, Session, device_of
 from train.shape import Gpu, Load, gpu_of
 from train.split import Prepared
 from train.tasks.score import score
-from train.trackers import trackers
-from train.trainer import Loop, Progress, evaluate
+from train.trainer import SFTTrainer
 
 SAMPLES = 4  # prompts answered before and after
 LOOKED_AT = 1000  # steps
@@ -132,7 +132,6 @@ class Run:
         bar = tqdm(total=self.order.steps, desc="Training", unit="step", disable=not self.is_main)
         foreseen = forecast.flops_per_token(self.base.shape, self.load, self.trainable)
         gpu = self.gpu
-        watching = trackers(self.recipe.sft.report_to, self.folder) if self.is_main else []
 
         def note(line: dict[str, Any]) -> None:
             if not self.is_main:
@@ -148,17 +147,17 @@ class Run:
             else:
                 tqdm.write(f"step {line['step']}: validation loss {line['eval_loss']:.4f}")
             files.append_metrics(self.folder, line)
-            for track in watching:
-                track(line)
 
-        loop = Loop(session.adapted, self.recipe, self.order, self.data.validation, self.folder, note)
+        trainer = SFTTrainer(
+            session.adapted, self.recipe, self.order, self.data.validation, self.folder, note
+        )
         if resume:
-            loop.resume()
+            trainer.resume()
             if self.is_main:
-                files.keep_metrics_until(self.folder, loop.progress.step or -1)
-        bar.update(loop.progress.step)
+                files.keep_metrics_until(self.folder, trainer.progress.step or -1)
+        bar.update(trainer.progress.step)
         try:
-            return loop.run()
+            return trainer.run()
         finally:
             bar.close()
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import set_peft_model_state_dict
 from transformers import PreTrainedModel
 
-from core.adapter_names import text_tensors
 from core.command import command_line
 from core.errors import TrainError
 from core.tokenizer import ChatTokenizer
 from train.base import find_base, fingerprint, hub_errors, load_config
+from train.evaluation import evaluate
 from train.examples import Example
 from train.generate import greedy, label_probabilities
 from train.gptq import is_gptq
@@ -25,7 +24,6 @@ from train.labels import cut, encode
 from train.model import Adapted, load_base
 from train.recipe import Recipe
 from train.shape import Shape, shape_of
-from train.trainer import evaluate
 
 CPU_LIMIT = 1_000_000_000  # parameters; above, a step takes minutes
 
@@ -122,4 +120,4 @@ class Session:
 
     def load_adapter(self, folder: Path) -> None:
         """Give the adapter the weights of a saved one."""
-        set_peft_model_state_dict(self.adapted.peft, text_tensors(folder))
+        self.adapted.load(folder)

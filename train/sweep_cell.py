@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from core.errors import TrainError
 from train import folder as files
 from train.data import prepare
+from train.evaluation import Progress
 from train.model import Adapted
 from train.recipe import Recipe
 from train.run import Run
 from train.session import Base, Session, device_of
 from train.split import Prepared
 from train.table import is_file
-from train.trainer import Progress
 
 
 class Trainer:

@@ -1,64 +1,48 @@
-"""The training loop: steps, evaluations, checkpoints; the same from a checkpoint on as without a break."""
+"""Training by TRL's SFTTrainer: its loop, schedules, optimizers and callbacks, around our order and our loss.
+
+A step of the order is one item of the trainer's data, so that accumulation, the tokens that count and a
+resume mean the same for any number of processes. Evaluations are sums over all tokens (upstream's is a mean
+of batch means), and checkpoints are written aside and renamed (upstream's aren't).
+"""
 
 from __future__ import annotations
 
-import math
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainerControl
+from transformers.trainer import TRAINER_STATE_NAME
+from trl.trainer.sft_trainer import SFTTrainer as Upstream
 
 from core.errors import TrainError
-from core.files import recover_folder, whole_folder
-from train.batches import Order, in_order
-from train.checkpoint import load_checkpoint, save_checkpoint
+from core.files import partial_of, recover_folder, whole_folder
+from train.arguments import arguments
+from train.batches import Order, loader
+from train.evaluation import Progress, evaluate
 from train.examples import Encoded
+from train.folder import disk_errors
 from train.model import Adapted
-from train.optimizer import make_optimizer, make_schedule
 from train.recipe import Recipe
 from train.stops import on_stop
 
-DIVERGED = 1.5  # times the first evaluation's loss: training has made the model worse than it was
+PROGRESS = "progress.json"  # in a checkpoint, beside transformers' files
 
 Report = Callable[[dict[str, Any]], None]  # gets a line of metrics.jsonl
 
 
-@dataclass
-class Progress:
-    """What the loop counts; all of it is in a checkpoint."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    start_loss: float | None = None  # before the first step, on the validation rows
-    best_loss: float = math.inf
-    best_step: int = 0
-    last_loss: float | None = None
-    worse: int = 0  # evaluations since the best
-    evaluated: int = 0  # the step of the last evaluation
-    grad_norm_max: float = 0.0
-    stopped: str = ""  # why, when before the last step
-
-
-@dataclass
-class _Window:
-    """Sums since the last line of the log; on the device, so that no step waits for it."""
-
-    loss: torch.Tensor
-    trained: int = 0
-    tokens: int = 0
-    norms: list[torch.Tensor] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
-
-
-class Loop:
+class SFTTrainer(Upstream):
     """One adapter's training in `folder`, with rows to train on and rows to evaluate on (maybe none)."""
+
+    loss_is_scaled_for_ga: Any = True  # by the tokens of the whole step
+    control: TrainerControl
 
     def __init__(
         self,
@@ -70,75 +54,87 @@ class Loop:
         report: Report,
     ) -> None:
         self.adapted, self.recipe, self.order, self.validation = adapted, recipe, order, validation
-        self.sft, self.folder, self.report = recipe.sft, folder, report
+        self.folder, self.report = folder, report
         self.parameters = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
-        self.device = next(iter(self.parameters.values())).device
-        self.model: nn.Module = (
-            DistributedDataParallel(adapted, broadcast_buffers=False) if order.processes > 1 else adapted
-        )
-        self.optimizer = make_optimizer(self.parameters.values(), self.sft)
-        self.schedule = make_schedule(self.optimizer, self.sft, order.steps)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=adapted.dtype == torch.float16)
+        device = next(iter(self.parameters.values())).device
         self.progress = Progress()
-        self._interrupted = False
-        self._saved = time.monotonic()
+        self._begun = self._interrupted = self._cut = False
+        # Asked for, and not used: the rows are tokens already, and the loader below makes batches of them.
+        unused: Any = {
+            "train_dataset": Dataset.from_dict({"step": [0]}),
+            "data_collator": list,
+            "processing_class": PreTrainedTokenizerBase(),  # type: ignore[no-untyped-call]
+        }
+        model: Any = adapted
+        args = arguments(recipe, order.steps, folder, device)
+        super().__init__(model, args, callbacks=[_Calls(self)], **unused)
+        self.processing_class = None  # or its special tokens would replace the model's
+        self.remove_callback(PrinterCallback)
 
     @property
     def last(self) -> Path:
         return self.folder / "checkpoint"
 
     def resume(self) -> None:
-        """Go back to the checkpoint, if there is one."""
+        """Go back to the checkpoint, if there is one. Raises TrainError."""
         recover_folder(self.last)
         recover_folder(self.folder / "adapter")
-        if self.last.is_dir():
-            saved = load_checkpoint(self.last, self.parameters, self.optimizer)
-            if saved["processes"] != self.order.processes:
-                raise TrainError(
-                    f"{self.folder.name} was begun by {saved['processes']} processes and would go on with "
-                    f"{self.order.processes}, in another order; start it with accelerate launch as before"
-                )
-            self.schedule.load_state_dict(saved["schedule"])
-            for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
-                group["lr"] = rate  # the schedule sets it after a step only
-            self.scaler.load_state_dict(saved["scaler"])
-            self.progress = Progress(**{"evaluated": saved["progress"]["step"]} | saved["progress"])
+        if not self.last.is_dir():
+            return
+        if not (self.last / PROGRESS).is_file():
+            raise TrainError(f"{self.last} was written by another version of this program; train it anew")
+        saved = json.loads((self.last / PROGRESS).read_text(encoding="utf-8"))
+        if (begun := saved.pop("processes")) != self.order.processes:
+            raise TrainError(
+                f"{self.folder.name} was begun by {begun} processes and would go on with "
+                f"{self.order.processes}, in another order; start it with accelerate launch as before"
+            )
+        self.progress, self._begun = Progress(**saved), True
 
     def run(self) -> Progress:
         """Train to the end; return what was reached. Raises TrainError, or KeyboardInterrupt after Ctrl-C."""
-        if not self.progress.step:  # of dropout: whatever was drawn before, and another for each process
-            torch.manual_seed((self.sft.seed + self.order.process) % 2**64)
-        if self.progress.start_loss is None and self.validation:
-            self.progress.start_loss = self._evaluate()
-        window = self._window()
+        if self._begun:
+            self.adapted.load(self.last)
         with on_stop(self._note):
+            if self.progress.start_loss is None and self.validation:
+                self.progress.start_loss = self._evaluated()
             if self._due and self.progress.evaluated != self.progress.step:
                 self._keep()  # the evaluation that a stop cut short
-            while self.progress.step < self.order.steps and not self.progress.stopped:
-                self._step(window)
-                logs = self.progress.step % self.sft.logging_steps == 0
-                evaluates = self._due
-                # Several processes look at the same steps only, or some would wait for the others forever.
-                stops = (logs or not self._ddp) and self._agreed(self._interrupted)
-                saves = time.monotonic() - self._saved > 60 * self.recipe.save_minutes
-                if logs or evaluates or stops or saves:
-                    self._log(window)
-                if stops or saves:
-                    self._save()
-                if stops:
-                    raise KeyboardInterrupt
-                if evaluates:
-                    self._keep()
-                if logs or evaluates or saves:
-                    window = self._window()
-        if self._interrupted and not self._ddp:
-            raise KeyboardInterrupt  # during the last evaluation, after which all was saved
+            if not self.progress.stopped:
+                self.train(str(self.last) if self._begun else None)
+        if self._cut or (self._interrupted and not self._ddp):  # after the last evaluation all was saved
+            raise KeyboardInterrupt
         return self.progress
+
+    def begin(self) -> None:
+        """Right before the first step, or the first after a break."""
+        if not self.progress.step:  # of dropout: whatever was drawn before, and another for each process
+            torch.manual_seed((self.recipe.sft.seed + self.order.process) % 2**64)
+        self._saved = time.monotonic()
+        self._window()
+
+    def _window(self) -> None:
+        """Begin to measure anew."""
+        self._began, self._tokens = time.perf_counter(), self.progress.tokens
+        self._norm_max = torch.zeros((), device=self.args.device)
+
+    def step_ended(self) -> None:
+        """Decide what follows a step: a line of the log, an evaluation, a checkpoint, the end."""
+        self.progress.step = self.state.global_step
+        logs, evaluates = self.control.should_log, self._due
+        # Several processes look at the same steps only, or some would wait for the others forever.
+        overdue = time.monotonic() - self._saved > 60 * self.recipe.save_minutes
+        stops, saves = self._agreed(self._interrupted, overdue) if logs or not self._ddp else (False, False)
+        self.control.should_log = logs or evaluates or stops or saves
+        self.control.should_evaluate = evaluates and not stops
+        self.control.should_save = evaluates or stops or saves
+        if stops:
+            self._cut = self.control.should_training_stop = True
 
     @property
     def _due(self) -> bool:
         """Whether this step is followed by an evaluation."""
-        step, every = self.progress.step, self.sft.eval_steps or self.order.steps_per_epoch
+        step, every = self.progress.step, self.recipe.sft.eval_steps or self.order.steps_per_epoch
         return step > 0 and (step % every == 0 or step == self.order.steps)
 
     def _note(self, number: int, frame: Any) -> None:
@@ -147,137 +143,158 @@ class Loop:
             raise KeyboardInterrupt
         self._interrupted = True
 
-    def _window(self) -> _Window:
-        return _Window(torch.zeros((), device=self.device))
-
-    def _step(self, window: _Window) -> None:
-        batches = self.order.step(self.progress.step)
-        trained = self.order.trained(self.progress.step)
-        self.model.train()
-        for number, batch in enumerate(batches, 1):
-            # Gradients of all processes are averaged, at the last batch only.
-            waits = isinstance(self.model, DistributedDataParallel) and number < len(batches)
-            with self.model.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                loss = self.model(batch.to(self.device))
-                scale = self.order.processes / max(1, trained)
-                self.scaler.scale(loss * scale).backward()
-            window.loss += loss.detach()
-            window.trained += batch.trained
-            window.tokens += batch.tokens
-            self.progress.tokens += batch.tokens * self.order.processes
-        self.scaler.unscale_(self.optimizer)
-        window.norms.append(nn.utils.clip_grad_norm_(self.parameters.values(), self.sft.max_grad_norm))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.progress.step += 1
-
     @property
     def _ddp(self) -> bool:
-        return isinstance(self.model, DistributedDataParallel)
+        return self.order.processes > 1
 
-    def _agreed(self, number: float) -> float:
-        """The first process's number: all must decide the same, or they wait for each other forever."""
-        if self._ddp:
-            shared = torch.tensor(number, device=self.device, dtype=torch.float64)
-            torch.distributed.broadcast(shared, 0)
-            return shared.item()
-        return number
+    def _agreed(self, *numbers: float) -> list[Any]:
+        """The first process's numbers: all must decide the same, or they wait for each other forever."""
+        if not self._ddp:
+            return list(numbers)
+        shared = torch.tensor(numbers, device=self.args.device, dtype=torch.float64)
+        torch.distributed.broadcast(shared, 0)
+        return shared.tolist()
 
-    def _log(self, window: _Window) -> None:
-        loss = window.loss.item() / max(1, window.trained)  # waits for the device: the time is the work's
-        seconds = time.perf_counter() - window.began
-        self.progress.seconds += seconds
-        norms = torch.stack(window.norms)
-        norm = norms.max().item()
-        self.progress.grad_norm_max = max(self.progress.grad_norm_max, norm)
-        on_gpu = self.device.type == "cuda"
-        self.report(
-            {
-                "step": self.progress.step,
-                "loss": loss,
-                "grad_norm": norms[-1].item(),
-                "lr": self.schedule.get_last_lr()[0],
-                "tokens": self.progress.tokens,
-                "tokens_per_s": window.tokens * self.order.processes / seconds,
-                "memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
-                "epoch": self.progress.step / self.order.steps_per_epoch,
-            }
-        )
-        overflowed = self.scaler.is_enabled() and math.isfinite(loss)  # the scaler left that step out
-        if not math.isfinite(loss) or not (math.isfinite(norm) or overflowed):
-            raise TrainError(
-                f"the loss is {loss} and the gradient {norm} at step {self.progress.step}: training broke. "
-                f"The best adapter so far is kept. Lower learning_rate ({self.sft.learning_rate:g})"
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The steps in their order. Not accelerate's: each process makes its own share of a step."""
+        return loader(self.order)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
+        """Tokens that count in a step, in all processes: no count on the device, and no gathering."""
+        return sum(step.trained for step in batch_samples)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward over all micro-batches of a step; the mean loss of its tokens."""
+        model.train()
+        scale = self.order.processes / max(1, num_items_in_batch)  # gradients of all processes are averaged
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(inputs.batches, 1):
+            waits = self._ddp and number < len(inputs.batches)
+            with self.accelerator.no_sync(model) if waits else nullcontext():
+                loss = model(batch.to(self.args.device)) * scale
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            self.progress.tokens += batch.tokens * self.order.processes
+        return total
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        ours = list(self.parameters.values())
+        norm: torch.Tensor = self.accelerator.clip_grad_norm_(ours, self.args.max_grad_norm)
+        self._norm_max = torch.maximum(self._norm_max, norm)
+        return norm
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None: upstream's count walks all parameters."""
+        return 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what only this trainer knows; pass it to trackers and to metrics.jsonl. Raises TrainError."""
+        progress = self.progress
+        self.state.epoch = progress.step / self.order.steps_per_epoch
+        if "loss" in logs:  # it waited for the device: the time is the work's
+            seconds = time.perf_counter() - self._began
+            progress.seconds += seconds
+            norm = self._norm_max.item()
+            progress.grad_norm_max = max(progress.grad_norm_max, norm)
+            logs["tokens_per_s"] = (progress.tokens - self._tokens) / seconds
+            if self.args.device.type == "cuda":
+                logs["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            self.report(
+                {
+                    "step": progress.step,
+                    "loss": logs["loss"],
+                    "grad_norm": logs["grad_norm"],
+                    "lr": logs["learning_rate"],
+                    "tokens": progress.tokens,
+                    "tokens_per_s": logs["tokens_per_s"],
+                    "memory_gb": logs.get("memory_gb"),
+                    "epoch": self.state.epoch,
+                }
             )
+            scaled = self.accelerator.scaler is not None
+            progress.refuse_no_numbers(logs["loss"], norm, scaled, self.args.learning_rate)
+            self._window()
+        elif "eval_loss" in logs:
+            self.report({"step": progress.step, "eval_loss": logs["eval_loss"], "tokens": progress.tokens})
+        Trainer.log(self, logs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The validation loss; keeps the adapter if it is the best so far, and may end the training."""
+        self._keep()
+        self.control.should_training_stop |= bool(self.progress.stopped)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, found := {"eval_loss": self.progress.last_loss or 0.0}
+        )
+        self._window()
+        return found
 
     def _keep(self) -> None:
-        """Evaluate, keep the adapter if it is the best so far, and save the state."""
+        """Evaluate, and keep the adapter if it is the best so far."""
+        progress = self.progress
         if self.validation:
-            loss = self.progress.last_loss = self._evaluate()
-            if loss < self.progress.best_loss:
-                self.progress.best_loss, self.progress.best_step = loss, self.progress.step
-                self.progress.worse = 0
+            loss = self._evaluated()
+            if progress.judge(loss, self.recipe.sft.early_stopping_patience):
                 self._save_adapter()
-            else:
-                self.progress.worse += 1
-            patience = self.sft.early_stopping_patience
-            if patience and self.progress.worse >= patience:
-                self.progress.stopped = f"no lower loss in {patience} evaluations"
-            if not loss <= DIVERGED * (self.progress.start_loss or math.inf):  # NaN too
-                self.progress.stopped = (
-                    f"diverged: {loss:.2f} after {self.progress.start_loss:.2f} at the start"
-                )
         else:
-            self.progress.best_step = self.progress.step
+            progress.best_step = progress.step
             self._save_adapter()
-        self.progress.evaluated = self.progress.step
-        self._save()
+        progress.evaluated = progress.step
 
-    def _evaluate(self) -> float:
+    def _evaluated(self) -> float:
+        """The validation loss as it is now, over all tokens and not a mean of batch means."""
+
         def stopped() -> None:
             """A long evaluation is cut short: it is done again by whoever goes on."""
             if self._interrupted and not self._ddp:
-                self._save()
+                if self.optimizer is not None:
+                    self._save_checkpoint(self.model)
                 raise KeyboardInterrupt
 
-        found = evaluate(self.adapted, self.validation, self.recipe, self.device, stopped)
-        loss = self._agreed(found)
-        self.report({"step": self.progress.step, "eval_loss": loss, "tokens": self.progress.tokens})
-        return loss
+        found = evaluate(self.adapted, self.validation, self.recipe, self.args.device, stopped)
+        (loss,) = self._agreed(found)
+        self.log({"eval_loss": loss})
+        return float(loss)
 
     def _save_adapter(self) -> None:
         if self.order.process == 0:
             with whole_folder(self.folder / "adapter") as partial:
                 self.adapted.save(partial)
 
-    def _save(self) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Adapter, optimizer, schedule and random numbers, written aside and renamed."""
         self._saved = time.monotonic()
-        if self.order.process == 0:
-            state = {
-                "progress": asdict(self.progress),
-                "processes": self.order.processes,
-                "schedule": self.schedule.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
-            save_checkpoint(self.last, self.parameters, self.optimizer, state)
+        main = self.order.process == 0
+        with whole_folder(self.last) if main else nullcontext(partial_of(self.last)) as partial:
+            self.accelerator.wait_for_everyone()  # the folder is there
+            with disk_errors():
+                self._save_optimizer_and_scheduler(str(partial))
+                self._save_scaler(str(partial))
+                self._save_rng_state(str(partial))
+            if main:
+                self.adapted.save(partial)
+                self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+                saved = asdict(self.progress) | {"processes": self.order.processes}
+                (partial / PROGRESS).write_text(json.dumps(saved), encoding="utf-8")
+            self.accelerator.wait_for_everyone()  # all of it is there
+        self._window()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing: `run` has done it."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing is told of what is trained here."""
 
 
-@torch.no_grad()
-def evaluate(
-    adapted: Adapted,
-    rows: Sequence[Encoded],
-    recipe: Recipe,
-    device: torch.device,
-    between: Callable[[], None] = lambda: None,
-) -> float:
-    """Mean loss in nats over all trained tokens of `rows`; `between` is called after each batch."""
-    adapted.eval()
-    size = recipe.sft.per_device_eval_batch_size or recipe.sft.per_device_train_batch_size
-    total, trained = torch.zeros((), device=device), 0
-    for batch in in_order(rows, recipe.sft.max_length, size):
-        total += adapted(batch.to(device))
-        between()
-        trained += batch.trained
-    return total.item() / max(1, trained)
+class _Calls(TrainerCallback):
+    """Tells the trainer where its loop is."""
+
+    def __init__(self, trainer: SFTTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.begin()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._trainer.step_ended()

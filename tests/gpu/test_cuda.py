@@ -30,7 +30,7 @@ from train.fused.layer import Angles
 from train.fused.reference_ops import Heads
 from train.model import Adapted
 from train.recipe import Recipe, parse
-from train.trainer import Loop
+from train.trainer import SFTTrainer
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU, and there is none", allow_module_level=True)
@@ -147,10 +147,10 @@ def test_a_quantised_base_learns_and_goes_on(optim: str, fp16: bool, tmp_path: P
     wanted = recipe(max_steps=12, logging_steps=1, eval_steps=6, optim=optim, fp16=fp16, learning_rate=5e-3)
     lines: list[dict[str, Any]] = []
 
-    def loop() -> Loop:
+    def loop() -> SFTTrainer:
         adapted = Adapted(random_base(wanted, CUDA, CONFIGS["phi3"]), wanted, CUDA)
         order = Order(documents(300, 1000, 8), wanted.sft)
-        return Loop(adapted, wanted, order, documents(300, 1000, 8), tmp_path, lines.append)
+        return SFTTrainer(adapted, wanted, order, documents(300, 1000, 8), tmp_path, lines.append)
 
     loop().run()
     losses = [line["loss"] for line in lines if "loss" in line]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -25,11 +24,11 @@ _SCRATCH = tempfile.TemporaryDirectory(prefix="commands-")
 
 
 class Command:
-    """A script such as convert/to_gguf.py or llama.cpp's converter, begun; in part as subprocess.Popen."""
+    """`main` of a script such as convert/to_gguf.py on `argv`, begun; in part as subprocess.Popen."""
 
-    def __init__(self, script: str | Path, *argv: object, cwd: Path = ROOT) -> None:
+    def __init__(self, script: str, *argv: object, cwd: Path = ROOT) -> None:
         self._folder = Path(tempfile.mkdtemp(dir=_SCRATCH.name))
-        self.args = [str(script), *map(str, argv)]
+        self.args = [script, *map(str, argv)]
         given = (self.args, self._folder, cwd, dict(os.environ))
         self._process = _context.Process(target=_main, args=given)
         self._process.start()
@@ -63,7 +62,7 @@ class Command:
         return self._process.exitcode
 
 
-def run(script: str | Path, *argv: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run(script: str, *argv: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     command = Command(script, *argv, cwd=cwd)
     code = command.wait()
@@ -81,10 +80,4 @@ def _main(args: list[str], folder: Path, cwd: Path, environment: dict[str, str])
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests' own shell ignores
     sys.argv = args
-    if Path(args[0]).is_absolute():
-        for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
-            del sys.modules[name]  # the converter brings its own
-        sys.path[0] = str(Path(args[0]).parent)
-        runpy.run_path(args[0], run_name="__main__")
-    else:  # one of ours
-        sys.exit(importlib.import_module(args[0].removesuffix(".py").replace("/", ".")).main(args[1:]))
+    sys.exit(importlib.import_module(args[0].removesuffix(".py").replace("/", ".")).main(args[1:]))

@@ -114,7 +114,7 @@ def test_stop_works_before_the_reply_has_begun(engine: Engine) -> None:
 
 
 def test_progress_on_a_long_prompt_is_told_in_steps(engine: Engine) -> None:
-    ids = prompt(engine, "Some text that has not been here before, at all. " * 60)
+    ids = prompt(engine, "Some text that has not been here before, at all. " * 100)
     steps = [chunk.prompt_done for chunk in engine.generate(ids, GREEDY) if not chunk.text]
     assert len({step for step in steps if 0 < step < len(ids)}) >= 2
 

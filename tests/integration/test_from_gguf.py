@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +25,6 @@ from convert.verify.tokens import NASTY
 from convert.verify.written import check_written
 from core.errors import ChatError, ConvertError
 from core.gguf_model import read_gguf
-from tests.integration.commands import run
 from tests.integration.merge_bases import changed
 from tests.integration.tiny_models import tokenizer_of, vocabulary
 from train.base import find_base
@@ -120,8 +121,7 @@ def test_smollm_stops_where_llama_cpp_stops(smollm: Path, embedded_model: Path) 
 def test_the_converter_takes_smollm_back(smollm: Path, embedded_model: Path, tmp_path: Path) -> None:
     written = tmp_path / "smollm.gguf"
     options = ["--outfile", written, "--outtype", "f16", "--model-name", "SmolLM2"]
-    done = run(llamacpp.converter(), smollm, *options)
-    assert done.returncode == 0, done.stderr
+    llamacpp.run([sys.executable, llamacpp.converter(), smollm, *options])
     before, after = read_tokens(embedded_model), read_tokens(written)
     assert (after.file.vocab.model, after.pre) == ("gpt2", "smollm")
     assert after.texts == before.texts
@@ -203,7 +203,8 @@ def test_nothing_is_written_that_cannot_be_whole(llama_models: Path, tmp_path: P
 def test_the_command_says_what_is_wrong_in_one_line(
     arguments: list[str], code: int, said: str, tmp_path: Path
 ) -> None:
-    ran = run("convert/from_gguf.py", *arguments, cwd=tmp_path)
+    command = [sys.executable, ROOT / "convert" / "from_gguf.py", *arguments]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ran.returncode == code
     assert said in ran.stderr
     assert ran.stderr.count("\n") == 1

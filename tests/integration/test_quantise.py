@@ -9,13 +9,6 @@ import pytest
 from convert import llamacpp, quantise
 from core.errors import ConvertError
 from core.gguf_model import read_gguf
-from tests.integration.scripted_gguf import edited
-
-# Of a layer.
-PARTS = (
-    *("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output"),
-    *("ffn_norm", "ffn_gate", "ffn_up", "ffn_down"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +40,12 @@ def test_the_file_has_the_size_of_the_forecast_and_progress_is_told(
 def test_an_importance_matrix_comes_from_text_with_special_tokens(sixteen_bit: Path, tmp_path: Path) -> None:
     text = tmp_path / "chats.txt"
     turn = "<|im_start|>user\nWhat is a {0}?<|im_end|>\n<|im_start|>assistant\nA {0} is a thing.<|im_end|>\n"
-    text.write_text("".join(turn.format(word) for word in ("llama", "house", "boat", "tree", "river")) * 5)
+    text.write_text("".join(turn.format(word) for word in ("llama", "house", "boat", "tree", "river")) * 10)
     matrix, steps = tmp_path / "imatrix.gguf", list[int]()
-    short = tmp_path / "short.gguf"  # six of thirty layers
-    later = [f"blk.{layer}.{part}.weight" for layer in range(6, 30) for part in PARTS]
-    edited(sixteen_bit, short, {"llama.block_count": 6}, later)
-    quantise.importance_matrix(short, text, matrix, lambda done, total: steps.append(done))
+    quantise.importance_matrix(sixteen_bit, text, matrix, lambda done, total: steps.append(done))
     assert matrix.stat().st_size > 100_000
     assert steps
-    quantise.quantise(short, tmp_path / "iq2.gguf", "IQ2_M", matrix, lambda done, total: None)
+    quantise.quantise(sixteen_bit, tmp_path / "iq2.gguf", "IQ2_M", matrix, lambda done, total: None)
 
 
 def test_a_broken_file_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ from core.tokenizer import ChatTokenizer
 from tests.integration.small_runs import NF4, chats, recipe_of
 from train.base import find_base
 from train.batches import Order, collate
+from train.evaluation import evaluate
 from train.examples import Encoded, Example
 from train.generate import greedy
 from train.labels import encode
 from train.model import Adapted, load_base
 from train.recipe import Model, Recipe
-from train.trainer import Loop, Report, evaluate
+from train.trainer import Report, SFTTrainer
 
 CPU = torch.device("cpu")
 
@@ -68,8 +69,8 @@ def weights_hash(adapted: Adapted) -> str:
 
 def in_loop(
     adapted: Adapted, recipe: Recipe, rows: list[Encoded], folder: Path, report: Report = lambda _: None
-) -> Loop:
-    return Loop(adapted, recipe, Order(rows, recipe.sft), rows[:2], folder, report)
+) -> SFTTrainer:
+    return SFTTrainer(adapted, recipe, Order(rows, recipe.sft), rows[:2], folder, report)
 
 
 @pytest.mark.parametrize("kind", [NF4, NF4 | {"bnb_4bit_quant_type": "fp4"}, {"load_in_8bit": True}])

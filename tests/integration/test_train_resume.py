@@ -21,10 +21,10 @@ from core.command import command_line
 from core.errors import TrainError
 from tests.integration.commands import Command
 from tests.integration.small_runs import NF4, adapter_of, metrics_of, recipe_of, small_phi3, write_chats
+from train.evaluation import evaluate
 from train.fine_tune import answer, train_run
 from train.folder import dump
 from train.recipe import Recipe, changed
-from train.trainer import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ("step", "loss", "grad_norm", "eval_loss")
@@ -207,13 +207,13 @@ def test_a_template_that_writes_the_date_goes_on_the_next_day(
 
 def test_a_checkpoint_is_kept_between_evaluations(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
     often = changed(recipe, {"save_minutes": 1e-6, "SFTConfig.eval_steps": 20}, "test")
-    saved = tmp_path / "run" / "checkpoint" / "state.json"
+    saved = tmp_path / "run" / "checkpoint" / "progress.json"
     seen: list[int] = []
 
     def watch() -> None:
         while not (tmp_path / "run" / "manifest.json").exists():
             with suppress(OSError, ValueError):
-                seen.append(json.loads(saved.read_text())["progress"]["progress"]["step"])
+                seen.append(json.loads(saved.read_text())["step"])
             time.sleep(0.01)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -243,8 +243,7 @@ def test_a_stop_during_an_evaluation_doesnt_wait_for_it(
         patch.setattr("train.trainer.evaluate", cut)
         with pytest.raises(KeyboardInterrupt):
             train_run(recipe, tmp_path, False)
-    state = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())
-    state = state["progress"]["progress"]
+    state = json.loads((tmp_path / "run" / "checkpoint" / "progress.json").read_text())
     assert (state["step"], state["evaluated"]) == (10, 5)
     same_run(train_run(recipe, tmp_path, True), whole)
 

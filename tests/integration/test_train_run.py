@@ -29,13 +29,13 @@ from tests.integration.tiny_models import FAMILIES, tiny
 from train import qlora
 from train.batches import collate
 from train.data import prepare
+from train.evaluation import evaluate
 from train.examples import Encoded
 from train.fine_tune import train_run
 from train.model import Adapted, load_base
 from train.recipe import RECIPES, load_recipe
 from train.session import Base
 from train.split import split_of
-from train.trainer import evaluate
 
 CPU = torch.device("cpu")
 TRAINING = {"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "mfu", "memory_gb", "epoch"}

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import html.parser
+import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
 
 from convert.source import find_source
 from convert.to_gguf import parse
+from train.folder import disk_errors
 from train.recipe import Recipe
 from train.report import plot_loss, write_card, write_samples
 
@@ -230,3 +234,8 @@ def test_losses_that_the_manifest_lacks_come_from_the_metrics(tmp_path: Path) ->
         "| at the end | 2.2000 |",
     ):
         assert row in text
+
+
+def test_a_checkpoint_on_a_full_disk_has_the_systems_own_error() -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), disk_errors():
+        torch.save(torch.zeros(1000), "/dev/full")
