@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import bz2
 import gzip
 import json
@@ -16,6 +17,7 @@ import pyarrow
 import pytest
 
 from core.errors import TrainError
+from train import other_files
 from train.row_files import read_rows
 
 ROWS = [{"instruction": f"Town {i}?", "output": f"Oakford-{i}\u2028, \u0085 or so"} for i in range(3)]
@@ -23,6 +25,22 @@ LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
 PLAIN = "instruction,output\nSay hi,hi\nSay ho,ho\n"
 HI = [{"instruction": "Say hi", "output": "hi"}, {"instruction": "Say ho", "output": "ho"}]
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+
+
+# One page. There is no table of its objects, and readers look for them.
+PDF = b"""%PDF-1.4
+1 0 obj <</Type/Catalog/Pages 2 0 R>> endobj
+2 0 obj <</Type/Pages/Kids[3 0 R]/Count 1>> endobj
+3 0 obj <</Type/Page/Parent 2 0 R/Resources<</Font<</F 4 0 R>>>>/Contents 5 0 R>> endobj
+4 0 obj <</Type/Font/Subtype/Type1/BaseFont/Helvetica>> endobj
+5 0 obj <</Length 41>> stream
+BT /F 12 Tf 72 700 Td (Hello there) Tj ET
+endstream endobj
+trailer <</Root 1 0 R>>
+startxref
+0
+%%EOF
+"""
 
 
 def zstd(content: bytes) -> bytes:
@@ -133,6 +151,10 @@ def write_latin(path: Path) -> None:
         ("a.csv", lambda path: write_zip(path, "xl/workbook.xml"), "is a spreadsheet; .*a.sheet.csv"),
         ("a.jsonl", lambda path: write_zip(path, "rows.jsonl"), "is an archive; .* zipfile -e "),
         ("a.zip", lambda path: write_zip(path, "rows.jsonl"), "is an archive; .* zipfile -e "),
+        ("a.tar.gz", lambda path: path.write_bytes(b"x"), "is an archive; .* tarfile -e "),
+        ("a.doc", lambda path: path.write_bytes(b"x"), "save it as .docx, .*: soffice .* docx --outdir "),
+        ("a.jsonl", lambda path: write_zip(path, "word/document.xml"), "is a document; .*a.text.jsonl"),
+        ("a.json", lambda path: path.write_bytes(b"%PDF-1.7\n"), "is a PDF; .* install pypdf "),
         ("a.txt.gz", lambda path: path.write_text("x"), "known are .jsonl"),
         (
             "a.json",
@@ -177,3 +199,32 @@ def test_the_command_that_makes_rows_of_another_file_can_be_pasted(name: str, tm
     subprocess.run(["sh", "-c", command], check=True, capture_output=True, timeout=240)
     [found] = tmp_path.rglob("*.jsonl")
     assert read_rows(found) == (ROWS if path.suffix == ".zip" else [{"text": "One\ntwo"}, {"text": "Three"}])
+
+
+@pytest.mark.parametrize("ending", [".pdf", *other_files.DOCUMENTS])
+def test_the_command_for_a_document_installs_what_it_imports(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"it's {ending}"
+    path.write_bytes(b"x")
+    with pytest.raises(TrainError) as caught:
+        read_rows(path)
+    install, _, make = str(caught.value).partition(": ")[2].partition(" && ")
+    *_, package = shlex.split(install)
+    code = ast.parse(shlex.split(make)[-1])
+    names = [alias.name for node in ast.walk(code) if isinstance(node, ast.Import) for alias in node.names]
+    assert names == ["datasets", package.removesuffix("_binary")]
+    texts = [node.value for node in ast.walk(code) if isinstance(node, ast.Constant)]
+    assert {str(path), str(path.with_suffix(".jsonl"))} <= {*texts}
+
+
+def test_rows_are_made_of_a_pdf(tmp_path: Path) -> None:
+    pytest.importorskip(
+        "pypdf", reason="pypdf isn't installed, of which only this test has use: pip install pypdf"
+    )
+    path = tmp_path / "it's a.pdf"
+    path.write_bytes(PDF)
+    with pytest.raises(TrainError) as caught:
+        read_rows(path)
+    make = str(caught.value).partition(" && ")[2]
+    subprocess.run(["sh", "-c", make], check=True, capture_output=True, timeout=240)
+    [row] = read_rows(path.with_suffix(".jsonl"))
+    assert row["text"].strip() == "Hello there"
