@@ -17,6 +17,7 @@ from typing import Any
 
 from convert.source import ollama_name
 from convert.verify.report import Report
+from core.command import ROOT
 from core.errors import ConvertError
 from core.files import whole
 from core.gguf_model import GgufFile, read_gguf
@@ -95,16 +96,18 @@ def modelfile(file: GgufFile) -> str:
 
 
 def model_card(name: str, file: GgufFile, report: Report, about: dict[str, Any]) -> str:
-    """A README for the file, with the measured table."""
+    """A README for the file, with the measured table; its commands are typed in the repository."""
     base = about["base"]
+    models = file.path.absolute().parent
+    there = Path("models") if models.resolve() == (ROOT / "models").resolve() else models
     based = f"base_model: {json.dumps(base)}\n" if "/" in base else ""  # the hub knows only its own names
     return (
         f"---\n{based}library_name: gguf\npipeline_tag: text-generation\n---\n\n"
         f"# {name}\n\n"
         f"`{base}`, fine-tuned in the run `{about['run']}`: a GGUF of type {file.file_type} "
         f"({human_size(file.file_size)}), made by tune2chat.\n\n"
-        f"    python app.py --model {shlex.quote(f'models/{file.path.name}')}\n"
-        f"    ollama create {ollama_name(name)} -f {shlex.quote(f'models/{name}.Modelfile')}\n\n"
+        f"    python app.py --model {shlex.quote(str(there / file.path.name))}\n"
+        f"    ollama create {ollama_name(name)} -f {shlex.quote(str(there / f'{name}.Modelfile'))}\n\n"
         "## What was measured\n\n"
         f"On {about['tested_on']}, token for token as the chat sends them.\n\n"
         f"```\n{report.table()}\n```\n"

@@ -104,6 +104,7 @@ def model_repository(owner: str, chosen: Chosen) -> Repository:
     beside = file.path.parent
     card = beside / f"{stem}.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else _plain_card(chosen, file)
+    text = text.replace(f"{beside.absolute()}/", "")  # as the card of a model outside the repository has it
     files["README.md"] = _tagged(text).encode()
     if (quality := beside / f"{stem}.quality.json").is_file():
         files["quality.json"] = quality

@@ -59,10 +59,22 @@ def test_commands_can_be_pasted(name: str, embedded_model: Path, tmp_path: Path)
     about = {"base": "a/b", "run": name, "tested_on": "chats"}
     lines = model_card(name, file, REPORT, about).splitlines()
     app, ollama = (shlex.split(line) for line in lines if line.startswith(("    python", "    ollama")))
-    assert app == ["python", "app.py", "--model", f"models/{name}.gguf"]
-    assert ollama == ["ollama", "create", ollama_name(name), "-f", f"models/{name}.Modelfile"]
+    assert app == ["python", "app.py", "--model", str(gguf)]
+    assert ollama == ["ollama", "create", ollama_name(name), "-f", str(tmp_path / f"{name}.Modelfile")]
     assert modelfile(file).splitlines()[0] in (f'FROM "./{name}.gguf"', f"FROM ./{name}.gguf")
     assert shlex.split(command_for(name))[-1] == name
+
+
+def test_the_card_of_a_model_in_the_repository_names_no_folder_of_the_machine(
+    embedded_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("convert.publish.ROOT", tmp_path)
+    (tmp_path / "models").mkdir()
+    gguf = tmp_path / "models" / "run.gguf"
+    gguf.symlink_to(embedded_model)
+    card = model_card("run", read_gguf(gguf), REPORT, {"base": "a/b", "run": "run", "tested_on": "chats"})
+    assert "app.py --model models/run.gguf\n" in card
+    assert "-f models/run.Modelfile\n" in card
 
 
 def test_a_modelfile_quotes_double_quotes_with_three(embedded_model: Path, tmp_path: Path) -> None:
