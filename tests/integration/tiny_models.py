@@ -72,10 +72,11 @@ CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
 }
 
 
-def tiny(family: str, folder: Path) -> Path:
+def tiny(family: str, folder: Path, **options: Any) -> Path:
     """Write a random bfloat16 checkpoint of `family` into the new `folder`; the same weights each time.
 
-    Two layers, 256 wide, with the family's real vocabulary and chat template (Llama and Mistral have none).
+    Two layers, 256 wide, with the family's real vocabulary and chat template (Llama and Mistral have none);
+    `options` are the configuration's.
     """
     source = CACHE / VOCABULARIES[family]
     if not source.is_file():
@@ -83,7 +84,7 @@ def tiny(family: str, folder: Path) -> Path:
     tokens = _tokens(source)
     vocab = tokens.file.vocab
     ids = {"bos_token_id": vocab.bos_id, "eos_token_id": vocab.eos_id, "pad_token_id": tokens.pad_id}
-    config = CONFIGS[family](vocab_size=vocab.size, **WIDTHS, **ids)
+    config = CONFIGS[family](vocab_size=vocab.size, **(WIDTHS | ids | options))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     for name, parameter in model.named_parameters():
