@@ -132,6 +132,12 @@ SMALL = {
         "Qwen-Qwen3-0.6B.jinja",
         sees=True,
     ),
+    "Gemma": Small(
+        "gemma",
+        _text("GemmaConfig", **HEADS),
+        GEMMA,
+        "google-gemma-2-2b-it.jinja",  # its own, which isn't at hand, has the same marks
+    ),
     "Gemma 2": Small(
         "gemma2", partial(transformers.Gemma2Config, **GEMMA_TEXT), GEMMA, "google-gemma-2-2b-it.jinja"
     ),
