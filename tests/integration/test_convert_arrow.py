@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,14 @@ from convert.rows import plain_rows, save_rows
 from convert.verify.run import chat_model
 from core.engine import Sampling
 from core.registry import load_registry
+from tests.integration.commands import run
 from tests.integration.tiny_models import lora
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
 
 
 def to_gguf(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "convert" / "to_gguf.py", *arguments, "--root", root]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=root)
+    return run("convert/to_gguf.py", *arguments, "--root", root, cwd=root)
 
 
 @pytest.fixture(scope="module")
