@@ -168,7 +168,8 @@ class Host:
             slots = 2 if file.kv_bytes_per_token * n_ctx < memory_limit_bytes() * SLOTS_SHARE else 1
             return LlamaServerEngine(file.path, n_ctx, self._threads(), adapters, slots, cancelled, overrides)
 
-        return open_model(name, entry, path, self._renderer, start, replies, cancelled)
+        apart = self.engine == "llama-server"
+        return open_model(name, entry, path, self._renderer, start, replies, cancelled, apart=apart)
 
     def _unload(self) -> None:
         if self._model:

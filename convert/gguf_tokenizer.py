@@ -60,7 +60,7 @@ class Tokens:
 
     @property
     def sentencepiece(self) -> bool:
-        return self.file.vocab.model == "llama"
+        return self.file.tokenizer == "llama"
 
     @cached_property
     def pad_id(self) -> int | None:
@@ -104,7 +104,7 @@ def read_tokens(path: Path) -> Tokens:
     texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(content("tokens", []))]
     types = content("token_type", None) or [NORMAL] * len(texts)
     unknown = content("unknown_token_id", None)
-    if unknown is not None and file.vocab.model == "llama":
+    if unknown is not None and file.tokenizer == "llama":
         # Converters write it as control, and others as unknown: sentencepiece wants exactly one of this type.
         types = [CONTROL if kind == UNKNOWN else kind for kind in types]
         types[unknown] = UNKNOWN
@@ -119,14 +119,14 @@ def read_tokens(path: Path) -> Tokens:
         unknown_id=unknown,
         given_pad_id=content("padding_token_id", None),
     )
-    if file.vocab.model == "gpt2" and tokens.pre not in _PRE:
+    if file.tokenizer == "gpt2" and tokens.pre not in _PRE:
         raise ConvertError(
             f"{path.name} cuts its text by the rule {tokens.pre!r}; only {', '.join(_PRE)} can be rebuilt; "
             "get the original checkpoint from its hub instead"
         )
-    if file.vocab.model not in ("gpt2", "llama"):
+    if file.tokenizer not in ("gpt2", "llama"):
         raise ConvertError(
-            f"{path.name} has a tokenizer of the kind {file.vocab.model!r}; only 'gpt2' and 'llama' can be "
+            f"{path.name} has a tokenizer of the kind {file.tokenizer!r}; only 'gpt2' and 'llama' can be "
             "rebuilt; get the original checkpoint from its hub instead"
         )
     return tokens

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -55,9 +54,9 @@ def publish(gguf: Path, name: str, report: Report, models: Path, about: dict[str
     if report.verdict == "fail":  # an older file of this name, which passed, stays as it is
         texts = {f"{name}.unverified.json": quality}
         return place(gguf, final.with_suffix(".unverified"), move, texts)
-    file = replace(read_gguf(gguf), path=final)
+    file = read_gguf(gguf)
     card = model_card(name, file, report, about)
-    texts = {f"{name}.quality.json": quality, f"{name}.md": card, f"{name}.Modelfile": modelfile(file)}
+    texts = {f"{name}.quality.json": quality, f"{name}.md": card, f"{name}.Modelfile": modelfile(name, file)}
     place(gguf, final, move, texts)
     for end in (".unverified", ".unverified.json"):
         (models / f"{name}{end}").unlink(missing_ok=True)
@@ -83,10 +82,10 @@ def register(
     add(registry, name, entry)
 
 
-def modelfile(file: GgufFile) -> str:
+def modelfile(name: str, file: GgufFile) -> str:
     """The file for `ollama create`. Ollama finds its own template by the GGUF's; the stops are ours."""
     ends = sorted(text for text, i in file.vocab.control.items() if i in file.vocab.eog_ids)
-    path = f"./{file.path.name}"
+    path = f"./{name}.gguf"
     lines = [
         f"FROM {path if re.fullmatch(WORD, path, re.ASCII) else _quoted(path)}",
         f"PARAMETER num_ctx {min(file.n_ctx_train or CONTEXT, CONTEXT)}",

@@ -8,7 +8,7 @@ rendering one. llama.cpp is then told of the token; a mark that is no token ends
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from core.errors import TemplateError
@@ -17,6 +17,10 @@ from core.template import Messages
 
 _USER, _REPLY, _AGAIN = "zaskz", "zreplyz", "zagainz"
 _MARK = re.compile(r"[<\[]\|?[^\s<>\[\]]{1,40}\|?[>\]]")
+# Keys by which a file names tokens that end a reply in llama.cpp; few files name them all.
+END_KEYS = tuple(
+    f"tokenizer.ggml.{kind}_token_id" for kind in ("eot", "eom", "fim_sep", "fim_rep", "fim_pad")
+)
 _SHORTEST = 2  # letters of a heading that may end a reply
 
 
@@ -26,6 +30,11 @@ class EndOfTurn:
 
     token: int | None = None
     text: str = ""
+
+    def overrides(self, keys: Collection[str]) -> dict[str, int]:
+        """What llama.cpp is told of the token, as a key that is not among the file's `keys`."""
+        free = (key for key in END_KEYS if key not in keys)
+        return {} if self.token is None else {next(free, END_KEYS[0]): self.token}
 
 
 def end_of_turn(render: Callable[[Messages, bool], str], vocab: Vocab) -> EndOfTurn:

@@ -1,20 +1,22 @@
-"""What the chat needs to know about a GGUF file, read without llama.cpp, which a hostile file can crash."""
+"""What the chat needs to know about a GGUF file, read without llama.cpp, which a hostile file can crash.
+
+The rules by which a vocabulary's tokens are special are llama.cpp's own, and a child process asks it.
+"""
 
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from core.errors import ModelFileError
 from core.gguf_reader import Header, Value, check_parts, read_header, read_leading
-from core.gguf_vocab import Vocab, build_vocab
+from core.gguf_vocab import Vocab, read_vocab
 from core.machine import human_size
 from core.unicode_form import KEY, Form, known
-
-__all__ = ["GgufFile", "Vocab", "read_gguf", "read_sizes"]
 
 _F16_BYTES = 2
 
@@ -65,9 +67,14 @@ class GgufFile:
     file_type: str | None  # Q4_K_M, F16, ...; None where unknown
     chat_template: str | None
     kv_bytes_per_token: int  # with an f16 cache, every layer counted in full
-    vocab: Vocab
+    tokenizer: str  # tokenizer.ggml.model: gpt2, llama, ...
     keys: frozenset[str]  # of its metadata
     unicode_form: Form = ""  # that text is brought into for it
+
+    @cached_property
+    def vocab(self) -> Vocab:
+        """Its special tokens. Asking takes a second for each file. Raises ModelFileError."""
+        return read_vocab(self.path, self.chat_template or "")
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -162,7 +169,7 @@ def _describe(parts: tuple[Path, ...], size: int, header: Header, n_params: int)
         missing = "vocabulary" if architecture else "architecture"
         raise ModelFileError(f"{path.name} is not a language model: it has no {missing}")
     try:
-        vocab = build_vocab(metadata, tokens)
+        _check_vocabulary(tokens, metadata.get("tokenizer.ggml.token_type"))
         file_type = metadata.get("general.file_type")
         return GgufFile(
             path=path,
@@ -176,12 +183,25 @@ def _describe(parts: tuple[Path, ...], size: int, header: Header, n_params: int)
             file_type=_FILE_TYPES.get(file_type) if isinstance(file_type, int) else None,
             chat_template=_text(metadata, "tokenizer.chat_template") or None,
             kv_bytes_per_token=_kv_bytes_per_token(metadata, architecture),
-            vocab=vocab,
+            tokenizer=_text(metadata, "tokenizer.ggml.model"),
             keys=frozenset(metadata),
             unicode_form=known(metadata.get(KEY)),
         )
     except (ValueError, OverflowError) as error:
         raise ModelFileError(f"{path.name} can't be used: {error}") from None
+
+
+def _check_vocabulary(tokens: list[bytes], types: Value) -> None:
+    """Raise ValueError, with the end of a sentence, for a vocabulary on which llama.cpp would abort."""
+    counts = Counter(token for token in tokens if token)
+    if len(counts) < len(tokens):
+        ((token, count),) = counts.most_common(1)
+        if count > 1:
+            raise ValueError(
+                f"the token {token.decode('utf-8', 'backslashreplace')!r} is in the vocabulary twice"
+            )
+    if types is not None and (not isinstance(types, array) or len(types) < len(tokens)):
+        raise ValueError("the list of token types doesn't match the vocabulary")
 
 
 def _kv_bytes_per_token(metadata: Mapping[str, Value], architecture: str) -> int:

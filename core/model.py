@@ -14,6 +14,7 @@ from core.engine import Engine, LoadCancelled, wanted
 from core.entry import Entry
 from core.errors import ModelFileError
 from core.gguf_model import GgufFile, read_gguf
+from core.gguf_vocab import asking
 from core.machine import check_fits
 from core.marks import Render
 from core.prompt import FALLBACK_STOP, FALLBACK_TEMPLATE, Messages, PromptEncoder
@@ -22,10 +23,6 @@ from core.templates import TemplateRenderer
 from core.unicode_form import in_form
 
 CACHED_TEXT = 16_384  # characters; longer texts are tokenised anew rather than kept
-# Keys by which a file names tokens that end a reply in llama.cpp; few files name them all.
-END_KEYS = tuple(
-    f"tokenizer.ggml.{kind}_token_id" for kind in ("eot", "eom", "fim_sep", "fim_rep", "fim_pad")
-)
 
 MAX_TOKENS = 1_000_000  # of all replies whose ids are kept; the oldest are forgotten
 
@@ -103,30 +100,44 @@ def open_model(
     replies: Replies,
     cancelled: Callable[[], bool] = wanted,
     now: str = "",
+    apart: bool = False,
 ) -> Model:
-    """Load the file at `path`; its template is told the time `now`, if that is given. Raises ChatError."""
+    """Load the file at `path`; its template is told the time `now`, if that is given. Raises ChatError.
+
+    `apart` says that `start` gives a process of its own: it may read a vocabulary that nobody has tried yet.
+    """
     file = read_gguf(path)
     if not file.n_params:
         raise ModelFileError(f"{path.name} holds a vocabulary and no weights; choose the model's other file.")
     n_ctx = min(entry.n_ctx, file.n_ctx_train or entry.n_ctx)
     check_fits(name, file.file_size, file.kv_bytes_per_token, n_ctx)
-    vocab, template = file.vocab, file.chat_template or FALLBACK_TEMPLATE
+    template = file.chat_template or FALLBACK_TEMPLATE
 
     def render(messages: Messages, add_generation_prompt: bool) -> str:
-        return renderer.render(template, messages, add_generation_prompt, vocab.bos, vocab.eos, now)
+        bos, eos = file.vocab.bos, file.vocab.eos
+        return renderer.render(template, messages, add_generation_prompt, bos, eos, now)
 
     def probe(messages: Messages, add_generation_prompt: bool) -> str:
         if cancelled():  # a slow template takes seconds each time
             raise LoadCancelled(f"Stopped while {path.name} was being loaded.")
         return render(messages, add_generation_prompt)
 
-    end = end_of_turn(probe, vocab) if file.chat_template else EndOfTurn()
-    overrides = {}
-    if end.token is not None:
-        overrides[next((key for key in END_KEYS if key not in file.keys), END_KEYS[0])] = end.token
-    engine = start(file, n_ctx, overrides)
-    model = Model(name, entry, file, engine, _encoder(file, engine, render, replies), replies, end)
-    marks = model.reasoning.shown(vocab.control)
+    engine = None
+    try:
+        with asking(file.path, file.chat_template or "") as answer:
+            engine = start(file, n_ctx, {}) if apart else None  # beside the answer
+            vocab = answer()
+        end = end_of_turn(probe, vocab) if file.chat_template else EndOfTurn()
+        if engine and end.token is not None:  # few files lack it: a second load is theirs alone
+            engine.close()
+            engine = None
+        engine = engine or start(file, n_ctx, end.overrides(file.keys))
+        model = Model(name, entry, file, engine, _encoder(file, engine, render, replies), replies, end)
+        marks = model.reasoning.shown(vocab.control)
+    except BaseException:
+        if engine:
+            engine.close()
+        raise
     ends = {*vocab.eog_ids, end.token}
     engine.shown = {mark: i for mark, i in vocab.control.items() if mark in marks and i not in ends}
     return model

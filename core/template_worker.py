@@ -1,9 +1,8 @@
 """Renders chat templates that nobody vouches for, in a process with limits: `python -m core.template_worker`.
 
 One JSON object a line on standard input (the arguments of `core.prompt.render`), one on standard output
-(`text` or `error`). It ends when its input closes. Covered on Linux and macOS: time, files and core dumps; on
-Linux: memory. Elsewhere the parent's clock is the only limit. Not covered: who breaks out of Jinja's sandbox
-runs as the user who started the app.
+(`text` or `error`). It ends when its input closes. Limited are time and what
+`core.worker_limits` has. Not covered: who breaks out of Jinja's sandbox runs as the user who started the app.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from core.errors import TemplateError
 from core.prompt import render
+from core.worker_limits import limit_this_process
 
 TIME_LIMIT_S = 3.0
 MEMORY_BYTES = 512 * 2**20  # above what the process takes when it starts
@@ -68,21 +66,7 @@ def _limit_this_process() -> None:
     time.localtime()  # reads the time zone, for strftime_now, while files can still be opened
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stderr.fileno())  # what a template says is not for the terminal
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    limits = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_NOFILE: 3,  # those that are open
-    }
-    with suppress(OSError):  # not on macOS, which doesn't enforce the limit on memory either
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + MEMORY_BYTES
-    for limit, value in limits.items():
-        with suppress(OSError, ValueError):  # a lower limit is set from outside
-            resource.setrlimit(limit, (value, value))
+    limit_this_process(MEMORY_BYTES, open_files=3)  # those that are open
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_the_converter_takes_smollm_back(smollm: Path, embedded_model: Path, tmp
     options = ["--outfile", written, "--outtype", "f16", "--model-name", "SmolLM2"]
     llamacpp.run([sys.executable, llamacpp.converter(), smollm, *options])
     before, after = read_tokens(embedded_model), read_tokens(written)
-    assert (after.file.vocab.model, after.pre) == ("gpt2", "smollm")
+    assert (after.file.tokenizer, after.pre) == ("gpt2", "smollm")
     assert after.texts == before.texts
     assert after.merges == before.merges
     assert after.file.vocab == before.file.vocab

@@ -26,6 +26,7 @@ def changes(
     tokenizer = make_tokenizer(folder, ("<unk>", "<s>", "</s>", "<stop>", "<over>", "<out>"), bos).tokenizer
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     values = {"model": (STRING, "gpt2"), "pre": (STRING, "gpt-2"), "tokens": (ARRAY, (STRING, tokens))}
+    values |= {"merges": (ARRAY, (STRING, ["a b"]))}
     values |= {"token_type": (ARRAY, (I32, [3] * 6 + [1] * (len(tokens) - 6)))}
     for name, value in ({"bos_token_id": BOS, "eos_token_id": EOS, "add_bos_token": bos} | keys).items():
         if value is not None:

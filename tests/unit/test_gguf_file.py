@@ -15,8 +15,8 @@ import pytest
 from core.errors import ModelFileError
 from core.gguf_model import read_gguf
 
-U8, U32, I32, BOOL, STRING, ARRAY, U64 = 0, 4, 5, 7, 8, 9, 10
-FORMS = {U8: "<B", U32: "<I", I32: "<i", BOOL: "<?", U64: "<Q"}
+U8, U16, U32, I32, BOOL, STRING, ARRAY, U64 = 0, 2, 4, 5, 7, 8, 9, 10
+FORMS = {U8: "<B", U16: "<H", U32: "<I", I32: "<i", BOOL: "<?", U64: "<Q"}
 TOKENS = ["<unk>", "<s>", "</s>", "a", "b", "<|im_end|>", "<tool>", "unused"]
 TYPES = [2, 3, 3, 1, 1, 1, 4, 3]
 
@@ -100,43 +100,6 @@ def test_special_tokens_come_from_types_names_and_ids(path: Path) -> None:
     assert vocab.control == {"<unk>": 0, "<s>": 1, "</s>": 2, "<|im_end|>": 5, "unused": 7}
     assert vocab.eog_ids == {2, 5}
     assert (vocab.bos, vocab.eos, vocab.add_bos) == ("<s>", "</s>", True)
-
-
-@pytest.mark.parametrize(
-    ("model", "pre", "given", "expected"),
-    [
-        ("llama", "default", None, True),
-        ("llama", "default", False, False),
-        ("gpt2", "smollm", None, False),
-        ("gpt2", "llama-bpe", None, True),
-        ("gpt2", "tekken", False, False),
-        ("t5", "", None, False),
-        ("gemma4", "gemma4", False, True),
-    ],
-)
-def test_bos_is_added_by_llama_cpps_rules(
-    path: Path, model: str, pre: str, given: bool | None, expected: bool
-) -> None:
-    changes = {"tokenizer.ggml.model": (STRING, model), "tokenizer.ggml.pre": (STRING, pre)}
-    if given is not None:
-        changes["tokenizer.ggml.add_bos_token"] = (BOOL, given)
-    path.write_bytes(gguf(MODEL | changes))
-    assert read_gguf(path).vocab.add_bos is expected
-
-
-def test_gpt_oss_keeps_end_for_messages(path: Path) -> None:
-    tokens = ["<|return|>", "<|call|>", "<|end|>", "<|channel|>", "x"]
-    changes = {
-        "tokenizer.ggml.model": (STRING, "gpt2"),
-        "tokenizer.ggml.tokens": (ARRAY, (STRING, tokens)),
-        "tokenizer.ggml.token_type": (ARRAY, (I32, [3, 3, 3, 3, 1])),
-        "tokenizer.ggml.eos_token_id": (U32, 0),
-    }
-    path.write_bytes(gguf(MODEL | changes))
-    vocab = read_gguf(path).vocab
-    assert vocab.eog_ids == {0, 1}
-    assert vocab.control == {"<|return|>": 0, "<|call|>": 1, "<|end|>": 2, "<|channel|>": 3}
-    assert (vocab.bos_id, vocab.bos) == (None, "")  # 11, the default of gpt2, lies outside
 
 
 def test_heads_may_be_given_for_each_layer(path: Path) -> None:

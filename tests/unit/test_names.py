@@ -61,7 +61,7 @@ def test_commands_can_be_pasted(name: str, embedded_model: Path, tmp_path: Path)
     app, ollama = (shlex.split(line) for line in lines if line.startswith(("    python", "    ollama")))
     assert app == ["python", "app.py", "--model", str(gguf)]
     assert ollama == ["ollama", "create", ollama_name(name), "-f", str(tmp_path / f"{name}.Modelfile")]
-    assert modelfile(file).splitlines()[0] in (f'FROM "./{name}.gguf"', f"FROM ./{name}.gguf")
+    assert modelfile(name, file).splitlines()[0] in (f'FROM "./{name}.gguf"', f"FROM ./{name}.gguf")
     assert shlex.split(command_for(name))[-1] == name
 
 
@@ -80,4 +80,4 @@ def test_the_card_of_a_model_in_the_repository_names_no_folder_of_the_machine(
 def test_a_modelfile_quotes_double_quotes_with_three(embedded_model: Path, tmp_path: Path) -> None:
     gguf = tmp_path / 'say "hi".gguf'
     gguf.symlink_to(embedded_model)
-    assert modelfile(read_gguf(gguf)).splitlines()[0] == 'FROM """./say "hi".gguf"""'
+    assert modelfile('say "hi"', read_gguf(gguf)).splitlines()[0] == 'FROM """./say "hi".gguf"""'

@@ -10,7 +10,7 @@ import pytest
 from core.errors import ModelFileError
 from core.gguf_model import read_gguf
 from core.gguf_reader import first_part, missing_part, model_size
-from tests.unit.test_gguf_file import MODEL, U32, gguf, string
+from tests.unit.test_gguf_file import I32, MODEL, U16, gguf, string
 
 
 def split_gguf(folder: Path, *parts: dict[str, int], name: str = "tiny") -> list[Path]:
@@ -18,7 +18,8 @@ def split_gguf(folder: Path, *parts: dict[str, int], name: str = "tiny") -> list
     paths = []
     for number, changes in enumerate(parts):
         numbers = {"no": number, "count": len(parts), "tensors.count": len(parts) - 1} | changes
-        keys = {f"split.{key}": (U32, value) for key, value in numbers.items()}
+        kinds = {"no": U16, "count": U16, "tensors.count": I32}  # as llama.cpp writes and wants them
+        keys = {f"split.{key}": (kinds[key], value) for key, value in numbers.items()}
         path = folder / f"{name}-{number + 1:05d}-of-{len(parts):05d}.gguf"
         if number == 0:
             data = gguf(MODEL | keys, counts=(0, len(MODEL) + 3))
@@ -81,7 +82,7 @@ def test_a_name_like_a_parts_is_no_part(tmp_path: Path) -> None:
         assert read_gguf(path).parts == (path,)
 
 
-@pytest.mark.parametrize("keys", [{}, {"split.no": (U32, 0), "split.count": (U32, 1)}], ids=["none", "one"])
+@pytest.mark.parametrize("keys", [{}, {"split.no": (U16, 0), "split.count": (U16, 1)}], ids=["none", "one"])
 def test_a_whole_model_with_the_name_of_a_part_is_a_model(tmp_path: Path, keys: dict[str, Any]) -> None:
     path = tmp_path / "tiny-00001-of-00002.gguf"
     path.write_bytes(gguf(MODEL | keys))
