@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -55,7 +56,7 @@ def publish(gguf: Path, name: str, report: Report, models: Path, about: dict[str
         texts = {f"{name}.unverified.json": quality}
         return place(gguf, final.with_suffix(".unverified"), move, texts)
     file = read_gguf(gguf)
-    card = model_card(name, file, report, about)
+    card = model_card(name, replace(file, path=final), report, about)
     texts = {f"{name}.quality.json": quality, f"{name}.md": card, f"{name}.Modelfile": modelfile(name, file)}
     place(gguf, final, move, texts)
     for end in (".unverified", ".unverified.json"):
