@@ -71,9 +71,11 @@ class Beside:
 
     def check(self, row: Row) -> None:
         """Raise LeftOut for a row that says that it isn't to be trained, or that is no chat of text."""
-        for columns, reason in ((TOOLS, TOOLS_USED), (MEDIA, PICTURES)):
-            if found := next((column for column in columns if not empty(row.get(column))), None):
-                raise LeftOut(reason, f"the column {found}")
+        if tools := next((column for column in TOOLS if not empty(row.get(column))), None):
+            unused = say_columns({"unused": tools})
+            raise LeftOut(f"{TOOLS_USED}; where no reply calls one: {unused}", f"the column {tools}")
+        if media := next((column for column in MEDIA if not empty(row.get(column))), None):
+            raise LeftOut(PICTURES, f"the column {media}")
         for column in self._switches:
             if not missing(row.get(column)) and not _wanted(column, row[column]):
                 reason = "its row says that it isn't to be trained"

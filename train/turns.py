@@ -150,7 +150,10 @@ def trimmed(text: str) -> str:
     return writable(text).strip("\n").rstrip()
 
 
-TOOLS_USED = "tools are used, and a chat here has none"
+TOOLS_USED = (
+    "tools are used, and a chat here has none; to train them, render such rows with the model's own template "
+    "beforehand (apply_chat_template) and give them as columns prompt and completion"
+)
 PICTURES = "a picture, sound or video; only text is trained"
 NO_TEXT = "a turn that is no text"
 

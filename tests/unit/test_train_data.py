@@ -70,7 +70,8 @@ def test_parquet_is_read_too(tmp_path: Path) -> None:
         ("a.csv", "text\n", "is empty: it has no row"),
         ("a.json", "{}", "is empty: it has no row"),
         ("a.jsonl", '{"text": ""}', "no row of .* can be trained on; no text: 1"),
-        ("a.pdf", "x", "ends in '.pdf'; known are .jsonl, .json, .csv, .parquet"),
+        ("a.xyz", "x", "ends in '.xyz'; known are .jsonl, .json, .csv, .parquet"),
+        ("a.pdf", "x", "is a PDF; to make a row of each page's text: "),
         ("a.xlsx", "x", r"is a spreadsheet; save it as CSV, .* install openpyxl && .*read_excel\("),
     ],
 )

@@ -12,6 +12,7 @@ from core.errors import TrainError
 from train.data import load_examples, lost
 from train.examples import Example, Loaded
 from train.recipe import Data
+from train.turns import TOOLS_USED
 
 HELLO = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}]
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -81,7 +82,7 @@ def test_system_messages_in_the_middle_are_kept_and_around_a_greeting_joined(tmp
         ([], "no turns"),
         ("Hello", "no turns"),
         (["Hello"], "a turn that is no object"),
-        ([*HELLO, {"role": "tool", "content": "4"}], "tools are used, and a chat here has none"),
+        ([*HELLO, {"role": "tool", "content": "4"}], TOOLS_USED),
         ([{"role": "narrator", "content": "4"}, *HELLO], "a role other than system, user and assistant"),
         ([{"content": "Hello"}], "a role other than system, user and assistant"),
         ([HELLO[0], {"role": "assistant", "content": None}], "an empty turn"),

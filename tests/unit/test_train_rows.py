@@ -21,7 +21,11 @@ from train.split import split_examples
 USER, REPLY = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}
 HELLO = [USER, REPLY]
 PICTURE = {"type": "image_url", "image_url": {"url": "x"}}
-TOOLS = "tools are used, and a chat here has none"
+TOOLS = (
+    "tools are used, and a chat here has none; to train them, render such rows with the model's own template "
+    "beforehand (apply_chat_template) and give them as columns prompt and completion"
+)
+UNUSED = "--set data.columns.unused=tools (in a recipe, data.columns: {unused: tools})"
 PICTURES = "a picture, sound or video; only text is trained"
 
 
@@ -185,7 +189,7 @@ def test_a_turn_that_is_not_to_be_trained_is_context(
         ({"messages": [USER, REPLY | {"weight": 0}]}, "no reply that is to be trained"),
         ({"messages": [USER, REPLY | {"weight": 0.5}]}, "a weight other than 0 and 1"),
         ({"messages": [USER, REPLY | {"tool_calls": [{"id": "1"}]}]}, TOOLS),
-        ({"messages": HELLO, "tools": '[{"name": "f"}]'}, TOOLS),
+        ({"messages": HELLO, "tools": '[{"name": "f"}]'}, f"{TOOLS}; where no reply calls one: {UNUSED}"),
         ({"messages": [USER, {"from": "function_call", "value": "{}"}, REPLY]}, TOOLS),
         ({"messages": HELLO, "images": ["a.png"]}, PICTURES),
         ({"messages": [{"role": "user", "content": [PICTURE]}, REPLY]}, PICTURES),
@@ -200,6 +204,12 @@ def test_what_cannot_be_honoured_is_counted_with_its_true_reason(
     loaded = load(tmp_path, {"messages": [*HELLO, *HELLO], "tools": [], "images": None} | whole, row)
     assert loaded.left_out == {reason: 1}
     assert loaded.first[reason].startswith("row 2")
+
+
+def test_a_list_of_tools_that_no_reply_calls_can_be_set_aside(tmp_path: Path) -> None:
+    row = {"messages": HELLO, "tools": '[{"name": "f"}]'}
+    loaded = load(tmp_path, row, columns={"unused": "tools"})
+    assert (len(loaded.examples), loaded.left_out) == (1, {})
 
 
 def test_a_rejected_answer_is_not_trained(tmp_path: Path) -> None:
