@@ -21,6 +21,7 @@ from core.checkpoint import Checkpoint, TensorFile, TextCheckpoint
 from core.errors import ConvertError
 from core.families import text_name
 from core.files import ADAPTER_CONFIG, read_json
+from core.patterns import complicated, is_match
 
 WEIGHTS = "adapter_model.safetensors"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
@@ -122,11 +123,10 @@ class Adapter:
         Ranks need no such rule: they are the tensors' own.
         """
         for pattern, alpha in (self.config.get("alpha_pattern") or {}).items():
-            # An expression that could run for years, from a file that anyone may have written
-            if re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > 2:
+            if complicated(pattern):
                 raise ConvertError(f"alpha_pattern {pattern!r} of {self.folder} is too complicated")
             try:
-                if re.match(rf"(.*\.)?({pattern})$", module):
+                if is_match(pattern, module):
                     return float(alpha)
             except (re.error, ValueError, TypeError) as error:
                 raise ConvertError(f"alpha_pattern {pattern!r} of {self.folder}: {error}") from None

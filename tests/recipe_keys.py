@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from train.recipe import SECTIONS, Recipe, Section
+from train.recipe import SECTIONS, Recipe
+from train.sections import Section
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
 BEGIN, END = "<!-- keys: python -m tests.recipe_keys -->\n", "<!-- end of keys -->"

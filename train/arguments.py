@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import Trainer, get_scheduler
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl.trainer.sft_config import SFTConfig
 
-from train.recipe import Recipe, warmup_steps
+from core.errors import TrainError
+from train.recipe import Recipe
+from train.sections import warmup_steps
 
 PROJECT = "tune2chat"  # what trackers call all runs of this program together
+# Only CUDA has memory to be paged; the names of the same without.
 UNPAGED = {"paged_adamw_8bit": "adamw_bnb_8bit", "paged_adamw_32bit": "adamw_torch"}
+# What libraries raise for a setting that they don't take.
+REFUSES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+TRIED = 2**13  # weights: bitsandbytes keeps the states of less than 4,096 in 32 bit
 
 
 def arguments(recipe: Recipe, steps: int, folder: Path, device: torch.device) -> SFTConfig:
     """The arguments of `train.trainer`, for which a step is one item of the data. Raises TrainError."""
     sft, cpu = recipe.sft, device.type == "cpu"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # its callback takes no other way
+    optim = UNPAGED.get(sft.optim, sft.optim.removeprefix("paged_")) if cpu else sft.optim
+    given = {"project": PROJECT} | sft.passed()
     made = SFTConfig(
+        **given,
         output_dir=str(folder),
         run_name=folder.name,
-        project=PROJECT,
         report_to=list(sft.report_to) or "none",
         seed=sft.seed,
         use_cpu=cpu,
@@ -31,9 +43,9 @@ def arguments(recipe: Recipe, steps: int, folder: Path, device: torch.device) ->
         learning_rate=sft.learning_rate,
         lr_scheduler_type=sft.lr_scheduler_type,
         warmup_steps=warmup_steps(sft, steps),
-        optim=UNPAGED.get(sft.optim, sft.optim) if cpu else sft.optim,  # only CUDA has memory to be paged
+        optim=optim,
         weight_decay=sft.weight_decay,
-        max_grad_norm=sft.max_grad_norm,
+        max_grad_norm=sft.max_grad_norm or math.inf,  # at 0 upstream wouldn't measure the norm either
         logging_steps=sft.logging_steps,
         logging_nan_inf_filter=False,  # it waits for the device in each micro-batch, and hides what broke
         # Types, checkpointed layers, rows and their labels are `train.model`'s and `train.batches`'.
@@ -54,3 +66,29 @@ def arguments(recipe: Recipe, steps: int, folder: Path, device: torch.device) ->
     )
     made._n_gpu = min(made.n_gpu, 1)  # without a launcher it would split a batch over all cards
     return made
+
+
+def check_arguments(recipe: Recipe, steps: int, folder: Path, device: torch.device) -> None:
+    """Ask the libraries, before a base is loaded, whether they do what the recipe says. Raises TrainError."""
+    sft, key = recipe.sft, "report_to"
+    try:
+        asked: Any = get_reporting_integration_callbacks  # untyped
+        for callback in asked(list(sft.report_to)):
+            callback()
+        key = f"optim {sft.optim}"
+        made = arguments(recipe, steps, folder, device)
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(made)
+        weight = torch.nn.Parameter(torch.zeros(TRIED // 64, 64, device=device))
+        weight.grad = torch.zeros_like(weight)
+        optimizer = kind([weight], **settings)
+        optimizer.step()
+        key = f"lr_scheduler_type {sft.lr_scheduler_type}"
+        get_scheduler(
+            made.lr_scheduler_type,
+            optimizer,
+            made.get_warmup_steps(steps),
+            steps,
+            scheduler_specific_kwargs=sft.passed().get("lr_scheduler_kwargs"),
+        )
+    except REFUSES as error:
+        raise TrainError(f"SFTConfig.{key}: {' '.join(str(error).split())[:400]}") from None

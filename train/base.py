@@ -20,7 +20,8 @@ from core.gguf_reader import model_name, parts
 from core.hub import card_folder, files_of, hub_error, look_up, offline
 from core.other_formats import other_format
 from core.quantised import method_of, quantised
-from train.recipe import Model, Recipe
+from train.recipe import Recipe
+from train.sections import Model
 
 if TYPE_CHECKING:
     from core.tokenizer import ChatTokenizer

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from train.examples import Encoded
-from train.recipe import Sft
+from train.sections import Sft
 
 MEGA = 50  # batches that are sorted together by group_by_length, as in transformers' trainer_pt_utils.py
 

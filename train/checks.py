@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from core.errors import TrainError
+from core.patterns import is_match
 from core.tokenizer import ChatTokenizer
 from train.examples import Encoded
-from train.model import Linears, targets
-from train.recipe import Recipe, Sft, warmup_steps
+from train.model import Linears, adapted_layers, targets
+from train.recipe import Recipe
+from train.sections import Sft, warmup_steps
 from train.split import Prepared
 
 MAX_LEFT_OUT = 0.5  # of the rows that were to be examples
@@ -68,8 +70,11 @@ def _warmup(sft: Sft, steps: int) -> str | None:
     return None
 
 
-def check_targets(checks: Checks, recipe: Recipe, there: Sequence[Linears]) -> None:
-    """Every target module must match a layer."""
+def check_targets(
+    checks: Checks, recipe: Recipe, there: Sequence[Linears], beside: Mapping[str, int] | None = None
+) -> None:
+    """Every target module must match a layer; `beside`: the other modules with parameters."""
+    _check_saved(recipe, there, beside or {})
     names, unmatched = targets(recipe.lora.target_modules, there)
     if unmatched:
         weights = sum(layer.elements for layer in there)
@@ -80,6 +85,37 @@ def check_targets(checks: Checks, recipe: Recipe, there: Sequence[Linears]) -> N
             f"{reached / weights:.0%} of its linear weights would get an adapter; there are: "
             f"{', '.join(sorted({layer.name for layer in there}))}",
         )
+
+
+def _check_saved(recipe: Recipe, there: Sequence[Linears], beside: Mapping[str, int]) -> None:
+    """What else LoraConfig names must be there, and such as is trained here. Raises TrainError."""
+    lora = recipe.lora
+    try:
+        layers = adapted_layers(lora, there)
+    except ValueError as error:
+        raise TrainError(f"LoraConfig: {error}") from None
+    keys = [key for layer in layers for key in layer.keys]
+    if not keys and not targets(lora.target_modules, there)[1]:
+        raise TrainError("LoraConfig: exclude_modules and layers_to_transform leave no layer an adapter")
+    for name, patterns in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
+        for pattern in patterns:
+            if not any(is_match(pattern, key) for key in keys):
+                raise TrainError(
+                    f"LoraConfig.{name}: {pattern!r} matches no layer with an adapter, like {keys[0]}"
+                )
+    linear = [key for layer in there for key in layer.keys]
+    for name in lora.modules_to_save or []:
+        if name.endswith("lm_head") or any(key.endswith(name) for key in linear):
+            raise TrainError(
+                f"LoraConfig.modules_to_save: {name} is a linear layer, which an adapter trains here: "
+                "name it in target_modules (the head stays as it is); norms can be trained whole"
+            )
+        if not any(key.endswith(name) for key in beside):
+            known = ", ".join(sorted({key.rpartition(".")[2] for key in beside} - {"lm_head"}))
+            raise TrainError(
+                f"LoraConfig.modules_to_save: {name} matches nothing in this model; "
+                f"there are: {known} (the embedding only where the head has weights of its own)"
+            )
 
 
 def check_rows(

@@ -19,7 +19,8 @@ try:
     from train.cells import entity_in
     from train.examples import Encoded, Example, Loaded, lost
     from train.formats import read_any
-    from train.recipe import Data, Recipe, load_recipe
+    from train.recipe import Recipe, load_recipe
+    from train.sections import Data
     from train.split import NAMES, Prepared, Splits, split_examples
     from train.table import is_file, read_table
     from train.tasks import code_instructions, oasst1, quotes, sms

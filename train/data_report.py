@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from train.batches import pack
 from train.examples import Encoded, Loaded, lost
-from train.recipe import Data, Recipe, Sft
+from train.recipe import Recipe
+from train.sections import Data, Sft
 from train.split import Splits
 
 if TYPE_CHECKING:  # train.data imports this file

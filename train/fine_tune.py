@@ -16,7 +16,7 @@ from train import data_report, forecast
 from train import folder as files
 from train.batches import Order
 from train.data import load_file, prepare
-from train.model import Adapted, targets
+from train.model import Adapted, adapted_layers
 from train.paths import read_yaml
 from train.recipe import Recipe, parse
 from train.run import Run, load_of
@@ -95,10 +95,14 @@ def start(run: Run) -> tuple[Session, dict[str, Any]]:
 def describe(run: Run) -> None:
     """Print what is about to be trained, and the forecast."""
     shape, data, order = run.base.shape, run.data, run.order
-    names, _ = targets(run.recipe.lora.target_modules, shape.linears)
+    reached = {
+        (layer.name, layer.out_features): layer.count
+        for layer in adapted_layers(run.recipe.lora, shape.linears)
+    }
     for layer in shape.linears:
+        on = reached.get((layer.name, layer.out_features), 0)
         size = f"{layer.out_features:>6} x {layer.in_features:<6} x {layer.count:<3}"
-        run.say(f"  {layer.name:<14} {size} {'adapter' if layer.name in names else 'frozen'}")
+        run.say(f"  {layer.name:<14} {size} {_on(on, layer.count)}")
     trained, parameters = run.trainable, shape.parameters
     run.say(f"{trained:,} of {parameters:,} parameters are trained ({trained / parameters:.2%})")
     run.say(
@@ -113,6 +117,11 @@ def describe(run: Run) -> None:
             f"forecast: {foreseen.memory_gb:.1f} GB{host} ({run.recipe.pace}), {foreseen.tokens_per_s:,.0f} "
             f"tokens/s, {run.minutes(foreseen.tokens_per_s):.0f} minutes"
         )
+
+
+def _on(adapters: int, layers: int) -> str:
+    """Whether layers of a name have adapters, all or some."""
+    return "adapter" if adapters == layers else f"adapter on {adapters}" if adapters else "frozen"
 
 
 def print_plan(recipe: Recipe) -> None:

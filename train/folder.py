@@ -122,7 +122,9 @@ def _differences(one: Recipe, other: Recipe) -> str:
     found = []
     for section, values in new.items():
         if isinstance(values, dict) and isinstance(old[section], dict):
-            found += [f"{section}.{k}: {old[section][k]!r}" for k in values if values[k] != old[section][k]]
+            was = old[section]  # what nobody set of upstream's keywords is in neither
+            keys = dict.fromkeys([*was, *values])
+            found += [f"{section}.{k}: {was.get(k)!r}" for k in keys if values.get(k) != was.get(k)]
         elif values != old[section]:
             found.append(section)
     return ", ".join(found[:5])

@@ -12,7 +12,7 @@ import torch
 
 from train import plan_plain, plan_stack
 from train.fused.supports import allows, lacking, setting
-from train.model import targets, trainable
+from train.model import trainable
 from train.recipe import Recipe
 from train.shape import Gpu, Load, Shape
 
@@ -20,11 +20,7 @@ GB = 1e9
 # bytes of one weight: NF4 with a scale for each 64 weights (arXiv 2305.14314, section 3), int8, 16 bit
 NF4, NF4_DOUBLE, INT8, HALF = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256), 1.0, 2.0
 GPTQ = 0.5 + 2.5 / 128
-OPTIMIZER = {
-    "adamw_torch_fused": 8.0,
-    "paged_adamw_8bit": 0.0,
-    "paged_adamw_32bit": 0.0,
-}  # paged: beside torch
+STATES = {"sgd": 0, "adafactor": 0, "lion": 1, "adagrad": 1, "rmsprop": 1, "ademamix": 3}  # of AdamW: 2
 PAGED = 2e-9  # seconds a parameter and step of a paged optimizer
 FITS = 0.92  # of a GPU's memory: the rest is its context's, and what lies between the allocator's blocks
 
@@ -65,7 +61,7 @@ def memory(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu | None) -> float:
     way = plan_stack if by_hand(shape, recipe, gpu) else plan_plain
     stored: float = shape.weights * _weight_bytes(recipe) + shape.other * 2
     # parameters, gradients, optimizer, and copies in 16 bit
-    training = _adapter(shape, recipe) * (4 + 4 + OPTIMIZER[recipe.sft.optim] + 2)
+    training = _adapter(shape, recipe) * (4 + 4 + _optimizer_bytes(recipe.sft.optim) + 2)
     needed: float = stored + training + way.activations(shape, recipe, load)
     return needed
 
@@ -106,9 +102,16 @@ def flops_per_token(shape: Shape, load: Load, adapter: int) -> float:
     return 4 * shape.weights + 6 * adapter + 4 * shape.vocabulary * shape.hidden * load.share + attention
 
 
+def _optimizer_bytes(optim: str) -> float:
+    """Bytes that it keeps for a parameter on the GPU; what is paged lies beside torch's memory."""
+    if optim.startswith("paged"):
+        return 0.0
+    states = next((count for name, count in STATES.items() if optim.startswith(name)), 2)
+    return states * (1.0 if optim.endswith("8bit") else 4.0)
+
+
 def _adapter(shape: Shape, recipe: Recipe) -> int:
-    names, _ = targets(recipe.lora.target_modules, shape.linears)
-    return trainable(recipe.lora, shape.linears, names)
+    return trainable(recipe.lora, shape.linears, shape.beside)
 
 
 def _weight_bytes(recipe: Recipe) -> float:

@@ -1,7 +1,7 @@
 """Keys of other programs that people write into a recipe, and what a recipe has instead.
 
-From transformers' TrainingArguments, TRL's SFTConfig, PEFT's LoraConfig, BitsAndBytesConfig, and the files of
-Unsloth, Axolotl, LLaMA-Factory and torchtune.
+From older releases of transformers, TRL and PEFT, and the files of Unsloth, Axolotl, LLaMA-Factory and
+torchtune. What the installed classes have is in `train.refused`, or works.
 """
 
 from __future__ import annotations
@@ -11,32 +11,31 @@ from typing import Any
 
 from core.errors import LeftOut
 from train.cells import cell_text, missing, number
+from train.refused import reason
 
 # What is said, and the keys, apart by spaces, to which it is the answer.
 _SAID = {
     "training is in bf16 unless SFTConfig.fp16: true is said; leave it out": """
-        bf16 bfloat16 bf16_full_eval fp16_full_eval tf32 torch_dtype compute_dtype bnb_4bit_compute_dtype""",
-    "a checkpoint is kept at each evaluation (SFTConfig.eval_steps) and every save_minutes, a key beside "
-    "SFTConfig; leave it out": """
-        save_steps save_strategy save_total_limit save_only_model save_safetensors saves_per_epoch
-        save_every_n_steps checkpoint_every save_interval""",
-    "the adapter with the lowest validation loss is always the one that is kept; leave it out": """
-        load_best_model_at_end metric_for_best_model greater_is_better save_best""",
+        bfloat16 torch_dtype compute_dtype""",
+    "a checkpoint is kept at each evaluation (SFTConfig.eval_steps) and every save_minutes, a key "
+    "beside SFTConfig; leave it out": """
+        save_safetensors saves_per_epoch save_every_n_steps checkpoint_every save_interval""",
+    "the adapter with the lowest validation loss is always the one that is kept; leave it out": "save_best",
     "validation is every SFTConfig.eval_steps, or once an epoch; leave it out": """
-        eval_strategy evaluation_strategy do_eval do_train eval_on_start eval_delay evals_per_epoch""",
+        evaluation_strategy evals_per_epoch""",
     "a run's folder is outputs/<name>: say name: here, or --name and --root when it is started": """
-        output_dir output logging_dir run_name overwrite_output_dir project_name""",
+        output logging_dir overwrite_output_dir project_name""",
     "say model.base_model": "model_name_or_path model_name model_id base pretrained_model checkpoint",
     "say data.path": "dataset datasets dataset_name dataset_path train_file train_data data_files data_path",
     "say data.validation, a share of the rows": "val_set_size val_size eval_dataset validation_split",
     "say data.test, a share of the rows": "test_size test_split",
     "say data.limit": "max_samples num_samples max_train_samples",
     "formats are known by their columns: rename them in the data, or say data.task": """
-        columns prompt_column response_column dataset_text_field text_field text_column dataset_prompt_field
+        columns prompt_column response_column text_field text_column dataset_prompt_field
         field_instruction field_output""",
     "say SFTConfig.max_length": """
-        max_seq_length max_seq_len seq_length sequence_len seq_len cutoff_len model_max_length block_size
-        context_length max_tokens""",
+        max_seq_length max_seq_len seq_length sequence_len seq_len cutoff_len model_max_length
+        block_size context_length max_tokens""",
     "say SFTConfig.per_device_train_batch_size": """
         batch_size micro_batch_size train_batch_size per_gpu_train_batch_size""",
     "say SFTConfig.per_device_eval_batch_size": "eval_batch_size per_gpu_eval_batch_size",
@@ -48,13 +47,11 @@ _SAID = {
     "say SFTConfig.warmup_steps or SFTConfig.warmup_ratio": "warmup num_warmup_steps",
     "say SFTConfig.optim": "optimizer optimizer_type",
     "say SFTConfig.max_grad_norm": "clip_grad_norm gradient_clip gradient_clipping",
-    "say SFTConfig.seed": "random_state random_seed data_seed shuffle shuffle_dataset",
+    "say SFTConfig.seed": "random_state random_seed shuffle",
     "say SFTConfig.early_stopping_patience, a number of evaluations": "early_stopping early_stopping_steps",
-    "say SFTConfig.report_to: [tensorboard], or [trackio]": "wandb_project wandb use_wandb log_with",
-    "say SFTConfig.packing": """
-        sample_packing packing_strategy eval_packing pad_to_sequence_len padding_free neat_packing""",
+    "say SFTConfig.packing": "sample_packing pad_to_sequence_len neat_packing",
     "say SFTConfig.assistant_only_loss: true trains the answers only, false the whole chat": """
-        train_on_inputs train_on_prompt train_on_source completion_only_loss mask_prompt roles_to_train
+        train_on_inputs train_on_prompt train_on_source mask_prompt roles_to_train
         train_on_responses_only""",
     "say LoraConfig.r": "lora_r lora_rank rank",
     "say LoraConfig.lora_alpha": "alpha lora_scale",
@@ -66,34 +63,24 @@ _SAID = {
     "say BitsAndBytesConfig.bnb_4bit_quant_type": "quant_type bnb_4bit_type",
     "say BitsAndBytesConfig.bnb_4bit_use_double_quant": "use_double_quant double_quant use_nested_quant",
     "say memory: lean, beside SFTConfig, to compute again what would take memory": """
-        gradient_checkpointing_kwargs activation_checkpointing activation_offloading
-        use_gradient_checkpointing
-        auto_find_batch_size""",
+        use_gradient_checkpointing""",
     "the base's own chat template and tokens are used, as in the chat; leave it out": """
-        chat_template chat_template_path template eos_token pad_token special_tokens tokenizer tokenizer_name
-        dataset_kwargs""",
+        chat_template template special_tokens tokenizer tokenizer_name""",
     "that is chosen for the model and the machine; leave it out": """
-        bias task_type inference_mode peft_type lora_bias bnb_4bit_quant_storage llm_int8_threshold
-        llm_int8_skip_modules attn_implementation flash_attention use_flash_attention_2 use_liger_kernel
-        torch_compile device_map dataloader_num_workers dataset_num_proc use_cpu remove_unused_columns
-        dataloader_pin_memory max_memory""",
-    "for several GPUs, start it with accelerate launch; leave it out": """
-        deepspeed fsdp fsdp_config ddp_find_unused_parameters num_gpus""",
-    "it is what transformers has by default and can't be changed; leave it out": """
-        adam_beta1 adam_beta2 adam_epsilon optim_args betas""",
-    "nothing is uploaded by training; leave it out": "push_to_hub hub_model_id hub_token hub_private_repo",
-    "say --resume when it is started; leave it out": "resume_from_checkpoint resume",
-    "code that comes with a model is never run; leave it out": "trust_remote_code",
-    "there is nothing like it here; leave it out": """
-        modules_to_save trainable_token_indices layers_to_transform neftune_noise_alpha label_smoothing_factor
-        loss_type prediction_loss_only""",
+        attn_implementation flash_attention use_flash_attention_2 device_map max_memory""",
+    "for several GPUs, start it with accelerate launch; leave it out": "num_gpus",
+    "say --resume when it is started; leave it out": "resume",
+    "say SFTConfig.adam_beta1 and SFTConfig.adam_beta2": "betas",
+    "say SFTConfig.report_to: [tensorboard], or [trackio], or [wandb]": """
+        wandb_project wandb use_wandb log_with""",
 }
 _INSTEAD = {key: said for said, keys in _SAID.items() for key in keys.split()}
 
 
 def instead(key: str) -> str | None:
     """What a recipe has instead of `key`; None if no program that we know has it."""
-    return _INSTEAD.get(key.lower().replace("-", "_"))
+    plain = key.lower().replace("-", "_")
+    return _INSTEAD.get(plain) or reason(plain)
 
 
 # OpenAI's weight, Axolotl's train, ms-swift's loss, torchtune's masked, scikit-learn's sample_weight.

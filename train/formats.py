@@ -21,8 +21,8 @@ from typing import Any
 from core.errors import LeftOut, TrainError
 from train.cells import cell_text, missing
 from train.examples import Example, Loaded
-from train.recipe import Data
 from train.row_columns import Beside, further, in_front, refuse_labels, thought
+from train.sections import Data
 from train.table import Row, Table, group_of, say_columns, text_of
 from train.turn_lists import AS_TURNS, are_texts, listed, parsed, written_out, written_pair
 from train.turns import Chat, Messages, read_chat, read_content, trimmed

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ import peft
 import torch
 from huggingface_hub import snapshot_download
 from peft.helpers import disable_input_dtype_casting
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.logging import (
@@ -35,17 +38,22 @@ from train.batches import Batch
 from train.fused.decoder import Stack
 from train.fused.supports import allows, fits, has_kernels
 from train.loss import head_loss
-from train.recipe import BitsAndBytes, Lora, Recipe
+from train.recipe import Recipe
+from train.sections import BitsAndBytes, Lora
 
 
 @dataclass(frozen=True)
 class Linears:
-    """The linear layers of one name."""
+    """The linear layers of one name and size; `keys` are their whole names in the model."""
 
     name: str
     out_features: int
     in_features: int
-    count: int
+    keys: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.keys)
 
     @property
     def elements(self) -> int:
@@ -129,7 +137,10 @@ def _quantisation(section: BitsAndBytes | None, dtype: torch.dtype) -> BitsAndBy
     if section.load_in_8bit:  # bitsandbytes warns of its cast in every forward pass of every layer
         logging.getLogger("bitsandbytes.autograd._functions").addFilter(_not_of_the_cast)
     config: Any = BitsAndBytesConfig  # untyped
-    made: BitsAndBytesConfig = config(**section.model_dump(), bnb_4bit_compute_dtype=dtype)
+    given = section.model_dump()
+    if kept := section.passed().get("llm_int8_skip_modules"):  # in place of upstream's own, the head
+        given["llm_int8_skip_modules"] = [*kept, "lm_head"]
+    made: BitsAndBytesConfig = config(**given, bnb_4bit_compute_dtype=dtype)
     return made
 
 
@@ -139,26 +150,73 @@ def _not_of_the_cast(record: logging.LogRecord) -> bool:
 
 def linears(model: nn.Module) -> list[Linears]:
     """The linear layers that an adapter can go on, by name: all but the head."""
-    found: defaultdict[tuple[str, int, int], int] = defaultdict(int)
+    found: defaultdict[tuple[str, int, int], list[str]] = defaultdict(list)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not name.endswith("lm_head"):
-            found[name.rpartition(".")[2], module.out_features, module.in_features] += 1
-    return [Linears(*key, count) for key, count in found.items()]
+            found[name.rpartition(".")[2], module.out_features, module.in_features].append(name)
+    return [Linears(*key, tuple(names)) for key, names in found.items()]
 
 
-def targets(wanted: list[str] | str, there: Iterable[Linears]) -> tuple[list[str], list[str]]:
-    """The names of layers that get an adapter, and those asked for that match nothing."""
-    names = sorted({layer.name for layer in there})
+def others(model: Any) -> dict[str, int]:
+    """The parameters of each module that has some itself and is no linear layer, nor tied to the head."""
+    head = model.get_output_embeddings().weight
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own and not isinstance(module, nn.Linear) and not any(parameter is head for parameter in own):
+            found[name] = sum(parameter.numel() for parameter in own)
+    return found
+
+
+def lora_config(lora: Lora, there: Iterable[Linears]) -> peft.LoraConfig:
+    """PEFT's settings of the adapter. Raises ValueError for what PEFT itself refuses."""
+    wanted: Any = lora.target_modules
+    if wanted == "all-linear":
+        wanted = sorted({layer.name for layer in there})
+    elif isinstance(wanted, list):
+        keys = [key for layer in there for key in layer.keys]
+        wanted = [name for name in wanted if any(_means(name, key) for key in keys)]
+    return peft.LoraConfig(**lora.model_dump() | {"target_modules": wanted, "task_type": "CAUSAL_LM"})
+
+
+def adapted_layers(lora: Lora, there: Sequence[Linears]) -> list[Linears]:
+    """The layers that get an adapter, by PEFT's own rules; of each name only those that do."""
+    config = lora_config(lora, there)
+    found = (
+        replace(layer, keys=tuple(key for key in layer.keys if check_target_module_exists(config, key)))
+        for layer in there
+    )
+    return [layer for layer in found if layer.keys]
+
+
+def targets(wanted: list[str] | str, there: Sequence[Linears]) -> tuple[list[str], list[str]]:
+    """The names of layers that `target_modules` means, and those asked for that match nothing."""
+    found = {layer.name for layer in adapted_layers(Lora(target_modules=wanted), there)}
+    asked = [] if wanted == "all-linear" else [wanted] if isinstance(wanted, str) else wanted
     if isinstance(wanted, str):
-        return names, []
-    return [name for name in names if name in wanted], [name for name in wanted if name not in names]
+        return sorted(found), [] if found else asked
+    keys = [key for layer in there for key in layer.keys]
+    return sorted(found), [name for name in asked if not any(_means(name, key) for key in keys)]
 
 
-def trainable(lora: Lora, there: Iterable[Linears], names: list[str]) -> int:
-    """How many parameters the adapter has: r (in + out) a layer, and the magnitudes of DoRA."""
-    chosen = [layer for layer in there if layer.name in names]
-    count = sum(lora.r * (layer.in_features + layer.out_features) * layer.count for layer in chosen)
-    return count + (sum(layer.out_features * layer.count for layer in chosen) if lora.use_dora else 0)
+def _means(name: str, key: str) -> bool:
+    """Whether a name in a list is that of the module `key`, by PEFT's rule."""
+    return f".{key}".endswith(f".{name}")
+
+
+def trainable(lora: Lora, there: Sequence[Linears], beside: Mapping[str, int] | None = None) -> int:
+    """How many parameters are trained: r (in + out) a layer, the magnitudes of DoRA, what is trained whole.
+
+    `beside`: what `others` found, of which modules_to_save chooses.
+    """
+    count = sum(
+        size for name, size in (beside or {}).items() if name.endswith(tuple(lora.modules_to_save or ()))
+    )
+    for layer in adapted_layers(lora, there):
+        for key in layer.keys:
+            rank = lora.rank_pattern.get(get_pattern_key(list(lora.rank_pattern), key), lora.r)
+            count += rank * (layer.in_features + layer.out_features) + lora.use_dora * layer.out_features
+    return count
 
 
 class Adapted(nn.Module):
@@ -173,16 +231,21 @@ class Adapted(nn.Module):
         super().__init__()
         self.dtype = compute_dtype(recipe, device)
         self._scale = _head_scale(base)
-        names, _ = targets(recipe.lora.target_modules, linears(base))
-        if not names:
+        there = linears(base)
+        if not adapted_layers(recipe.lora, there):
             raise TrainError(f"none of {recipe.lora.target_modules} is a linear layer of this model")
-        settings = recipe.lora.model_dump() | {"target_modules": names, "task_type": "CAUSAL_LM"}
-        settings["revision"] = recipe.model.revision  # of the base, for whoever merges the adapter into it
+        settings = lora_config(recipe.lora, there)
+        settings.revision = recipe.model.revision  # of the base, for whoever merges the adapter into it
         torch.manual_seed(recipe.sft.seed)  # before the adapter's A is drawn, or a seed repeats nothing
         with warnings.catch_warnings():
             # peft 0.21 asks a transformers model for a property that transformers 5.23 has renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            self.peft = peft.get_peft_model(base, peft.LoraConfig(**settings))
+            try:
+                self.peft = peft.get_peft_model(base, settings)
+            except ValueError as error:
+                raise TrainError(f"LoraConfig: {' '.join(str(error).split())[:300]}") from None
+        for parameter in self.parameters_to_train():  # copies of a base's modules are as it was stored
+            parameter.data = parameter.data.float()
         self._by_hand = has_kernels(device) and allows(recipe) and fits(base)
         self._fast, self._device = recipe.fast, device
         if not self._by_hand and not recipe.fast:
@@ -260,7 +323,14 @@ class Adapted(nn.Module):
 
     def unload(self) -> None:
         """Take the adapter off the base, which is as it was then."""
+        kept = {
+            name: module.original_module
+            for name, module in self.base.named_modules()
+            if isinstance(module, ModulesToSaveWrapper)
+        }
         base: Any = self.peft.unload()
+        for name, module in kept.items():  # PEFT leaves the trained copies there
+            base.set_submodule(name, module)
         if not self._by_hand and not self._fast:
             disable = getattr(base, "activation_checkpointing_disable", None)
             (disable or base.gradient_checkpointing_disable)()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from train.loss import chunk
-from train.model import targets
+from train.model import Linears, adapted_layers
 from train.recipe import Recipe
 from train.shape import ATTENTION_IN, MLP_IN, Gpu, Load, Shape
 
@@ -44,8 +44,9 @@ def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
 
     That is at the end of the forward pass, or where a layer is computed again.
     """
-    names, _ = targets(recipe.lora.target_modules, shape.linears)
-    layer = (_saved_per_token(shape, names) + _dropout_per_token(shape, recipe, names)) * load.most_tokens
+    there = adapted_layers(recipe.lora, shape.linears)
+    names = [layer.name for layer in there]
+    layer = (_saved_per_token(shape, names) + _dropout_per_token(shape, recipe, there)) * load.most_tokens
     positions = min(chunk(shape.vocabulary), load.most_trained)
     head = positions * shape.vocabulary * LOGIT + 4 * shape.hidden * load.most_trained
     if recipe.fast:
@@ -53,24 +54,23 @@ def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
     return 2 * shape.hidden * load.most_tokens * shape.layers + max(head, AGAIN * layer) + RESERVE
 
 
-def _dropout_per_token(shape: Shape, recipe: Recipe, names: Sequence[str]) -> float:
+def _dropout_per_token(shape: Shape, recipe: Recipe, there: Sequence[Linears]) -> float:
     """Bytes of one layer that dropout keeps: a mask of each adapted layer's input."""
     if not recipe.lora.lora_dropout:
         return 0.0
-    inputs = sum(layer.in_features * layer.count for layer in shape.linears if layer.name in names)
+    inputs = sum(layer.in_features * layer.count for layer in there)
     return inputs / shape.layers
 
 
 def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) -> float:
     """Seconds of one micro-batch whose tokens take `flops` each."""
     passes = 2 if recipe.fast else 3
-    names, _ = targets(recipe.lora.target_modules, shape.linears)
+    adapted = adapted_layers(recipe.lora, shape.linears)
     products = flops + (0 if recipe.fast else 2 * shape.weights)
-    adapted = (layer for layer in shape.linears if layer.name in names)
     around = sum((layer.in_features + layer.out_features) * layer.count for layer in adapted)
     heads = (shape.query + shape.key) * shape.layers
     traffic = (AROUND_ADAPTERS * around + AROUND_HEADS * heads) * passes / 2
     busy = load.tokens * (products / gpu.flops + traffic / gpu.bandwidth) + PER_LAYER * shape.layers
-    adapters = len(names) * (2 if recipe.lora.lora_dropout else 1)
+    adapters = len(adapted) * (2 if recipe.lora.lora_dropout else 1)
     launches = (LAUNCH + LAUNCH_ADAPTER * adapters) * shape.layers * passes
     return max(busy, launches)

@@ -8,7 +8,7 @@ are taken to reach the same shares of their rates, with FlashAttention 2, and th
 from __future__ import annotations
 
 from train.loss import chunk
-from train.model import targets
+from train.model import adapted_layers
 from train.recipe import Recipe
 from train.shape import ATTENTION_IN, MLP_IN, Gpu, Load, Shape
 
@@ -34,8 +34,7 @@ def _wide(shape: Shape) -> float:
 def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
     """Bytes beside weights and optimizer at the peak: in the backward pass, or at the head."""
     token = load.most_tokens
-    names, _ = targets(recipe.lora.target_modules, shape.linears)
-    adapters = sum(layer.count for layer in shape.linears if layer.name in names)
+    adapters = sum(layer.count for layer in adapted_layers(recipe.lora, shape.linears))
     small = (2 * recipe.lora.r * adapters + 4 * shape.layers * shape.heads) * token  # kept in either mode
     here = 2 * (4 * shape.hidden + shape.intermediate)  # gradients, while a layer's are made
     decoded = 2.0 * shape.weights if recipe.bnb or recipe.gptq else 0.0

@@ -1,8 +1,7 @@
 """A recipe: everything that a run depends on, as a closed YAML file of about 20 lines.
 
 Sections are called like the upstream classes, keys like their keywords, so that their documentation is ours.
-Defaults are the QLoRA paper's (arXiv 2305.14314) where it names one: NF4, double quantisation, all linear
-layers, 2e-4; dropout is 0, since adapters on a frozen base hardly overfit before the data does.
+Their types, bounds and defaults are in `train.sections`.
 """
 
 from __future__ import annotations
@@ -10,16 +9,20 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from core.errors import TrainError
 from train.foreign_keys import instead
 from train.paths import ROOT, find_file, located, read_yaml
+from train.refused import REFUSED, why_not
+from train.sections import BitsAndBytes, Data, Gptq, Lora, Model, Section, Sft
 
+MANY = 6  # choices, from which on the nearest is named
 RECIPES = Path(__file__).with_name("recipes")
 
 # What a recipe may break on purpose, by name; each is printed when it is waived.
@@ -35,137 +38,6 @@ Check = Literal[
     "context",
     "warmup",
 ]
-Task = Literal["auto", "quotes", "oasst1", "code", "sms"]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # torch.manual_seed takes more, and drops the rest on a CPU
-
-
-class Section(BaseModel):
-    """Frozen, and closed: an unknown key is an error, and so are NaN and infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class Model(Section):
-    """The base: a hub name or a folder, or a folder or a Python package with the GGUF file `gguf_file`."""
-
-    base_model: str = ""
-    package: str = ""  # of Python, instead of `base_model`
-    gguf_file: str = ""
-    revision: str | None = None
-    license: str  # of the base, for the model card
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Model:
-        if bool(self.base_model) == bool(self.package):
-            raise ValueError("give either base_model or package")
-        if self.package and not self.gguf_file:
-            raise ValueError("package needs gguf_file, the name of the file in it")
-        return self
-
-
-class Data(Section):
-    """What `datasets.load_dataset` gets, how its rows become chats, and how they are split."""
-
-    path: str  # a hub name or a file: .jsonl, .json, .csv, .tsv or .parquet
-    license: str = "unknown"
-    task: Task = "auto"  # `auto` finds out by the columns
-    columns: dict[str, str] = {}  # a format's column and the data's, where they differ: {prompt: question}
-    format: Literal["chat", "text"] = "chat"  # `text` is the row's own string, without a template or an end
-    unescape_html: bool = False  # `&quot;` in the rows is a quotation mark
-    name: str | None = None
-    revision: str | None = None
-    split: str = "train"
-    lang: list[str] = []  # oasst1 only; all languages if empty
-    group_by: str | None = None  # the column whose rows stay together when splitting
-    validation: Share = 0.1
-    test: Share = 0.1
-    limit: Annotated[int, Field(gt=0)] | None = None  # rows, after a shuffle that is always the same
-
-
-class BitsAndBytes(Section):
-    """How the base is quantised; leave the section out for a base in 16 bit."""
-
-    load_in_4bit: bool = False
-    load_in_8bit: bool = False
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    bnb_4bit_use_double_quant: bool = True
-
-    @model_validator(mode="after")
-    def _one_width(self) -> BitsAndBytes:
-        if self.load_in_4bit == self.load_in_8bit:
-            raise ValueError("say load_in_4bit: true or load_in_8bit: true; leave the section out for 16 bit")
-        return self
-
-
-class Gptq(Section):
-    """A base that was quantised by GPTQ. Exllama's kernels have no backward pass: they are off."""
-
-    bits: Literal[4] = 4
-
-
-class Lora(Section):
-    """The adapter."""
-
-    r: Annotated[int, Field(gt=0)] = 16
-    lora_alpha: Annotated[float, Field(gt=0)] = 32
-    lora_dropout: Share = 0.0
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    use_rslora: bool = False
-    use_dora: bool = False
-    init_lora_weights: bool = True
-
-    @field_validator("init_lora_weights", mode="before")
-    @classmethod
-    def _plain(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.startswith(("pissa", "loftq", "olora", "corda")):
-            raise ValueError(
-                f"{value!r} changes the base's weights too: it survives neither NF4 nor the merge on "
-                "the original base; leave it out, or use use_rslora or use_dora"
-            )
-        return value
-
-
-class Sft(Section):
-    """The training itself."""
-
-    max_length: Annotated[int, Field(gt=7)] = 2048  # tokens of a block; a longer chat is left out and counted
-    packing: bool = True
-    assistant_only_loss: bool = True
-    per_device_train_batch_size: Annotated[int, Field(gt=0)] = 4
-    per_device_eval_batch_size: Annotated[int, Field(gt=0)] | None = None  # otherwise as in training
-    gradient_accumulation_steps: Annotated[int, Field(gt=0, le=2**16)] = 1
-    num_train_epochs: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    max_steps: Annotated[int, Field(ge=-1)] = -1  # above 0 it goes before the epochs
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    warmup_ratio: Share = 0.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 0  # above 0 it goes before the ratio
-    optim: Literal["adamw_torch_fused", "paged_adamw_8bit", "paged_adamw_32bit"] = "adamw_torch_fused"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    fp16: bool = False  # otherwise bf16
-    gradient_checkpointing: Literal["none", "full"] | None = None  # goes before the recipe's memory
-    group_by_length: bool = False
-    logging_steps: Annotated[int, Field(gt=0)] = 10
-    eval_steps: Annotated[int, Field(gt=0)] | None = None  # and checkpoints; otherwise once an epoch
-    early_stopping_patience: Annotated[int, Field(gt=0)] | None = None  # evaluations without a lower loss
-    report_to: list[Literal["tensorboard", "trackio"]] = []
-    seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _fits(self) -> Sft:
-        if not self.max_steps:
-            raise ValueError("max_steps: 0 trains nothing; leave it out to train by num_train_epochs")
-        if self.group_by_length and self.packing:
-            raise ValueError("group_by_length sorts rows that are padded; say packing: false with it")
-        return self
-
-
-def warmup_steps(sft: Sft, steps: int) -> int:
-    """Steps until the learning rate is reached."""
-    return sft.warmup_steps or round(sft.warmup_ratio * steps)
 
 
 class Recipe(Section):
@@ -181,12 +53,17 @@ class Recipe(Section):
     sft: Sft = Field(Sft(), alias="SFTConfig")
     memory: Literal["auto", "lean", "fast"] = "auto"  # the fastest that the plan says will fit
     save_minutes: Annotated[float, Field(gt=0)] = 10.0  # the longest between two checkpoints
-    waive: list[Check] = []
+    waive: list[Check] = Field([])
 
     @model_validator(mode="after")
     def _one_quantisation(self) -> Recipe:
         if self.bnb and self.gptq:
             raise ValueError("a base is quantised by bitsandbytes or by GPTQ: keep one of the two sections")
+        if (self.bnb or self.gptq) and self.lora.init_lora_weights == "orthogonal":
+            raise ValueError(
+                "LoraConfig.init_lora_weights: orthogonal makes an adapter of the base's own type, and "
+                "a quantised base's is none to train in; leave it out, or say gaussian"
+            )
         return self
 
     @property
@@ -264,11 +141,29 @@ def sentence(error: Mapping[str, Any]) -> str:
     """One mistake in words, with the value and the nearest known key."""
     place = ".".join(str(part) for part in error["loc"]) or "recipe"
     if error["type"] == "extra_forbidden":
+        section, *key = map(str, error["loc"])
+        if key and (why := REFUSED.get(section, {}).get(key[0])):
+            return f"{place}: can't be set: {why}"
         return f"{place}: unknown key; {_known_instead(error['loc'])}"
     if error["type"] == "missing":
         return f"{place}: is missing"
+    if error["type"] == "literal_error" and (said := _choice_instead(error)):
+        return f"{place}: {said}"
     given = "" if isinstance(error["input"], dict | list) else f" (given: {error['input']!r})"
     return f"{place}: {error['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _choice_instead(error: Mapping[str, Any]) -> str:
+    """Why a choice of upstream's is refused, or the nearest where there are many; empty for others."""
+    keys, given = [part for part in error["loc"] if isinstance(part, str)], error["input"]
+    if why := why_not(keys[-1], given):
+        return f"{given!r} is refused: {why}"
+    known = re.findall(r"'(.*?)'", error["ctx"]["expected"])
+    if len(known) < MANY:
+        return ""
+    near = difflib.get_close_matches(str(given).lower(), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{given!r} is none of its values; {hint}known are {', '.join(known)}"
 
 
 def _known_instead(place: tuple[int | str, ...]) -> str:

@@ -31,7 +31,7 @@ from train.foreign_keys import (
     wanted,
 )
 from train.json_rows import SPLITS
-from train.recipe import Data
+from train.sections import Data
 from train.table import Row, Table, say_columns, text_of
 from train.turn_lists import listed
 from train.turns import MEDIA, PICTURES, THOUGHTS, TOOLS, TOOLS_USED, read_content

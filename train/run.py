@@ -13,12 +13,13 @@ from tqdm import tqdm
 from train import checks as check
 from train import folder as files
 from train import forecast
+from train.arguments import check_arguments
 from train.batches import Order
 from train.checks import check_reading
 from train.data import lost
 from train.evaluation import Progress, evaluate
 from train.examples import Encoded
-from train.model import Adapted, targets, trainable
+from train.model import Adapted, trainable
 from train.recipe import Recipe
 from train.session import Base, Session, device_of
 from train.shape import Gpu, Load, gpu_of
@@ -61,7 +62,8 @@ class Run:
         self.base.check_device(self.device)
         names = (self.data.train, self.data.validation, self.data.test)
         check.check_settings(self.checks, self.recipe, self.base.config.model_type, self.order.steps)
-        check.check_targets(self.checks, self.recipe, self.base.shape.linears)
+        check.check_targets(self.checks, self.recipe, self.base.shape.linears, self.base.shape.beside)
+        check_arguments(self.recipe, self.order.steps, self.folder, self.device)
         rows = [row for part in names for row in part]
         check.check_rows(self.checks, rows, self.base.tokenizer, lost(self.data.loaded), self._prose)
         check.check_left_out(self.checks, self.data, self.recipe.sft.max_length)
@@ -164,8 +166,7 @@ class Run:
     @property
     def trainable(self) -> int:
         """Parameters of the adapter."""
-        names, _ = targets(self.recipe.lora.target_modules, self.base.shape.linears)
-        return trainable(self.recipe.lora, self.base.shape.linears, names)
+        return trainable(self.recipe.lora, self.base.shape.linears, self.base.shape.beside)
 
     def minutes(self, tokens_per_s: float) -> float:
         """Minutes of all steps at this speed of one GPU."""

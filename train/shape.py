@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from train.attention import heads_of
 from train.fused.supports import obstacle
-from train.model import Linears, linears
+from train.model import Linears, linears, others
 
 # The layers that a decoder layer's two norms feed, by the names of all families.
 ATTENTION_IN, MLP_IN = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj")
@@ -29,6 +29,7 @@ class Shape:
     key: int
     vocabulary: int
     linears: list[Linears]
+    beside: dict[str, int]  # parameters of the other modules, by name
     other: int  # parameters that aren't in those layers, shared ones once
     obstacle: str  # why train/fused can't do its layers' passes; empty if it can
 
@@ -65,6 +66,7 @@ def shape_of(config: PreTrainedConfig) -> Shape:
         key=sum(count * width for count, width in heads) // len(heads),
         vocabulary=config.vocab_size,
         linears=there,
+        beside=others(model),
         other=parameters - sum(layer.elements for layer in there),
         obstacle=obstacle(model),
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from core.errors import TrainError
 from train.examples import Encoded, Example, Loaded
-from train.recipe import Data
+from train.sections import Data
 
 if TYPE_CHECKING:
     pass

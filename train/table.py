@@ -15,8 +15,8 @@ from core.command import command_line
 from core.errors import TrainError
 from core.hub import look_up, offline
 from train.cells import cell_text, without_entities
-from train.recipe import Data
 from train.row_files import ENDINGS, is_data_file, read_rows
+from train.sections import Data
 
 Row = Mapping[str, Any]
 

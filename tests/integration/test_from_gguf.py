@@ -28,7 +28,7 @@ from core.gguf_model import read_gguf
 from tests.integration.merge_bases import changed
 from tests.integration.tiny_models import tokenizer_of, vocabulary
 from train.base import find_base
-from train.recipe import Model
+from train.sections import Model
 
 ROOT = Path(__file__).resolve().parents[2]
 # Byte-level vocabularies of llama.cpp, one for each rule of cutting text into words.

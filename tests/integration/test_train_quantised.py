@@ -20,7 +20,8 @@ from train.examples import Encoded, Example
 from train.generate import greedy
 from train.labels import encode
 from train.model import Adapted, load_base
-from train.recipe import Model, Recipe
+from train.recipe import Recipe
+from train.sections import Model
 from train.trainer import Report, SFTTrainer
 
 CPU = torch.device("cpu")

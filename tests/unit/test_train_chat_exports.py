@@ -11,7 +11,7 @@ import pytest
 
 from train.data import load_examples
 from train.examples import Loaded
-from train.recipe import Data
+from train.sections import Data
 
 CHAT = [("user", "Hello"), ("assistant", "Hi there"), ("user", "And now?"), ("assistant", "Now this.")]
 WANTED = [{"role": role, "content": text} for role, text in CHAT]

@@ -14,7 +14,8 @@ from train.control_tokens import settle
 from train.data_report import marked, notes, rows
 from train.examples import Encoded, Example, Loaded
 from train.labels import encode
-from train.recipe import Data, Recipe
+from train.recipe import Recipe
+from train.sections import Data
 from train.split import Prepared, Splits
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from core.errors import TrainError
 from train.data import load_examples
-from train.recipe import RECIPES, Data
+from train.recipe import RECIPES
+from train.sections import Data
 
 
 def write(folder: Path, name: str, text: str) -> str:

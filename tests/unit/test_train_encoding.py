@@ -16,7 +16,8 @@ from train import encoding
 from train.data import load_examples, prepare
 from train.data_report import harmless
 from train.examples import Example
-from train.recipe import RECIPES, Data, Recipe
+from train.recipe import RECIPES, Recipe
+from train.sections import Data
 from train.split import NAMES, Prepared
 
 QUOTES = RECIPES / "quotes.jsonl"

@@ -11,7 +11,7 @@ import pytest
 from core.errors import TrainError
 from train.data import load_examples, lost
 from train.examples import Example, Loaded
-from train.recipe import Data
+from train.sections import Data
 from train.turns import TOOLS_USED
 
 HELLO = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}]

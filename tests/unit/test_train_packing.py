@@ -13,7 +13,7 @@ import pytest
 
 from train.batches import IGNORED, MEGA, Batch, Order, collate, in_order, pack
 from train.examples import Encoded
-from train.recipe import Sft
+from train.sections import Sft
 
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed; run: make test")
 st = hypothesis.strategies

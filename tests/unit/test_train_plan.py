@@ -14,7 +14,8 @@ from transformers import LlamaConfig, Phi3Config, Qwen2Config, Starcoder2Config
 from bench.train_models import CONFIGS as SHAPES
 from train.forecast import HALF, INT8, NF4, NF4_DOUBLE, by_hand, flops_per_token, forecast, settle, unfused
 from train.model import linears, targets, trainable
-from train.recipe import RECIPES, Lora, Recipe, load_recipe
+from train.recipe import RECIPES, Recipe, load_recipe
+from train.sections import Lora
 from train.shape import GPUS, Load, Shape, gpu_of, shape_of
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
@@ -53,9 +54,7 @@ def recipe_of(**sections: Any) -> Recipe:
 
 
 def adapter(shape: Shape, **lora: Any) -> int:
-    settings = Lora(**lora)
-    names, _ = targets(settings.target_modules, shape.linears)
-    return trainable(settings, shape.linears, names)
+    return trainable(Lora(**lora), shape.linears)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

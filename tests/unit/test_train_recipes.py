@@ -10,7 +10,8 @@ import yaml
 from core.errors import TrainError
 from train.batches import Order
 from train.examples import Encoded
-from train.recipe import RECIPES, Sft, load_recipe
+from train.recipe import RECIPES, load_recipe
+from train.sections import Sft
 
 FILES = sorted(RECIPES.glob("*.yaml"))
 FAITHFUL = [path for path in FILES if path.stem.endswith("-faithful")]

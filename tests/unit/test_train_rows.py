@@ -15,7 +15,7 @@ from core.errors import TrainError
 from train.cells import cell_text, empty, missing
 from train.data import load_examples, lost
 from train.examples import Loaded
-from train.recipe import Data
+from train.sections import Data
 from train.split import split_examples
 
 USER, REPLY = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}

@@ -6,7 +6,7 @@ import pytest
 
 from core.errors import TrainError
 from train.examples import Example
-from train.recipe import Data
+from train.sections import Data
 from train.split import NAMES, split_examples, split_of
 
 

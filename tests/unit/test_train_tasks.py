@@ -11,7 +11,8 @@ import pytest
 from core.errors import TrainError
 from train.data import load_examples, lost
 from train.examples import Loaded
-from train.recipe import RECIPES, Data
+from train.recipe import RECIPES
+from train.sections import Data
 from train.tasks import sms
 from train.tasks.quotes import clean_author, clean_quote
 

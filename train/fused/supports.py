@@ -51,13 +51,28 @@ def fits(model: Any) -> bool:
 def setting(recipe: Recipe) -> str:
     """The recipe's key that `Stack` can't do; empty if it does all that the recipe asks for."""
     lora, eight_bits = recipe.lora, recipe.bnb is not None and recipe.bnb.load_in_8bit
+    of_base = recipe.bnb.passed() if recipe.bnb else {}
     keys = {
         "BitsAndBytesConfig.load_in_8bit": eight_bits,
         "SFTConfig.fp16": recipe.sft.fp16,
         "LoraConfig.lora_dropout": lora.lora_dropout,
         "LoraConfig.use_dora": lora.use_dora,
+        # Weights that those kernels don't read, or layers that aren't alike
+        "BitsAndBytesConfig.bnb_4bit_quant_storage": of_base.get("bnb_4bit_quant_storage")
+        not in (None, "uint8"),
+        "BitsAndBytesConfig.llm_int8_skip_modules": of_base.get("llm_int8_skip_modules"),
+        "LoraConfig.modules_to_save": lora.modules_to_save,
+        "LoraConfig.rank_pattern": lora.rank_pattern,
+        "LoraConfig.exclude_modules": lora.exclude_modules,
+        "LoraConfig.layers_to_transform": lora.layers_to_transform is not None,
+        "LoraConfig.target_modules, by layer,": _by_layer(lora.target_modules),
     }
     return next((key for key, wanted in keys.items() if wanted), "")
+
+
+def _by_layer(wanted: list[str] | str) -> bool:
+    """Whether target modules may be other ones from layer to layer: paths, or an expression."""
+    return wanted != "all-linear" if isinstance(wanted, str) else any("." in name for name in wanted)
 
 
 def allows(recipe: Recipe) -> bool:

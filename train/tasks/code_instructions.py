@@ -27,7 +27,7 @@ from core.machine import thread_count
 from train.cells import NO_VALUE
 from train.examples import Example, Loaded
 from train.formats import add_once, instruction_turns
-from train.recipe import Data
+from train.sections import Data
 from train.table import Table, group_of, text_of
 from train.tasks.code_worker import PASSED, TIME_LIMIT_S
 from train.tasks.scored import Scored

@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Any
 
 from train.examples import Example, Loaded
-from train.recipe import Data
+from train.sections import Data
 from train.table import Row, Table, group_of, text_of
 
 COLUMNS = ("message_id", "parent_id", "text", "role", "rank", "lang", "message_tree_id")

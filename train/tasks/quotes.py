@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from train.examples import Example, Loaded
-from train.recipe import Data
+from train.sections import Data
 from train.table import Table, group_of, text_of
 from train.tasks.scored import Scored, prompt_of, sample
 

@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 
 from core.errors import TrainError
 from train.examples import Example, Loaded
-from train.recipe import Data
+from train.sections import Data
 from train.table import Row, Table, group_of, text_of
 from train.tasks.scored import Scored, prompt_of
 

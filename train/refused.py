@@ -1,0 +1,170 @@
+"""Upstream's keywords and values that a recipe can't set, each with its reason; all others of theirs work.
+
+`tests/unit/test_train_upstream.py` holds this table against the classes that are installed.
+"""
+
+from __future__ import annotations
+
+_BF16 = "training is in bf16 unless SFTConfig.fp16: true is said; leave it out"
+_CHECKPOINTS = (
+    "a checkpoint is kept at each evaluation (SFTConfig.eval_steps) and every save_minutes, a key beside "
+    "SFTConfig; leave it out"
+)
+_BEST = "the adapter with the lowest validation loss is always the one that is kept; leave it out"
+_VALIDATION = "validation is every SFTConfig.eval_steps, or once an epoch; leave it out"
+_VALIDATED = "what validation gives is the loss, summed over all tokens; leave it out"
+_FOLDER = "a run's folder is outputs/<name>: say name: here, or --name and --root when it is started"
+_MEMORY = "say memory: lean, beside SFTConfig, to compute again what would take memory"
+_TEMPLATE = "the base's own chat template and tokens are used, as in the chat; leave it out"
+_CHOSEN = "that is chosen for the model and the machine; leave it out"
+_LAUNCH = "for several GPUs, start it with accelerate launch; leave it out"
+_LOADED = "rows are tokens in memory before the first step, so nothing is loaded beside it; leave it out"
+_LOGGED = "a line is logged every SFTConfig.logging_steps; leave it out"
+_SAMPLED = (
+    "rows are shuffled by SFTConfig.seed; say SFTConfig.group_by_length: true to put like lengths together"
+)
+_PACKED = "say SFTConfig.packing; rows are packed whole, and no token is padding"
+_TRAINED = "say SFTConfig.assistant_only_loss: true trains the answers only, false the whole chat"
+_COLUMNS = "formats are known by their columns: rename them in the data, or say data.task"
+_LOSS = "the loss is the negative log likelihood, from the trained positions only; leave it out"
+_UPLOAD = "nothing is uploaded by training; leave it out"
+_CODE = "code that comes with a model is never run; leave it out"
+_BY_BASE = "it changes the base's own weights, and the merge is on the base as published; leave it out"
+_BASE_STAYS = "the base stays as it was loaded, since other runs of a sweep share it; leave it out"
+_UNMERGED = "a merge into the base can't express it; leave it out"
+_SELF = "it is written by the program itself; leave it out"
+_OTHER_LAYERS = "it is for other layers than a language model's linear ones; leave it out"
+
+# Of each section: what is said, and the keys, apart by spaces, to which it is the answer.
+_SAID: dict[str, list[tuple[str, str]]] = {
+    "SFTConfig": [
+        (_BF16, "bf16 bf16_full_eval fp16_full_eval tf32"),
+        (
+            _CHECKPOINTS,
+            """save_only_model save_strategy save_steps save_on_each_node save_total_limit
+            enable_jit_checkpoint""",
+        ),
+        (_BEST, "load_best_model_at_end metric_for_best_model greater_is_better"),
+        (_VALIDATION, "eval_strategy eval_delay eval_on_start do_train do_eval do_predict"),
+        (
+            _VALIDATED,
+            """prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps
+            include_for_metrics batch_eval_metrics label_names""",
+        ),
+        (_FOLDER, "output_dir run_name"),
+        (
+            _MEMORY,
+            """activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing_kwargs
+            activation_offloading auto_find_batch_size torch_empty_cache_steps""",
+        ),
+        (_TEMPLATE, "chat_template_path eos_token pad_token"),
+        (
+            _CHOSEN,
+            """use_cpu use_cache use_liger_kernel liger_kernel_config torch_compile torch_compile_backend
+            torch_compile_mode accelerator_config debug full_determinism""",
+        ),
+        (
+            _LAUNCH,
+            """deepspeed fsdp fsdp_config parallelism_config local_rank ddp_backend ddp_timeout
+            ddp_find_unused_parameters ddp_broadcast_buffers ddp_static_graph
+            average_tokens_across_devices""",
+        ),
+        (
+            _LOADED,
+            """dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_in_order
+            dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context
+            dataset_num_proc dataset_kwargs remove_unused_columns""",
+        ),
+        (
+            _LOGGED,
+            """logging_strategy log_on_each_node logging_nan_inf_filter include_num_input_tokens_seen
+            log_level log_level_replica disable_tqdm skip_memory_metrics""",
+        ),
+        (_SAMPLED, "train_sampling_strategy length_column_name data_seed shuffle_dataset"),
+        (_PACKED, "packing_strategy padding_free eval_packing pad_to_multiple_of truncation_mode"),
+        (_TRAINED, "completion_only_loss"),
+        (_COLUMNS, "dataset_text_field"),
+        (_LOSS, "loss_type label_smoothing_factor router_aux_loss_coef"),
+        (
+            "its noise is scaled by a row's length, and a packed row holds many texts; leave it out",
+            "neftune_noise_alpha",
+        ),
+        ("GaLore and APOLLO, which it is for, are for full training; leave it out", "optim_target_modules"),
+        (
+            _UPLOAD,
+            """push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push
+            hub_revision""",
+        ),
+        (
+            "say --resume when it is started, which goes on with everything as it was; leave it out",
+            "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint",
+        ),
+        (_CODE, "trust_remote_code"),
+        ("say model.base_model, model.revision and model.dtype", "model_init_kwargs"),
+    ],
+    "LoraConfig": [
+        (_SELF, "task_type peft_type auto_mapping peft_version inference_mode runtime_config"),
+        ("say model.base_model and model.revision", "base_model_name_or_path revision"),
+        (_BASE_STAYS, "bias lora_bias"),
+        (_BY_BASE, "loftq_config eva_config corda_config lora_ga_config kasa_config layer_replication"),
+        (
+            _UNMERGED,
+            """alora_invocation_tokens use_qalora qalora_group_size monteclora_config target_parameters
+            use_bdlora arrow_config trainable_token_indices""",
+        ),
+        (_OTHER_LAYERS, "fan_in_fan_out megatron_config megatron_core"),
+        ("the backward pass of its adapters is another than theirs here; leave it out", "velora_config"),
+        (
+            "modules_to_save can't hold an embedding that is tied to the head; leave it out",
+            "ensure_weight_tying",
+        ),
+    ],
+    "BitsAndBytesConfig": [
+        (_BF16, "bnb_4bit_compute_dtype"),
+        ("the base is on one device; leave it out", "llm_int8_enable_fp32_cpu_offload"),
+        (
+            "it keeps 16-bit weights: leave BitsAndBytesConfig out to train on such",
+            "llm_int8_has_fp16_weight",
+        ),
+    ],
+}
+REFUSED: dict[str, dict[str, str]] = {
+    section: {key: said for said, keys in answers for key in keys.split()}
+    for section, answers in _SAID.items()
+}
+
+_FULL = (
+    "it is for training all of a model, and an adapter is small already; leave it out for adamw_torch_fused"
+)
+_OWN_MODE = "it needs its weights switched for each evaluation and checkpoint, which isn't done here"
+_VALIDATED_BY = (
+    "it waits for upstream's own evaluation, which isn't what validates here; say cosine or linear"
+)
+# What the values of a key begin with, and why they are refused.
+VALUES: dict[str, dict[str, str]] = {
+    "optim": {
+        **dict.fromkeys(("galore", "apollo", "lomo", "adalomo"), _FULL),
+        "schedule_free": _OWN_MODE,
+        "adamw_torch_xla": "it is for TPUs",
+        "adamw_torch_npu": "it is for Ascend's NPUs",
+    },
+    "lr_scheduler_type": {"reduce_lr_on_plateau": _VALIDATED_BY, "greedy": _VALIDATED_BY},
+    "init_lora_weights": dict.fromkeys(
+        ("pissa", "loftq", "olora", "corda", "eva", "mica", "lora_ga"),
+        "changes the base's weights too, or starts from them: it survives neither NF4 nor the merge on the "
+        "original base; leave it out, or use use_rslora or use_dora",
+    ),
+}
+
+
+def why_not(key: str, value: object) -> str | None:
+    """Why a value of a key is refused; None if it isn't."""
+    starts = VALUES.get(key, {})
+    return next(
+        (why for start, why in starts.items() if isinstance(value, str) and value.startswith(start)), None
+    )
+
+
+def reason(key: str) -> str | None:
+    """Why a keyword of any of upstream's classes is refused; None if none refuses it."""
+    return next((keys[key] for keys in REFUSED.values() if key in keys), None)
