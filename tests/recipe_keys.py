@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from train.recipe import SECTIONS, Recipe
-from train.sections import Section
+from train.refused import REFUSED, VALUES
+from train.sections import Section, Upstream
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
 BEGIN, END = "<!-- keys: python -m tests.recipe_keys -->\n", "<!-- end of keys -->"
@@ -20,7 +21,21 @@ BEGIN, END = "<!-- keys: python -m tests.recipe_keys -->\n", "<!-- end of keys -
 def tables() -> str:
     """Markdown with one table for each section, and one for the keys beside them."""
     parts = [_table(f"`{name}`", section) for name, section in SECTIONS.items()]
-    return "\n".join([*parts, _table("Beside the sections", Recipe)])
+    return "\n".join([*parts, _table("Beside the sections", Recipe), _refused()])
+
+
+def _refused() -> str:
+    """Upstream's keywords that can't be set, together where the reason is the same."""
+    rows = ["**Of upstream's, can't be set**", "", "| keys | |", "|---|---|"]
+    for section, keys in REFUSED.items():
+        for reason in dict.fromkeys(keys.values()):
+            names = ", ".join(f"`{key}`" for key, why in keys.items() if why == reason)
+            rows.append(f"| {section}: {names} | {reason} |")
+    for key, values in VALUES.items():
+        for reason in dict.fromkeys(values.values()):
+            names = ", ".join(f"`{value}...`" for value, why in values.items() if why == reason)
+            rows.append(f"| `{key}`: {names} | {reason} |")
+    return "\n".join(rows) + "\n"
 
 
 def _table(title: str, section: type[Section]) -> str:
@@ -30,7 +45,9 @@ def _table(title: str, section: type[Section]) -> str:
         if field.alias in SECTIONS or name in SECTIONS:
             continue
         default = "(must be given)" if field.is_required() else _said(field.get_default())
-        rows.append(f"| `{name}` | {_values(field.annotation)} | {default} | {comments.get(name, '')} |")
+        theirs = issubclass(section, Upstream) and name in section.rest
+        comment = comments.get(name, "upstream's" if theirs else "")
+        rows.append(f"| `{name}` | {_values(field.annotation)} | {default} | {comment} |")
     return "\n".join(rows) + "\n"
 
 
@@ -44,7 +61,7 @@ def _values(annotation: Any) -> str:
     """A type in words: its choices, or what kind of value it takes."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return ", ".join(f"`{choice}`" for choice in inside)
+        return ", ".join(_said(choice) or "`false`" for choice in inside)
     if origin is Annotated:
         return _values(inside[0])
     if origin in (Union, types.UnionType):

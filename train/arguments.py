@@ -16,7 +16,6 @@ from core.errors import TrainError
 from train.recipe import Recipe
 from train.sections import warmup_steps
 
-PROJECT = "tune2chat"  # what trackers call all runs of this program together
 # Only CUDA has memory to be paged; the names of the same without.
 UNPAGED = {"paged_adamw_8bit": "adamw_bnb_8bit", "paged_adamw_32bit": "adamw_torch"}
 # What libraries raise for a setting that they don't take.
@@ -29,7 +28,7 @@ def arguments(recipe: Recipe, steps: int, folder: Path, device: torch.device) ->
     sft, cpu = recipe.sft, device.type == "cpu"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # its callback takes no other way
     optim = UNPAGED.get(sft.optim, sft.optim.removeprefix("paged_")) if cpu else sft.optim
-    given = {"project": PROJECT} | sft.passed()
+    given = {"project": sft.project} | sft.passed()
     made = SFTConfig(
         **given,
         output_dir=str(folder),

@@ -257,6 +257,8 @@ def _listed(value: Any) -> Any:
 class Sft(Upstream):
     """The training itself."""
 
+    rest: ClassVar[frozenset[str]] = frozenset({"project"})
+
     max_length: Annotated[int, Field(gt=7)] = 2048  # tokens of a block; a longer chat is left out and counted
     packing: bool = True
     assistant_only_loss: bool = True
@@ -279,6 +281,7 @@ class Sft(Upstream):
     eval_steps: Steps | None = None  # and checkpoints; otherwise once an epoch
     early_stopping_patience: Above0 | None = None  # evaluations without a lower loss
     report_to: list[str] = []
+    project: str = "tune2chat"  # what trackers call all runs together
     seed: Seed = 0
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, Phi3Config, Qwen2Config, Starcoder2Config
 
 from bench.train_models import CONFIGS as SHAPES
 from train.forecast import HALF, INT8, NF4, NF4_DOUBLE, by_hand, flops_per_token, forecast, settle, unfused
-from train.model import linears, targets, trainable
+from train.model import linears, lora_config, others, targets, trainable
 from train.recipe import RECIPES, Recipe, load_recipe
 from train.sections import Lora
 from train.shape import GPUS, Load, Shape, gpu_of, shape_of
@@ -90,8 +90,18 @@ def test_adapters_of_the_other_seeds(
     assert adapter(shapes[name], **lora) == count
 
 
-@pytest.mark.parametrize("use_dora", [False, True])
-def test_what_is_counted_is_what_peft_makes(use_dora: bool) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 2, r"layers\.1\..*down_proj": 8}, "use_dora": True},
+        {"target_modules": ["q_proj", "mlp.up_proj"], "layers_to_transform": [1]},
+        {"target_modules": r".*\.0\..*(q|v)_proj"},
+        {"exclude_modules": ["k_proj"], "modules_to_save": ["norm", "embed_tokens"]},
+    ],
+)
+def test_what_is_counted_is_what_peft_makes(settings: dict[str, Any]) -> None:
     import peft
     from transformers import LlamaForCausalLM
 
@@ -99,11 +109,10 @@ def test_what_is_counted_is_what_peft_makes(use_dora: bool) -> None:
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
     )
     model = LlamaForCausalLM(config)
-    lora = Lora(r=4, use_dora=use_dora)
-    there = linears(model)
-    names, _ = targets("all-linear", there)
-    made = peft.get_peft_model(model, peft.LoraConfig(r=4, use_dora=use_dora, target_modules=names))
-    assert made.get_nb_trainable_parameters()[0] == trainable(lora, there, names)
+    lora = Lora(**{"r": 4} | settings)
+    there, beside = linears(model), others(model)
+    made = peft.get_peft_model(model, lora_config(lora, there))
+    assert made.get_nb_trainable_parameters()[0] == trainable(lora, there, beside)
 
 
 def test_bytes_of_a_weight() -> None:
