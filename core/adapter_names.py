@@ -13,7 +13,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,14 @@ def name_for_whole(folder: Path) -> None:
     """Rewrite in place the adapter of a text model alone as one for the whole model."""
     save_file(_renamed(load_file(folder / WEIGHTS), whole_name), folder / WEIGHTS, {"format": "pt"})
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if isinstance(names := config.get("target_modules"), list):
+    names = config.get("target_modules")
+    if isinstance(names, str) or config.get("layers_to_transform") is not None:  # said by the text's names
+        config |= {
+            "target_modules": _modules(load_file(folder / WEIGHTS)),
+            "layers_to_transform": None,
+            "layers_pattern": None,
+        }
+    elif isinstance(names, list):
         inside = re.escape(INSIDE)
         config["target_modules"] = rf"{inside}(.*\.)?({'|'.join(map(re.escape, sorted(names)))})"
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -84,9 +91,13 @@ def copy_for_text(folder: Path, out: Path) -> None:
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns(WEIGHTS))
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    modules = {name.removeprefix(PEFT).partition(".lora_")[0] for name in tensors if ".lora_" in name}
-    config["target_modules"] = sorted({name.rpartition(".")[2] for name in modules})
+    config["target_modules"] = sorted({name.rpartition(".")[2] for name in _modules(tensors)})
     (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    """The modules that have an adapter, by the names of an adapter's tensors."""
+    return sorted({name.removeprefix(PEFT).partition(".lora_")[0] for name in names if ".lora_" in name})
 
 
 def _renamed(

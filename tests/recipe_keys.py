@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from train.recipe import SECTIONS, Recipe
 from train.refused import REFUSED, VALUES
-from train.sections import Section, Upstream
+from train.upstream import Section, Upstream
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
 BEGIN, END = "<!-- keys: python -m tests.recipe_keys -->\n", "<!-- end of keys -->"

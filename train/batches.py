@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from train.examples import Encoded
-from train.sections import Sft
+from train.sections import Sft, steps_of
 
 MEGA = 50  # batches that are sorted together by group_by_length, as in transformers' trainer_pt_utils.py
 
@@ -40,6 +40,11 @@ class Order:
         if self.sft.max_steps > 0:
             return self.sft.max_steps
         return max(1, math.ceil(self.steps_per_epoch * self.sft.num_train_epochs))
+
+    @property
+    def steps_per_evaluation(self) -> int:
+        """Steps from one evaluation to the next."""
+        return steps_of(self.sft.eval_steps or self.steps_per_epoch, self.steps)
 
     def step(self, number: int) -> list[Batch]:
         """This process's micro-batches of step `number`, which begins at 0."""

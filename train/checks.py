@@ -12,7 +12,7 @@ from core.errors import TrainError
 from core.patterns import is_match
 from core.tokenizer import ChatTokenizer
 from train.examples import Encoded
-from train.model import Linears, adapted_layers, targets
+from train.layers import Linears, adapted_layers, targets
 from train.recipe import Recipe
 from train.sections import Sft, warmup_steps
 from train.split import Prepared

@@ -16,7 +16,8 @@ from train import data_report, forecast
 from train import folder as files
 from train.batches import Order
 from train.data import load_file, prepare
-from train.model import Adapted, adapted_layers
+from train.layers import adapted_layers
+from train.model import Adapted
 from train.paths import read_yaml
 from train.recipe import Recipe, parse
 from train.run import Run, load_of

@@ -12,7 +12,7 @@ import torch
 
 from train import plan_plain, plan_stack
 from train.fused.supports import allows, lacking, setting
-from train.model import trainable
+from train.layers import trainable
 from train.recipe import Recipe
 from train.shape import Gpu, Load, Shape
 

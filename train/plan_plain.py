@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from train.layers import Linears, adapted_layers
 from train.loss import chunk
-from train.model import Linears, adapted_layers
 from train.recipe import Recipe
 from train.shape import ATTENTION_IN, MLP_IN, Gpu, Load, Shape
 

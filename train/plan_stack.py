@@ -7,8 +7,8 @@ are taken to reach the same shares of their rates, with FlashAttention 2, and th
 
 from __future__ import annotations
 
+from train.layers import adapted_layers
 from train.loss import chunk
-from train.model import adapted_layers
 from train.recipe import Recipe
 from train.shape import ATTENTION_IN, MLP_IN, Gpu, Load, Shape
 

@@ -20,7 +20,8 @@ from core.errors import TrainError
 from train.foreign_keys import instead
 from train.paths import ROOT, find_file, located, read_yaml
 from train.refused import REFUSED, why_not
-from train.sections import BitsAndBytes, Data, Gptq, Lora, Model, Section, Sft
+from train.sections import BitsAndBytes, Data, Gptq, Lora, Model, Sft
+from train.upstream import Section
 
 MANY = 6  # choices, from which on the nearest is named
 RECIPES = Path(__file__).with_name("recipes")
@@ -163,7 +164,7 @@ def _choice_instead(error: Mapping[str, Any]) -> str:
         return ""
     near = difflib.get_close_matches(str(given).lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{given!r} is none of its values; {hint}known are {', '.join(known)}"
+    return f"{given!r} is none of its values; {hint}known are {', '.join(map(repr, known))}"
 
 
 def _known_instead(place: tuple[int | str, ...]) -> str:

@@ -19,7 +19,8 @@ from train.checks import check_reading
 from train.data import lost
 from train.evaluation import Progress, evaluate
 from train.examples import Encoded
-from train.model import Adapted, trainable
+from train.layers import trainable
+from train.model import Adapted
 from train.recipe import Recipe
 from train.session import Base, Session, device_of
 from train.shape import Gpu, Load, gpu_of

@@ -10,26 +10,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
-    create_model,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from core.patterns import complicated
-from train.refused import REFUSED, why_not
-from train.upstream import choices, keywords, trackers
+from train.refused import why_not
+from train.upstream import Section, Upstream, of, trackers
 
 Task = Literal["auto", "quotes", "oasst1", "code", "sms"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -54,63 +48,6 @@ def _checkpointed(value: Any) -> Any:
 Steps = Annotated[float, Field(gt=0), AfterValidator(_whole)]
 StepsOr0 = Annotated[float, Field(ge=0), AfterValidator(_whole)]
 Checkpointing = Annotated[Literal["none", "full"] | None, BeforeValidator(_checkpointed)]
-
-
-class Section(BaseModel):
-    """Frozen, and closed: an unknown key is an error, and so are NaN and infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-class Upstream(Section):
-    """A section that is upstream's class; what nobody set of its rest isn't written, hashed or passed on."""
-
-    rest: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def _set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        unset = {name for name in self.rest if getattr(self, name) == type(self).model_fields[name].default}
-        return {name: value for name, value in handler(self).items() if name not in unset}
-
-    def passed(self) -> dict[str, Any]:
-        """What was set of upstream's keywords that the program doesn't read itself."""
-        return {name: value for name, value in self.model_dump().items() if name in self.rest}
-
-
-Kind = TypeVar("Kind", bound=Upstream)
-
-
-def of(upstream: str, **bounds: Any) -> Callable[[type[Kind]], type[Kind]]:
-    """A decorator that adds what the class of that name has beside the keys that are there.
-
-    `bounds`: types that are narrower than upstream's, or those of keys whose type the source doesn't say.
-    """
-
-    def extended(section: type[Kind]) -> type[Kind]:
-        fields: dict[str, Any] = {}
-        for name, keyword in keywords(upstream).items():
-            if name in REFUSED[upstream]:
-                continue
-            ours = section.model_fields.get(name)
-            kind = bounds.get(name, keyword.kind)
-            if keyword.choices:
-                kind = Literal[tuple(value for value in choices(keyword.choices) if not why_not(name, value))]
-            if ours is None:
-                fields[name] = (kind, keyword.default)
-            elif keyword.choices or name in bounds:
-                fields[name] = (kind, ours.default)
-        made: Any = create_model(
-            section.__name__,
-            __base__=section,
-            __module__=section.__module__,
-            __doc__=section.__doc__,
-            **fields,
-        )
-        made.rest = section.rest | (fields.keys() - section.model_fields.keys())
-        result: type[Kind] = made
-        return result
-
-    return extended
 
 
 class Model(Section):
@@ -138,13 +75,13 @@ class Data(Section):
     path: str  # a hub name or a file: .jsonl, .json, .csv, .tsv or .parquet
     license: str = "unknown"
     task: Task = "auto"  # `auto` finds out by the columns
-    columns: dict[str, str] = {}  # a format's column and the data's, where they differ: {prompt: question}
+    columns: dict[str, str] = Field({})  # a format's column and the data's where it is another
     format: Literal["chat", "text"] = "chat"  # `text` is the row's own string, without a template or an end
     unescape_html: bool = False  # `&quot;` in the rows is a quotation mark
     name: str | None = None
     revision: str | None = None
     split: str = "train"
-    lang: list[str] = []  # oasst1 only; all languages if empty
+    lang: list[str] = Field([])  # oasst1 only; all languages if empty
     group_by: str | None = None  # the column whose rows stay together when splitting
     validation: Share = 0.1
     test: Share = 0.1
@@ -189,8 +126,8 @@ class Lora(Upstream):
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
-    rank_pattern: dict[Pattern, Above0] = {}  # another r where an expression matches a layer's name
-    alpha_pattern: dict[Pattern, Positive] = {}  # and another lora_alpha
+    rank_pattern: dict[Pattern, Above0] = Field({})  # another r where an expression matches a layer's name
+    alpha_pattern: dict[Pattern, Positive] = Field({})  # and another lora_alpha
     modules_to_save: list[Pattern] | None = None  # trained whole, beside the adapter: norms, embeddings
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[Annotated[int, Field(ge=0)]] | Annotated[int, Field(ge=0)] | None = None
@@ -280,7 +217,7 @@ class Sft(Upstream):
     logging_steps: Steps = 10
     eval_steps: Steps | None = None  # and checkpoints; otherwise once an epoch
     early_stopping_patience: Above0 | None = None  # evaluations without a lower loss
-    report_to: list[str] = []
+    report_to: list[str] = Field([])
     project: str = "tune2chat"  # what trackers call all runs together
     seed: Seed = 0
 

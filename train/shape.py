@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from train.attention import heads_of
 from train.fused.supports import obstacle
-from train.model import Linears, linears, others
+from train.layers import Linears, linears, others
 
 # The layers that a decoder layer's two norms feed, by the names of all families.
 ATTENTION_IN, MLP_IN = ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", "gate_up_proj")

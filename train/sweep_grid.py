@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError
 from core.errors import TrainError
 from train.paths import ROOT, find_file, located, read_yaml
 from train.recipe import Recipe, changed, load_recipe, sentence
-from train.sections import Lora, Section, Seed
+from train.sections import Lora, Seed
+from train.upstream import Section
 
 SWEEPS = Path(__file__).with_name("sweeps")
 FEWEST_SEEDS = 3

@@ -31,7 +31,6 @@ from train.examples import Encoded
 from train.folder import disk_errors
 from train.model import Adapted
 from train.recipe import Recipe
-from train.sections import steps_of
 from train.stops import on_stop
 
 PROGRESS = "progress.json"  # in a checkpoint, beside transformers' files
@@ -135,8 +134,7 @@ class SFTTrainer(Upstream):
     @property
     def _due(self) -> bool:
         """Whether this step is followed by an evaluation."""
-        step, asked = self.progress.step, self.recipe.sft.eval_steps
-        every = steps_of(asked, self.order.steps) if asked else self.order.steps_per_epoch
+        step, every = self.progress.step, self.order.steps_per_evaluation
         return step > 0 and (step % every == 0 or step == self.order.steps)
 
     def _note(self, number: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""The keywords of upstream's config classes, read from their source: importing them would import torch.
+"""Sections that take the keywords of upstream's config classes, read from their source, without torch.
 
 A class's fields are those of the classes in `SOURCES`, parents first. Types and defaults are what the source
 says; what isn't a plain type or a plain value there is `Any` and `UNSAID`.
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, ClassVar, Literal, Optional, TypeVar, Union
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, create_model, model_serializer
+
+from train.refused import REFUSED, why_not
 
 Source = tuple[str, str, str]  # package, file, class
 
@@ -126,3 +130,60 @@ def _read(package: str, file: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"{package} isn't installed: pip install -r train/requirements.txt")
     return (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
+
+
+class Section(BaseModel):
+    """Frozen, and closed: an unknown key is an error, and so are NaN and infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class Upstream(Section):
+    """A section that is upstream's class; what nobody set of its rest isn't written, hashed or passed on."""
+
+    rest: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unset = {name for name in self.rest if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in unset}
+
+    def passed(self) -> dict[str, Any]:
+        """What was set of upstream's keywords that the program doesn't read itself."""
+        return {name: value for name, value in self.model_dump().items() if name in self.rest}
+
+
+Kind = TypeVar("Kind", bound=Upstream)
+
+
+def of(upstream: str, **bounds: Any) -> Callable[[type[Kind]], type[Kind]]:
+    """A decorator that adds what the class of that name has beside the keys that are there.
+
+    `bounds`: types that are narrower than upstream's, or those of keys whose type the source doesn't say.
+    """
+
+    def extended(section: type[Kind]) -> type[Kind]:
+        fields: dict[str, Any] = {}
+        for name, keyword in keywords(upstream).items():
+            if name in REFUSED[upstream]:
+                continue
+            ours = section.model_fields.get(name)
+            kind = bounds.get(name, keyword.kind)
+            if keyword.choices:
+                kind = Literal[tuple(value for value in choices(keyword.choices) if not why_not(name, value))]
+            if ours is None:
+                fields[name] = (kind, keyword.default)
+            elif keyword.choices or name in bounds:
+                fields[name] = (kind, ours.default)
+        made: Any = create_model(
+            section.__name__,
+            __base__=section,
+            __module__=section.__module__,
+            __doc__=section.__doc__,
+            **fields,
+        )
+        made.rest = section.rest | (fields.keys() - section.model_fields.keys())
+        result: type[Kind] = made
+        return result
+
+    return extended

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.optim import Lion8bit
+from bitsandbytes.optim import Lion
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from core.errors import TrainError
@@ -16,7 +16,8 @@ from train.arguments import check_arguments
 from train.batches import Order
 from train.checks import Checks, check_targets
 from train.examples import Encoded
-from train.model import Adapted, linears, load_base, others, trainable
+from train.layers import linears, others, trainable
+from train.model import Adapted, load_base
 from train.recipe import Recipe
 from train.trainer import SFTTrainer
 
@@ -66,7 +67,7 @@ def test_keywords_reach_the_real_trainer(base: Path, tmp_path: Path) -> None:
     assert (trainer.args.adam_beta2, trainer.args.lr_scheduler_kwargs) == (0.9, {"min_lr": 1e-4})
     optimizer: Any = trainer.optimizer
     optimizer = getattr(optimizer, "optimizer", optimizer)
-    assert isinstance(optimizer, Lion8bit)
+    assert isinstance(optimizer, Lion)
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.9)
     assert any(state["state1"].dtype == torch.uint8 for state in optimizer.state.values())
     assert [line["lr"] for line in lines if "lr" in line] == pytest.approx([1e-3, 5.5e-4])
@@ -77,7 +78,7 @@ def test_keywords_reach_the_real_trainer(base: Path, tmp_path: Path) -> None:
     assert [layer.lora_A["default"].out_features for layer in queries] == [64, 2]
     assert adapted.base.model.layers[0].self_attn.v_proj.scaling["default"] == 3 / 64
     count = sum(parameter.numel() for parameter in adapted.parameters_to_train())
-    assert count == trainable(recipe.lora, linears(adapted.base), {})
+    assert count == trainable(recipe.lora, linears(load_base(str(base), recipe, CPU)))
 
 
 def test_modules_saved_whole_are_trained_and_taken_off_again(base: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, Phi3Config, Qwen2Config, Starcoder2Config
 
 from bench.train_models import CONFIGS as SHAPES
 from train.forecast import HALF, INT8, NF4, NF4_DOUBLE, by_hand, flops_per_token, forecast, settle, unfused
-from train.model import linears, lora_config, others, targets, trainable
+from train.layers import linears, lora_config, others, targets, trainable
 from train.recipe import RECIPES, Recipe, load_recipe
 from train.sections import Lora
 from train.shape import GPUS, Load, Shape, gpu_of, shape_of
