@@ -155,7 +155,7 @@ def sentence(error: Mapping[str, Any]) -> str:
 
 
 def _choice_instead(error: Mapping[str, Any]) -> str:
-    """Why a choice of upstream's is refused, or the nearest where there are many; empty for others."""
+    """Why a choice of upstream's is refused, or the nearest of many; empty where there is neither."""
     keys, given = [part for part in error["loc"] if isinstance(part, str)], error["input"]
     if why := why_not(keys[-1], given):
         return f"{given!r} is refused: {why}"
@@ -163,8 +163,11 @@ def _choice_instead(error: Mapping[str, Any]) -> str:
     if len(known) < MANY:
         return ""
     near = difflib.get_close_matches(str(given).lower(), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{given!r} is none of its values; {hint}known are {', '.join(map(repr, known))}"
+    if not near:
+        return ""
+    return (
+        f"{given!r} is none of its values; did you mean {near[0]!r}? Known are {', '.join(map(repr, known))}"
+    )
 
 
 def _known_instead(place: tuple[int | str, ...]) -> str:

@@ -117,7 +117,7 @@ def test_keys_of_a_recipe(
 def test_all_mistakes_of_a_recipe_are_said_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write(tmp_path, "x", "y", LoraConfig={"r": 0, "alpha": 1}, SFTConfig={"optim": "sgd"})
+    recipe = write(tmp_path, "x", "y", LoraConfig={"r": 0, "alpha": 1}, SFTConfig={"optim": "lomo"})
     text = refusal(capsys, recipe, code=2)
     assert all(key in text for key in ("LoraConfig.r", "LoraConfig.alpha", "SFTConfig.optim"))
 
