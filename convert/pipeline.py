@@ -33,7 +33,7 @@ from convert.verify.run import chat_model, reference, verify
 from convert.without_code import copy_without_code
 from core.checkpoint import Checkpoint
 from core.errors import ConvertError
-from core.files import ADAPTER_CONFIG, read_json
+from core.files import ADAPTER_CONFIG, read_json, write_whole
 from core.gguf_model import read_gguf
 from core.gptq import open_checkpoint
 from core.progress import bar
@@ -65,7 +65,7 @@ class Pipeline:
                 f"{self.work} belongs to {owner.read_text(encoding='utf-8')!r}, which has the same name; "
                 "rename one of the two, or delete that folder"
             )
-        owner.write_text(str(path), encoding="utf-8")
+        write_whole(owner, str(path))
 
     def _stage(self, name: str, wanted: str, made: list[Path], work: Callable[[], Any]) -> Any:
         """Do `work` unless it was done with the same key; return what it returned then."""

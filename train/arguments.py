@@ -17,7 +17,11 @@ from train.recipe import Recipe
 from train.sections import warmup_steps
 
 # Only CUDA has memory to be paged; the names of the same without.
-UNPAGED = {"paged_adamw_8bit": "adamw_bnb_8bit", "paged_adamw_32bit": "adamw_torch"}
+UNPAGED = {
+    "paged_adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_32bit": "adamw_torch",
+    "paged_ademamix_32bit": "ademamix",
+}
 # What libraries raise for a setting that they don't take.
 REFUSES = (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 TRIED = 2**13  # weights: bitsandbytes keeps the states of less than 4,096 in 32 bit
@@ -28,7 +32,10 @@ def arguments(recipe: Recipe, steps: int, folder: Path, device: torch.device) ->
     sft, cpu = recipe.sft, device.type == "cpu"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # its callback takes no other way
     optim = UNPAGED.get(sft.optim, sft.optim.removeprefix("paged_")) if cpu else sft.optim
-    given = {"project": sft.project} | sft.passed()
+    given: dict[str, Any] = {
+        "project": sft.project,
+        "hub_private_repo": True,
+    } | sft.passed()  # of a tracker's Space
     made = SFTConfig(
         **given,
         output_dir=str(folder),
@@ -74,8 +81,9 @@ def check_arguments(recipe: Recipe, steps: int, folder: Path, device: torch.devi
         asked: Any = get_reporting_integration_callbacks  # untyped
         for callback in asked(list(sft.report_to)):
             callback()
-        key = f"optim {sft.optim}"
+        key = "its keywords"
         made = arguments(recipe, steps, folder, device)
+        key = f"optim {sft.optim}"
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(made)
         weight = torch.nn.Parameter(torch.zeros(TRIED // 64, 64, device=device))
         weight.grad = torch.zeros_like(weight)
@@ -89,5 +97,7 @@ def check_arguments(recipe: Recipe, steps: int, folder: Path, device: torch.devi
             steps,
             scheduler_specific_kwargs=sft.passed().get("lr_scheduler_kwargs"),
         )
+    except torch.OutOfMemoryError:
+        raise
     except REFUSES as error:
         raise TrainError(f"SFTConfig.{key}: {' '.join(str(error).split())[:400]}") from None

@@ -52,8 +52,9 @@ class Progress:
         overflowed = scaled and math.isfinite(loss)
         if not math.isfinite(loss) or not (math.isfinite(norm) or overflowed):
             raise TrainError(
-                f"the loss is {loss} and the gradient {norm} at step {self.step}: training broke. The best "
-                f"adapter so far is kept. Lower learning_rate ({learning_rate:g})"
+                f"the loss is {loss} and the gradient {norm} at step {self.step}: training broke. "
+                f"{'The best adapter so far is kept. ' if self.best_step else ''}"
+                f"Lower learning_rate ({learning_rate:g})"
             )
 
 

@@ -23,7 +23,7 @@ _SAID = {
     "the adapter with the lowest validation loss is always the one that is kept; leave it out": "save_best",
     "validation is every SFTConfig.eval_steps, or once an epoch; leave it out": """
         evaluation_strategy evals_per_epoch""",
-    "a run's folder is outputs/<name>: say name: here, or --name and --root when it is started": """
+    "a run's folder is outputs/NAME: say name: here, or --name and --root when it is started": """
         output logging_dir overwrite_output_dir project_name""",
     "say model.base_model": "model_name_or_path model_name model_id base pretrained_model checkpoint",
     "say data.path": "dataset datasets dataset_name dataset_path train_file train_data data_files data_path",

@@ -146,7 +146,7 @@ def _text_ids(tokenizer: ChatTokenizer, text: str, rendered: bool) -> list[int]:
 
 
 def cut(row: Encoded, example: Example, longest: int) -> Encoded:
-    """A plain text ends at `longest` tokens, as the seeds cut theirs; a chat stays whole, or is left out."""
+    """A plain text ends at `longest` tokens; a chat stays whole, or is left out."""
     if not example.text or example.prompt or len(row.ids) <= longest:
         return row
     return Encoded(row.ids[:longest], row.mask[:longest], [])

@@ -12,8 +12,8 @@ _CHECKPOINTS = (
 )
 _BEST = "the adapter with the lowest validation loss is always the one that is kept; leave it out"
 _VALIDATION = "validation is every SFTConfig.eval_steps, or once an epoch; leave it out"
-_VALIDATED = "what validation gives is the loss, summed over all tokens; leave it out"
-_FOLDER = "a run's folder is outputs/<name>: say name: here, or --name and --root when it is started"
+_VALIDATED = "what validation gives is the mean loss of all tokens; leave it out"
+_FOLDER = "a run's folder is outputs/NAME: say name: here, or --name and --root when it is started"
 _MEMORY = "say memory: lean, beside SFTConfig, to compute again what would take memory"
 _TEMPLATE = "the base's own chat template and tokens are used, as in the chat; leave it out"
 _CHOSEN = "that is chosen for the model and the machine; leave it out"
@@ -31,6 +31,7 @@ _UPLOAD = "nothing is uploaded by training; leave it out"
 _CODE = "code that comes with a model is never run; leave it out"
 _BY_BASE = "it changes the base's own weights, and the merge is on the base as published; leave it out"
 _BASE_STAYS = "the base stays as it was loaded, since other runs of a sweep share it; leave it out"
+_NO_BIAS = "neither the merge nor a LoRA in a GGUF has a place for an adapter's biases; leave it out"
 _UNMERGED = "a merge into the base can't express it; leave it out"
 _SELF = "it is written by the program itself; leave it out"
 _OTHER_LAYERS = "it is for other layers than a language model's linear ones; leave it out"
@@ -92,8 +93,8 @@ _SAID: dict[str, list[tuple[str, str]]] = {
         ("GaLore and APOLLO, which it is for, are for full training; leave it out", "optim_target_modules"),
         (
             _UPLOAD,
-            """push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push
-            hub_revision""",
+            """push_to_hub hub_token hub_model_id hub_strategy hub_always_push
+            hub_revision trackio_static_space_id""",
         ),
         (
             "say --resume when it is started, which goes on with everything as it was; leave it out",
@@ -105,13 +106,19 @@ _SAID: dict[str, list[tuple[str, str]]] = {
     "LoraConfig": [
         (_SELF, "task_type peft_type auto_mapping peft_version inference_mode runtime_config"),
         ("say model.base_model and model.revision", "base_model_name_or_path revision"),
-        (_BASE_STAYS, "bias lora_bias"),
-        (_BY_BASE, "loftq_config eva_config corda_config lora_ga_config kasa_config layer_replication"),
+        (_BASE_STAYS, "bias"),
+        (_NO_BIAS, "lora_bias"),
+        (
+            "it is for an init of LoRA that reads the data first, which isn't done here; leave it out",
+            "eva_config",
+        ),
+        (_BY_BASE, "loftq_config corda_config lora_ga_config kasa_config layer_replication"),
         (
             _UNMERGED,
             """alora_invocation_tokens use_qalora qalora_group_size monteclora_config target_parameters
-            use_bdlora arrow_config trainable_token_indices""",
+            use_bdlora arrow_config""",
         ),
+        ("say LoraConfig.modules_to_save: [embed_tokens], which trains all of it", "trainable_token_indices"),
         (_OTHER_LAYERS, "fan_in_fan_out megatron_config megatron_core"),
         ("the backward pass of its adapters is another than theirs here; leave it out", "velora_config"),
         (
@@ -150,10 +157,11 @@ VALUES: dict[str, dict[str, str]] = {
     },
     "lr_scheduler_type": {"reduce_lr_on_plateau": _VALIDATED_BY, "greedy": _VALIDATED_BY},
     "init_lora_weights": dict.fromkeys(
-        ("pissa", "loftq", "olora", "corda", "eva", "mica", "lora_ga"),
+        ("pissa", "loftq", "olora", "corda", "mica", "lora_ga"),
         "changes the base's weights too, or starts from them: it survives neither NF4 nor the merge on the "
         "original base; leave it out, or use use_rslora or use_dora",
-    ),
+    )
+    | {"eva": "reads the data first, which isn't done here; leave it out"},
 }
 
 

@@ -73,7 +73,7 @@ class Run:
 
     @property
     def _prose(self) -> bool:
-        """Whether the data are texts that go on, and not the seeds' way to write a chat."""
+        """Whether the data are texts that go on, and not a chat written as one text."""
         return self.data.loaded.layout == "text" and self.recipe.data.format == "chat"
 
     def inputs(self) -> files.Inputs:

@@ -207,7 +207,7 @@ class Sft(Upstream):
     learning_rate: Positive = 2e-4
     lr_scheduler_type: str = "cosine"
     warmup_ratio: Share = 0.0
-    warmup_steps: StepsOr0 = 0  # above 0 it goes before the ratio; below 1 it is one
+    warmup_steps: StepsOr0 = 0  # above 0 it goes before the ratio; below 1 a share of all steps
     optim: str = "adamw_torch_fused"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0 clips nothing
@@ -226,7 +226,9 @@ class Sft(Upstream):
         if not self.max_steps:
             raise ValueError("max_steps: 0 trains nothing; leave it out to train by num_train_epochs")
         if self.group_by_length and self.packing:
-            raise ValueError("group_by_length sorts rows that are padded; say packing: false with it")
+            raise ValueError(
+                "group_by_length sorts rows by their length, and packed blocks have one; say packing: false"
+            )
         return self
 
 

@@ -1,13 +1,14 @@
 """Training by TRL's SFTTrainer: its loop, schedules, optimizers and callbacks, around our order and our loss.
 
 A step of the order is one item of the trainer's data, so that accumulation, the tokens that count and a
-resume mean the same for any number of processes. Evaluations are sums over all tokens (upstream's is a mean
+resume mean the same for any number of processes. Evaluations are means over all tokens (upstream's is a mean
 of batch means), and checkpoints are written aside and renamed (upstream's aren't).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -54,7 +55,7 @@ class SFTTrainer(Upstream):
         report: Report,
     ) -> None:
         self.adapted, self.recipe, self.order, self.validation = adapted, recipe, order, validation
-        self.folder, self.report = folder, report
+        self.folder, self._checkpoint, self.report = folder, folder / "checkpoint", report
         self.parameters = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
         device = next(iter(self.parameters.values())).device
         self.progress = Progress()
@@ -71,19 +72,17 @@ class SFTTrainer(Upstream):
         self.processing_class = None  # or its special tokens would replace the model's
         self.remove_callback(PrinterCallback)
 
-    @property
-    def last(self) -> Path:
-        return self.folder / "checkpoint"
-
     def resume(self) -> None:
         """Go back to the checkpoint, if there is one. Raises TrainError."""
-        recover_folder(self.last)
+        recover_folder(self._checkpoint)
         recover_folder(self.folder / "adapter")
-        if not self.last.is_dir():
+        if not self._checkpoint.is_dir():
             return
-        if not (self.last / PROGRESS).is_file():
-            raise TrainError(f"{self.last} was written by another version of this program; train it anew")
-        saved = json.loads((self.last / PROGRESS).read_text(encoding="utf-8"))
+        if not (self._checkpoint / PROGRESS).is_file():
+            raise TrainError(
+                f"{self._checkpoint} was written by another version of this program; train it anew"
+            )
+        saved = json.loads((self._checkpoint / PROGRESS).read_text(encoding="utf-8"))
         if (begun := saved.pop("processes")) != self.order.processes:
             raise TrainError(
                 f"{self.folder.name} was begun by {begun} processes and would go on with "
@@ -94,14 +93,14 @@ class SFTTrainer(Upstream):
     def run(self) -> Progress:
         """Train to the end; return what was reached. Raises TrainError, or KeyboardInterrupt after Ctrl-C."""
         if self._begun:
-            self.adapted.load(self.last)
+            self.adapted.load(self._checkpoint)
         with on_stop(self._note):
             if self.progress.start_loss is None and self.validation:
                 self.progress.start_loss = self._evaluated()
             if self._due and self.progress.evaluated != self.progress.step:
                 self._keep()  # the evaluation that a stop cut short
             if not self.progress.stopped:
-                self.train(str(self.last) if self._begun else None)
+                self.train(str(self._checkpoint) if self._begun else None)
         if self._cut or (self._interrupted and not self._ddp):  # after the last evaluation all was saved
             raise KeyboardInterrupt
         return self.progress
@@ -195,9 +194,10 @@ class SFTTrainer(Upstream):
             seconds = time.perf_counter() - self._began
             progress.seconds += seconds
             norm = self._norm_max.item()
-            progress.grad_norm_max = max(progress.grad_norm_max, norm)
+            if math.isfinite(norm):  # one that overflowed fp16 was no step
+                progress.grad_norm_max = max(progress.grad_norm_max, norm)
             logs["tokens_per_s"] = (progress.tokens - self._tokens) / seconds
-            if self.args.device.type == "cuda":
+            if torch.cuda.is_available():
                 logs["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
             self.report(
                 {
@@ -211,8 +211,7 @@ class SFTTrainer(Upstream):
                     "epoch": self.state.epoch,
                 }
             )
-            scaled = self.accelerator.scaler is not None
-            progress.refuse_no_numbers(logs["loss"], norm, scaled, self.args.learning_rate)
+            progress.refuse_no_numbers(logs["loss"], norm, self.args.fp16, self.args.learning_rate)
             self._window()
         elif "eval_loss" in logs:
             self.report({"step": progress.step, "eval_loss": logs["eval_loss"], "tokens": progress.tokens})
@@ -234,8 +233,9 @@ class SFTTrainer(Upstream):
         """Evaluate, and keep the adapter if it is the best so far."""
         progress = self.progress
         if self.validation:
-            loss = self._evaluated()
-            if progress.judge(loss, self.recipe.sft.early_stopping_patience):
+            loss, last = self._evaluated(), progress.step == self.order.steps
+            patience = None if last else self.recipe.sft.early_stopping_patience
+            if progress.judge(loss, patience):
                 self._save_adapter()
         else:
             progress.best_step = progress.step
@@ -266,7 +266,7 @@ class SFTTrainer(Upstream):
         """Adapter, optimizer, schedule and random numbers, written aside and renamed."""
         self._saved = time.monotonic()
         main = self.order.process == 0
-        with whole_folder(self.last) if main else nullcontext(partial_of(self.last)) as partial:
+        with whole_folder(self._checkpoint) if main else nullcontext(partial_of(self._checkpoint)) as partial:
             self.accelerator.wait_for_everyone()  # the folder is there
             with disk_errors():
                 self._save_optimizer_and_scheduler(str(partial))

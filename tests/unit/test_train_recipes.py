@@ -106,7 +106,7 @@ def test_an_unknown_recipe_is_told_the_near_one() -> None:
         (GOOD + "num_train_epochs: 3", r"num_train_epochs: unknown key; say SFTConfig.num_train_epochs"),
         (GOOD + "LoraConfig: {load_in_4bit: true}", r"unknown key; say BitsAndBytesConfig.load_in_4bit"),
         (GOOD + "LoraConfig: {lora_r: 8}", r"LoraConfig.lora_r: unknown key; say LoraConfig.r"),
-        (GOOD + "output_dir: x", r"output_dir: unknown key; a run's folder is outputs/<name>"),
+        (GOOD + "output_dir: x", r"output_dir: unknown key; a run's folder is outputs/NAME"),
         (GOOD + "SFTConfig: {save_minutes: 5}", r"unknown key; say save_minutes, beside the sections"),
         (GOOD + "SFTConfig: {seed: -1}", r"SFTConfig.seed: .*\(given: -1\)"),
         (GOOD + f"SFTConfig: {{seed: {2**32}}}", r"SFTConfig.seed: .*less than 4294967296"),
