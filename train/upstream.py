@@ -38,6 +38,7 @@ CHOICES: dict[str, Source] = {
     "OptimizerNames": ("transformers", "training_args.py", "OptimizerNames"),
     "SchedulerType": ("transformers", "trainer_utils.py", "SchedulerType"),
 }
+_OTHER = "{} has no {} in {}: it is another release than this program's"
 UNSAID: Any = object()  # a default that isn't a plain value
 _PLAIN = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "tuple": tuple}
 _TYPES = _PLAIN | {"Any": Any, "Optional": Optional, "Union": Union, "Literal": Literal, "None": None}
@@ -72,7 +73,9 @@ def trackers() -> list[str]:
     """What `report_to` knows: the keys of transformers' INTEGRATION_TO_CALLBACK."""
     text = _read("transformers", "integrations/integration_utils.py")
     table = re.search(r"^INTEGRATION_TO_CALLBACK = \{(.*?)^\}", text, re.MULTILINE | re.DOTALL)
-    return re.findall(r'"(\w+)":', table[1]) if table else []
+    if not table:
+        raise ImportError(_OTHER.format("transformers", "INTEGRATION_TO_CALLBACK", "integration_utils.py"))
+    return re.findall(r'"(\w+)":', table[1])
 
 
 def _of_class(package: str, file: str, name: str) -> Iterator[tuple[str, Keyword]]:
@@ -117,7 +120,7 @@ def _class(package: str, file: str, name: str) -> ast.ClassDef:
     text = _read(package, file)
     found = re.search(rf"^class {name}\b.*?(?=^[^\s)#]|\Z)", text, re.MULTILINE | re.DOTALL)
     if not found:
-        raise ImportError(f"{package} has no {name} in {file}: it is another release than this program's")
+        raise ImportError(_OTHER.format(package, name, file))
     body = re.split(r"^    (?=@|def (?!__init__))", found[0], maxsplit=1, flags=re.MULTILINE)[0]
     (tree,) = ast.parse(body).body
     assert isinstance(tree, ast.ClassDef)
@@ -128,7 +131,7 @@ def _class(package: str, file: str, name: str) -> ast.ClassDef:
 def _read(package: str, file: str) -> str:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"{package} isn't installed: pip install -r train/requirements.txt")
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)  # as an import would
     return (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
 
 

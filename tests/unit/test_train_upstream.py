@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from core.command import missing
 from core.errors import TrainError
+from train import upstream
 from train.recipe import SECTIONS, Recipe, changed, parse
 from train.refused import REFUSED
 from train.sections import steps_of
@@ -138,3 +140,10 @@ def test_keywords_that_nobody_set_are_not_in_the_hash_nor_written() -> None:
     assert again == other
     assert again.sft.passed() == {"adam_beta2": 0.95}
     assert again.lora.rank_pattern == {"q_proj": 4}
+
+
+def test_a_package_that_is_missing_is_told_as_an_import_of_it_would_be() -> None:
+    """Every command turns that into one line with pip's command."""
+    with pytest.raises(ModuleNotFoundError) as raised:
+        upstream._read("no_such_package", "config.py")
+    assert missing(raised.value).startswith("error: the package 'no_such_package' isn't installed: pip ")
