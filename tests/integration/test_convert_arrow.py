@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from chat.conversation import Conversation
 from chat.model_host import Host
-from chat.reply import Sessions
 from convert.from_gguf import checkpoint_from_gguf
 from convert.rows import plain_rows, save_rows
 from convert.verify.run import chat_model
-from core.engine import Sampling
 from core.registry import load_registry
+from tests.integration.asked import answers
 from tests.integration.commands import run
 from tests.integration.tiny_models import lora
 
@@ -68,12 +66,7 @@ def test_what_was_measured_is_kept_and_stands_in_the_menu(
 
 
 def test_the_chat_answers_with_it(root: Path, first: subprocess.CompletedProcess[str]) -> None:
-    host = Host(load_registry(root / "models.json"), "in-process")
-    chat = Conversation(model="quotes Q5_K_M", sampling=Sampling(temperature=0, max_tokens=8))
-    chat.say("Hello!")
-    list(Sessions(host).reply("test", chat))
-    host.close()
-    assert chat.messages[-1].content
+    assert all(answers(root, "quotes Q5_K_M", ["Hello!"], 8))
 
 
 def test_the_second_time_nothing_is_done_again(root: Path, first: subprocess.CompletedProcess[str]) -> None:

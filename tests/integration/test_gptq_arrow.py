@@ -12,14 +12,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from chat.conversation import Conversation
-from chat.model_host import Host
-from chat.reply import Sessions
 from convert.gguf_tokenizer import read_tokens, write_tokenizer
 from core.checkpoint import SINGLE
-from core.engine import Sampling
 from core.gptq import open_checkpoint
-from core.registry import load_registry
+from tests.integration.asked import answers
 from tests.integration.commands import run
 from tests.integration.merge_bases import edit_json
 from tests.integration.small_runs import SFT, write_chats
@@ -69,12 +65,7 @@ def test_a_run_becomes_a_file_that_passed_its_checks_and_answers(root: Path) -> 
     done = run(TO_GGUF, "run", "--quant", "q4", "--root", root)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok    merge: updates    14 of 14 layers" in done.stdout
-    host = Host(load_registry(root / "models.json"), "in-process")
-    chat = Conversation(model="run Q4_K_M", sampling=Sampling(temperature=0, max_tokens=4))
-    chat.say("Hello!")
-    list(Sessions(host).reply("test", chat))
-    host.close()
-    assert chat.messages[-1].content
+    assert all(answers(root, "run Q4_K_M", ["Hello!"], 4))
 
 
 def test_its_adapter_alone_is_a_gguf_for_its_base(root: Path) -> None:

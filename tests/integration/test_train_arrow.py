@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 
-from chat.conversation import Conversation
-from chat.model_host import Host
-from chat.reply import Sessions
-from core.engine import Sampling
 from core.registry import load_registry
+from tests.integration.asked import answers
 from train.tasks.quotes import parts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,14 +69,6 @@ def test_the_chat_answers_in_that_format(root: Path, manifest: dict[str, Any]) -
     seen = (root / "outputs" / RUN / "prompts.jsonl").read_text()
     prompts = [f"Quote: {words}" for words in UNSEEN]
     assert not [prompt for prompt in prompts if f'"{prompt}"' in seen]
-    registry = load_registry(root / "models.json")
-    (name,) = registry.entries
-    host = Host(registry, "in-process")
-    replies = []
-    for prompt in prompts:
-        chat = Conversation(model=name, sampling=Sampling(temperature=0, max_tokens=72))
-        chat.say(prompt)
-        list(Sessions(host).reply("test", chat))
-        replies.append(chat.messages[-1].content)
-    host.close()
+    (name,) = load_registry(root / "models.json").entries
+    replies = answers(root, name, prompts, 72)
     assert sum(parts(reply)[1] is not None for reply in replies) >= 9, replies
