@@ -1,4 +1,4 @@
-"""Child processes that cannot outlive the app. The one file of `chat/` that uses `subprocess`.
+"""Child processes that cannot outlive the app. With conversion's tools, all that uses `subprocess`.
 
 `guarded` puts a small Python process between the app and the child: it waits for its standard input to
 close, which the kernel does when the app ends for any reason, and then kills the child. Linux has
@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 Process = subprocess.Popen[bytes]
@@ -80,6 +82,24 @@ def worker(arguments: list[str]) -> subprocess.Popen[bytes]:
         env=environment(),
         start_new_session=True,  # Ctrl-C in the terminal is for the app, which then closes the pipe
     )
+
+
+@contextmanager
+def killed_after(process: Process, seconds: float) -> Iterator[threading.Event]:
+    """Kill `process` if the block takes longer; the event says whether that was so."""
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        process.kill()
+
+    clock = threading.Timer(seconds, give_up)
+    clock.start()
+    try:
+        yield late
+    finally:
+        clock.cancel()
+        clock.join()
 
 
 def guarded(command: list[str], secrets: dict[str, str]) -> subprocess.Popen[bytes]:

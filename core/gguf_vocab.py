@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.child import Process, worker
+from core.child import Process, killed_after, worker
 from core.errors import ModelFileError
 from core.llama_log import first_reason, server_errors
 
@@ -95,19 +94,9 @@ def _vocab(answer: dict[str, Any], template: str) -> Vocab:
 
 def _read(process: Process, name: str) -> dict[str, Any]:
     assert process.stdout is not None
-    late = threading.Event()
-
-    def give_up() -> None:
-        late.set()
-        process.kill()
-
-    clock = threading.Timer(LIMIT_S, give_up)
-    clock.start()
-    try:
+    with killed_after(process, LIMIT_S) as late:
         lines = process.stdout.read().decode("utf-8", "replace").splitlines()
         code = process.wait()
-    finally:
-        clock.cancel()
     if code == 0:
         answer: dict[str, Any] = json.loads(lines[-1])
         return answer

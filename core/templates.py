@@ -7,7 +7,7 @@ import signal
 import threading
 from contextlib import suppress
 
-from core.child import worker
+from core.child import killed_after, worker
 from core.errors import TemplateError
 from core.prompt import Messages
 from core.template_worker import TIME_LIMIT_S
@@ -109,19 +109,11 @@ class _Worker:
 
     def _read(self, limit_s: float) -> dict[str, str] | None:
         """Read one answer; none when the process ended, or was killed because `limit_s` was over."""
-        clock = threading.Timer(limit_s, self._give_up)
-        clock.start()
-        try:
+        with killed_after(self._process, limit_s) as late:
             line = self._stdout.readline()
-        finally:
-            clock.cancel()
-            clock.join()
+        self._late |= late.is_set()
         answer: dict[str, str] | None = json.loads(line) if line.endswith(b"\n") else None
         return answer
-
-    def _give_up(self) -> None:
-        self._late = True
-        self._process.kill()
 
     def _cause_of_death(self) -> str:
         code = self._process.wait()
