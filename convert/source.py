@@ -1,4 +1,4 @@
-"""What is to be converted: a run of `train/`, an adapter's folder, or a Hugging Face checkpoint."""
+"""What is to be converted, a run of `train/`, an adapter or a checkpoint, and what its files are called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done already: `stages.json` of a run, so that a second run does nothing twice.
+"""What a conversion was asked for, and what of it is done: `stages.json`, so that nothing is done twice.
 
 Each stage is recorded with a key, a hash of everything that it was made from, and with the hashes of the
 files that it made. It counts as done when the key is the same and its files are there as it left them: the

@@ -32,10 +32,8 @@ def arguments(recipe: Recipe, steps: int, folder: Path, device: torch.device) ->
     sft, cpu = recipe.sft, device.type == "cpu"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # its callback takes no other way
     optim = UNPAGED.get(sft.optim, sft.optim.removeprefix("paged_")) if cpu else sft.optim
-    given: dict[str, Any] = {
-        "project": sft.project,
-        "hub_private_repo": True,
-    } | sft.passed()  # of a tracker's Space
+    # A tracker that makes a Space makes a private one, unless the recipe says otherwise.
+    given: dict[str, Any] = {"project": sft.project, "hub_private_repo": True} | sft.passed()
     made = SFTConfig(
         **given,
         output_dir=str(folder),

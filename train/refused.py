@@ -5,27 +5,27 @@
 
 from __future__ import annotations
 
-_BF16 = "training is in bf16 unless SFTConfig.fp16: true is said; leave it out"
-_CHECKPOINTS = (
+BF16 = "training is in bf16 unless SFTConfig.fp16: true is said; leave it out"
+CHECKPOINTS = (
     "a checkpoint is kept at each evaluation (SFTConfig.eval_steps) and every save_minutes, a key beside "
     "SFTConfig; leave it out"
 )
-_BEST = "the adapter with the lowest validation loss is always the one that is kept; leave it out"
-_VALIDATION = "validation is every SFTConfig.eval_steps, or once an epoch; leave it out"
+BEST = "the adapter with the lowest validation loss is always the one that is kept; leave it out"
+VALIDATION = "validation is every SFTConfig.eval_steps, or once an epoch; leave it out"
 _VALIDATED = "what validation gives is the mean loss of all tokens; leave it out"
-_FOLDER = "a run's folder is outputs/NAME: say name: here, or --name and --root when it is started"
-_MEMORY = "say memory: lean, beside SFTConfig, to compute again what would take memory"
-_TEMPLATE = "the base's own chat template and tokens are used, as in the chat; leave it out"
-_CHOSEN = "that is chosen for the model and the machine; leave it out"
-_LAUNCH = "for several GPUs, start it with accelerate launch; leave it out"
+FOLDER = "a run's folder is outputs/NAME: say name: here, or --name and --root when it is started"
+MEMORY = "say memory: lean, beside SFTConfig, to compute again what would take memory"
+TEMPLATE = "the base's own chat template and tokens are used, as in the chat; leave it out"
+CHOSEN = "that is chosen for the model and the machine; leave it out"
+LAUNCH = "for several GPUs, start it with accelerate launch; leave it out"
 _LOADED = "rows are tokens in memory before the first step, so nothing is loaded beside it; leave it out"
 _LOGGED = "a line is logged every SFTConfig.logging_steps; leave it out"
 _SAMPLED = (
     "rows are shuffled by SFTConfig.seed; say SFTConfig.group_by_length: true to put like lengths together"
 )
 _PACKED = "say SFTConfig.packing; rows are packed whole, and no token is padding"
-_TRAINED = "say SFTConfig.assistant_only_loss: true trains the answers only, false the whole chat"
-_COLUMNS = "formats are known by their columns: rename them in the data, or say data.task"
+TRAINED = "say SFTConfig.assistant_only_loss: true trains the answers only, false the whole chat"
+COLUMNS = "formats are known by their columns: rename them in the data, or say data.task"
 _LOSS = "the loss is the negative log likelihood, from the trained positions only; leave it out"
 _UPLOAD = "nothing is uploaded by training; leave it out"
 _CODE = "code that comes with a model is never run; leave it out"
@@ -39,33 +39,33 @@ _OTHER_LAYERS = "it is for other layers than a language model's linear ones; lea
 # Of each section: what is said, and the keys, apart by spaces, to which it is the answer.
 _SAID: dict[str, list[tuple[str, str]]] = {
     "SFTConfig": [
-        (_BF16, "bf16 bf16_full_eval fp16_full_eval tf32"),
+        (BF16, "bf16 bf16_full_eval fp16_full_eval tf32"),
         (
-            _CHECKPOINTS,
+            CHECKPOINTS,
             """save_only_model save_strategy save_steps save_on_each_node save_total_limit
             enable_jit_checkpoint""",
         ),
-        (_BEST, "load_best_model_at_end metric_for_best_model greater_is_better"),
-        (_VALIDATION, "eval_strategy eval_delay eval_on_start do_train do_eval do_predict"),
+        (BEST, "load_best_model_at_end metric_for_best_model greater_is_better"),
+        (VALIDATION, "eval_strategy eval_delay eval_on_start do_train do_eval do_predict"),
         (
             _VALIDATED,
             """prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps
             include_for_metrics batch_eval_metrics label_names""",
         ),
-        (_FOLDER, "output_dir run_name"),
+        (FOLDER, "output_dir run_name"),
         (
-            _MEMORY,
+            MEMORY,
             """activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing_kwargs
             activation_offloading auto_find_batch_size torch_empty_cache_steps""",
         ),
-        (_TEMPLATE, "chat_template_path eos_token pad_token"),
+        (TEMPLATE, "chat_template_path eos_token pad_token"),
         (
-            _CHOSEN,
+            CHOSEN,
             """use_cpu use_cache use_liger_kernel liger_kernel_config torch_compile torch_compile_backend
             torch_compile_mode accelerator_config debug full_determinism""",
         ),
         (
-            _LAUNCH,
+            LAUNCH,
             """deepspeed fsdp fsdp_config parallelism_config local_rank ddp_backend ddp_timeout
             ddp_find_unused_parameters ddp_broadcast_buffers ddp_static_graph
             average_tokens_across_devices""",
@@ -83,8 +83,8 @@ _SAID: dict[str, list[tuple[str, str]]] = {
         ),
         (_SAMPLED, "train_sampling_strategy length_column_name data_seed shuffle_dataset"),
         (_PACKED, "packing_strategy padding_free eval_packing pad_to_multiple_of truncation_mode"),
-        (_TRAINED, "completion_only_loss"),
-        (_COLUMNS, "dataset_text_field"),
+        (TRAINED, "completion_only_loss"),
+        (COLUMNS, "dataset_text_field"),
         (_LOSS, "loss_type label_smoothing_factor router_aux_loss_coef"),
         (
             "its noise is scaled by a row's length, and a packed row holds many texts; leave it out",
@@ -127,7 +127,7 @@ _SAID: dict[str, list[tuple[str, str]]] = {
         ),
     ],
     "BitsAndBytesConfig": [
-        (_BF16, "bnb_4bit_compute_dtype"),
+        (BF16, "bnb_4bit_compute_dtype"),
         ("the base is on one device; leave it out", "llm_int8_enable_fp32_cpu_offload"),
         (
             "it keeps 16-bit weights: leave BitsAndBytesConfig out to train on such",

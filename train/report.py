@@ -1,4 +1,4 @@
-"""A run's files for people: prompts before and after, the picture of the loss, and the model card."""
+"""What is written of a run that ended: samples, the picture of the loss, manifest and model card."""
 
 from __future__ import annotations
 

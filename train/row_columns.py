@@ -19,7 +19,9 @@ from typing import Any
 
 from core.errors import LeftOut, TrainError
 from train.cells import NO_VALUE, cell_text, empty, missing
-from train.foreign_keys import (
+from train.json_rows import SPLITS
+from train.sections import Data
+from train.switches import (
     JUDGED,
     JUDGED_BAD,
     NOT_TRAINED,
@@ -30,8 +32,6 @@ from train.foreign_keys import (
     is_switch,
     wanted,
 )
-from train.json_rows import SPLITS
-from train.sections import Data
 from train.table import Row, Table, say_columns, text_of
 from train.turn_lists import listed
 from train.turns import MEDIA, PICTURES, THOUGHTS, TOOLS, TOOLS_USED, read_content

@@ -1,4 +1,4 @@
-"""One run from recipe to adapter: checks, forecast, scores before, training, scores after, report."""
+"""The parts of one run, which `train.fine_tune` puts in order: checks, forecast, adapter, scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a model's config and of the data counts for memory and time."""
+"""What counts for memory and time: of a model's config, of the data, and of GPUs."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from core.errors import LeftOut
 from train.cells import cell_text, empty, missing, number, writable
-from train.foreign_keys import NOT_TRAINED, TRAINED, wanted
+from train.switches import NOT_TRAINED, TRAINED, wanted
 from train.turn_lists import CONTENT_KEYS, ROLE_KEYS, ROLES
 
 Messages = list[dict[str, str]]

@@ -1,4 +1,4 @@
-"""Kernels that take a row at a time: root mean square norms, and the loss of a row of logits."""
+"""Triton's kernels between a layer's matrix products: norms, the gate, rotary positions, and the loss."""
 
 from __future__ import annotations
 
