@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import Phi3Config
 
-from convert.from_gguf import checkpoint_from_gguf
-from convert.gguf_tokenizer import read_tokens, write_tokenizer
 from core.checkpoint import CheckpointWriter
+from core.from_gguf import checkpoint_from_gguf
+from core.gguf_tokenizer import read_tokens, write_tokenizer
 from tests.integration.tiny_models import CACHE, TEMPLATES, VOCABULARIES, lora
 
 RANK = 16

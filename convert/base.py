@@ -18,7 +18,8 @@ from convert.tokenizer_files import SENTENCEPIECE, needs_sentencepiece
 from core.checkpoint import Checkpoint
 from core.errors import ConvertError
 from core.families import refusal
-from core.files import ADAPTER_CONFIG, GGUF_WRITERS, file_hashes, read_json
+from core.files import ADAPTER_CONFIG, file_hashes, read_json
+from core.from_gguf import GGUF_WRITERS, checkpoint_from_gguf
 from core.gguf_reader import check_parts
 from core.gptq import refuse_quantised, refuse_quantised_name
 from core.hub import files_of, hub_error
@@ -65,8 +66,6 @@ def find_base(adapter: Path, override: str | None = None, work: Path | None = No
 
 def _from_gguf(gguf: Path, out: Path) -> Path:
     """Write a GGUF out as a checkpoint, unless that was done before with the same content."""
-    from convert.from_gguf import checkpoint_from_gguf  # gguf-py is for these few only
-
     if not gguf.is_file():
         raise ConvertError(
             f"the base {str(gguf)!r} is not on this machine; say where it is: --base-model FILE.gguf"

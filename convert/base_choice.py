@@ -17,12 +17,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from convert.merge import merge
-from convert.rows import Row
-from convert.verify.adapted import idle_threads, simulate_nf4, with_adapter
+from convert.verify.adapted import simulate_nf4, with_adapter
 from core.errors import ConvertError
 from core.families import text_options
 from core.gptq import GptqCheckpoint, open_checkpoint
+from core.log_probs import idle_threads
 from core.progress import Progress
+from core.rows import Row
 
 ADAPTER_ON_NF4, MERGED_FULL, MERGED_NF4 = "adapter on NF4", "merged on 16 bit", "merged on NF4"
 

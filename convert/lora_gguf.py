@@ -25,22 +25,12 @@ from convert.merge import MergePlan, is_tied, surplus_head
 from convert.pipeline import Pipeline
 from convert.preflight import model_name, outtype
 from convert.publish import models_folder, place
-from convert.rows import load_rows, plain_rows, save_rows
 from convert.source import Source
 from convert.stages import Settings
-from convert.verify.adapted import Adapted, MergeInputs, idle_threads
+from convert.verify.adapted import Adapted, MergeInputs
 from convert.verify.limits import worst
 from convert.verify.lora_layers import LoraFile
-from convert.verify.loss import (
-    Scores,
-    compare,
-    gguf_log_probs,
-    guesses,
-    read_reference,
-    rows_to_score,
-    save_reference,
-    targets,
-)
+from convert.verify.loss import guesses, rows_to_score
 from convert.verify.merged import Arrived, arrived_beside, check_merge
 from convert.verify.report import lines_of
 from convert.verify.run import chat_model
@@ -50,8 +40,18 @@ from core.errors import ConvertError
 from core.files import ADAPTER_CONFIG
 from core.gguf_model import read_gguf
 from core.gptq import open_checkpoint
+from core.log_probs import (
+    Scores,
+    compare,
+    gguf_log_probs,
+    idle_threads,
+    read_reference,
+    save_reference,
+    targets,
+)
 from core.machine import human_size
 from core.progress import bar
+from core.rows import load_rows, plain_rows, save_rows
 
 CURE = "merge it instead: leave out --lora"
 REFERENCE = "base and adapter in PEFT"

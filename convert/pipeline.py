@@ -24,7 +24,6 @@ from convert.base import find_base
 from convert.base_choice import choose_base
 from convert.merge import MergePlan, is_tied, merge, surplus_head
 from convert.preflight import SMALL_PARAMS, check_tokenizer, model_name, outtype
-from convert.rows import Row, load_rows, plain_rows, save_rows
 from convert.source import Source, folder_name
 from convert.stages import Settings, Stages, key
 from convert.verify.adapted import MergeInputs
@@ -37,6 +36,7 @@ from core.files import ADAPTER_CONFIG, read_json, write_whole
 from core.gguf_model import read_gguf
 from core.gptq import open_checkpoint
 from core.progress import bar
+from core.rows import Row, load_rows, plain_rows, save_rows
 
 REFERENCE = 3  # of the files in its folder: another number when they hold something else
 IMATRIX_TOKENS = 2 * quantise.IMATRIX_CONTEXT  # fewer tell nothing

@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from convert.adapter import Adapter
 from convert.merge import MergePlan, rows_of
-from convert.rows import Row
 from convert.sentencepiece_file import is_byte_level
 from convert.source import folder_name
 from convert.tokenizer_files import CONFIG, TOKENIZER, TokenizerFiles
@@ -22,6 +21,7 @@ from core.errors import ConvertError
 from core.files import read_json
 from core.gptq import open_checkpoint
 from core.machine import available_bytes, human_size
+from core.rows import Row
 from core.unicode_form import form_of
 
 # Bits a weight of a file of each kind: llama.cpp's figures for Llama-3.1-8B (tools/quantize/README.md), and a

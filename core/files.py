@@ -79,11 +79,6 @@ def file_hashes(paths: Sequence[Path]) -> list[str]:
         return list(threads.map(file_hash, paths))
 
 
-# What decides what a GGUF is written out as, beside its own content.
-GGUF_WRITERS = [
-    Path(__file__).parents[1] / "convert" / f"{name}.py"
-    for name in ("from_gguf", "gguf_tokenizer", "gguf_weights")
-]
 ADAPTER_CONFIG = "adapter_config.json"
 
 

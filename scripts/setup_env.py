@@ -43,9 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
         environment.create()
         install_app(environment, ROOT)
         if arguments[0] != "chat":
-            install_folder(environment, ROOT, "convert")
-        if arguments[0] not in ("chat", "convert"):  # which training uses for a GGUF base
-            install_folder(environment, ROOT, "train")
+            # Training's has all of the conversion's: a GGUF base is written out as a checkpoint.
+            install_folder(environment, ROOT, "convert" if arguments[0] == "convert" else "train")
         if arguments[0] in ("lint", "test"):
             install_tools(environment, ROOT)
         problems = install_extras(environment, ROOT) if arguments[0] == "test" else []

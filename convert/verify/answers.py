@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from convert.rows import Row
 from convert.verify.limits import (
     BEGINNING,
     EVERY_ONE,
@@ -20,6 +19,7 @@ from convert.verify.limits import (
 )
 from core.engine import Sampling
 from core.model import Model
+from core.rows import Row
 
 PROMPTS = 8
 GREEDY = Sampling(temperature=0, repeat_penalty=1, max_tokens=48)

@@ -1,8 +1,4 @@
-"""Check 3: loss, perplexity and KL divergence of each stage, on the run's exact ids and label mask.
-
-A distribution is the log-probabilities of one position, shape (n_vocab,), natural logarithm. Reference
-distributions are kept on disk as float16, so that what they came from can be deleted.
-"""
+"""Check 3: loss, perplexity and KL divergence of each stage, on the run's exact ids and label mask."""
 
 from __future__ import annotations
 
@@ -10,45 +6,25 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convert.llamacpp import run, tool
-from convert.rows import PLAIN_CHATS, Row
 from convert.verify.limits import CHECKPOINT_KL, CROSS_CHECK, Check, Limit, kl_limit, same_top_limit
 from core.errors import ConvertError
-from core.files import whole
 from core.gguf_model import read_gguf
 from core.llama import LlamaModel
+from core.log_probs import Scores, log_softmax
 from core.machine import idle_thread_count
+from core.rows import PLAIN_CHATS, Row
 
 # 1,000 scored tokens give the mean KL of a 4-bit file to about 5 %, and take seconds on a small model. The
 # other bounds keep long prompts from taking minutes; 2,048 is also below the length at which Phi-3.5 changes
 # its RoPE factors, which llama.cpp decides by the context and transformers by the text.
 MAX_SCORED, MAX_EVALUATED, MAX_ROW = 1000, 4096, 2048
-CONTEXT_STEP = 256  # llama.cpp rounds a context up to it
-
-# Rounding to float16 may give -inf; so small a probability contributes nothing where the other is small too.
-_LOWEST = np.float32(-1e4)
-
-LogProbs = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One stage on the same tokens; `kl_mean`, `kl_99` (99 % of the tokens lie below) in nats, against the
-    stage before it; `same_top` is the share of tokens where both think the same token the likeliest."""
-
-    tokens: int
-    loss: float  # mean negative log-likelihood, nats a token
-    perplexity: float
-    kl_mean: float
-    kl_99: float
-    same_top: float
 
 
 def rows_to_score(rows: Sequence[Row]) -> list[Row]:
@@ -71,90 +47,6 @@ def rows_to_score(rows: Sequence[Row]) -> list[Row]:
             "prompts, or remove prompts.jsonl to use the project's own chats"
         )
     return chosen
-
-
-def targets(rows: Sequence[Row]) -> list[int]:
-    """Return the tokens that are predicted, in the order of the distributions."""
-    return [token for row in rows for token, trained in zip(row.ids, row.mask, strict=True) if trained]
-
-
-def predicting(row: Row) -> list[int]:
-    """Return the positions whose logits predict the trained tokens: each one before its token."""
-    return [i - 1 for i, trained in enumerate(row.mask) if trained]
-
-
-def gguf_log_probs(
-    gguf: Path, rows: Sequence[Row], on_row: Callable[[], None], adapters: Sequence[str] = ()
-) -> Iterator[LogProbs]:
-    """Yield the distribution before each trained token, through llama-cpp-python. Raises ChatError.
-
-    `adapters`: paths of LoRA GGUFs on top of it."""
-    longest = max(len(row.ids) for row in rows)
-    model = LlamaModel(gguf, -(-longest // CONTEXT_STEP) * CONTEXT_STEP, idle_thread_count(), list(adapters))
-    try:
-        for row in rows:
-            for _, logits in model.logits(row.ids, set(predicting(row))):
-                yield log_softmax(np.ctypeslib.as_array(logits))
-            on_row()
-    finally:
-        model.close()
-
-
-def log_softmax(logits: NDArray[np.floating]) -> LogProbs:
-    """Return the log-probabilities of one position's logits."""
-    shifted: LogProbs = logits.astype(np.float32) - np.max(logits)
-    shifted -= np.float32(math.log(np.sum(np.exp(shifted), dtype=np.float64)))
-    return shifted
-
-
-def save_reference(path: Path, distributions: Iterable[LogProbs], count: int) -> None:
-    """Write `count` distributions as float16, shape (count, n_vocab)."""
-    written: NDArray[np.float16] | None = None
-    with whole(path) as partial:
-        for i, log_probs in enumerate(distributions):
-            if written is None:
-                shape = (count, len(log_probs))
-                written = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
-            with np.errstate(over="ignore"):  # below -65,504
-                rounded = log_probs.astype(np.float16)
-            top = int(np.argmax(log_probs))
-            if np.argmax(rounded) != top:  # two became equal: the likeliest must stay so
-                rounded[top] = np.nextafter(np.max(rounded), np.float16(np.inf))
-            written[i] = rounded
-        assert written is not None
-        written.flush()  # type: ignore[attr-defined]
-
-
-def read_reference(path: Path) -> Iterator[LogProbs]:
-    """Yield the distributions in `path`. Rounded logarithms don't add up to 1; these do again, so that a
-    divergence is never negative and the rounding adds less than 1e-6 to it."""
-    for rounded in np.load(path, mmap_mode="r"):
-        yield log_softmax(rounded.astype(np.float32))
-
-
-def compare(reference: Path, other: Iterable[LogProbs], wanted: Sequence[int]) -> Scores:
-    """Score `other` on the tokens `wanted`, and measure its divergence from the reference, KL(ref || other).
-
-    llama.cpp may pad or trim a vocabulary: both sides then count over the part that they share.
-    """
-    losses, divergences, same = [], [], 0
-    for p, q, token in zip(read_reference(reference), other, wanted, strict=True):
-        if len(p) != len(q):
-            shared = min(len(p), len(q))
-            p, q = log_softmax(p[:shared]), log_softmax(q[:shared])
-        p, q = np.maximum(p, _LOWEST), np.maximum(q, _LOWEST)
-        losses.append(-float(q[token]))
-        divergences.append(float(np.sum(np.exp(p) * (p - q), dtype=np.float64)))
-        same += int(np.argmax(p) == np.argmax(q))
-    loss = math.fsum(losses) / len(losses)
-    return Scores(
-        tokens=len(losses),
-        loss=loss,
-        perplexity=math.exp(min(loss, 700)),  # a broken file must not overflow
-        kl_mean=math.fsum(divergences) / len(divergences),
-        kl_99=float(np.quantile(divergences, 0.99)),
-        same_top=same / len(losses),
-    )
 
 
 def check_sixteen_bit(scores: Scores, n_vocab: int) -> list[Check]:

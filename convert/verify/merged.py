@@ -19,8 +19,9 @@ import torch
 
 from convert.verify.adapted import Floats, Layer, probe
 from convert.verify.limits import LAYER_ERROR, MERGE_KL, UPDATE_SHARE, Check, same_top_limit
-from convert.verify.loss import GUESSES, Scores, judged
+from convert.verify.loss import GUESSES, judged
 from core.checkpoint import Checkpoint
+from core.log_probs import Scores
 
 # What rounding makes of a layer's output, relative, in the type's own eps: a quarter of it, spread evenly.
 ROUNDING = 1 / 4 / math.sqrt(3)

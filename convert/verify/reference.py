@@ -14,13 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from convert.rows import Row
-from convert.verify.adapted import float32_arithmetic, loading_dtype, log_probs
 from convert.verify.answers import GREEDY, PROMPTS, Answer, prompts
-from convert.verify.loss import LogProbs
 from convert.verify.tokens import NASTY, Facts, Tokenized
 from core.errors import ConvertError
+from core.log_probs import LogProbs, float32_arithmetic, loading_dtype, log_probs
 from core.prompt import FALLBACK_TEMPLATE
+from core.rows import Row
 from core.templates import TemplateRenderer
 from core.tokenizer import adds_bos, flat_numbers
 from core.unicode_form import form_of

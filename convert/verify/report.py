@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convert.verify.limits import Check, Verdict, worst
-from convert.verify.loss import Scores
+from core.log_probs import Scores
 
 WIDTH = 100
 _MARKS: dict[Verdict, str] = {"ok": "ok", "n/a": "-", "warn": "WARN", "fail": "FAIL"}

@@ -10,22 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.rows import Row
 from convert.verify.answers import PROMPTS, Answer, check_answers
 from convert.verify.limits import Check, check_size
-from convert.verify.loss import (
-    Scores,
-    check_cross,
-    check_quantised,
-    check_sixteen_bit,
-    compare,
-    gguf_log_probs,
-    guesses,
-    read_reference,
-    rows_to_score,
-    save_reference,
-    targets,
-)
+from convert.verify.loss import check_cross, check_quantised, check_sixteen_bit, guesses, rows_to_score
 from convert.verify.report import Report
 from convert.verify.tensors import GgufTensors, check_tensors, fallback_types
 from convert.verify.tokens import Facts, Tokenized, check_metadata, check_tokens
@@ -35,9 +22,11 @@ from core.errors import ChatError
 from core.files import whole
 from core.gguf_model import GgufFile, read_gguf
 from core.gguf_reader import read_metadata
+from core.log_probs import Scores, compare, gguf_log_probs, read_reference, save_reference, targets
 from core.machine import idle_thread_count
 from core.model import Model, Replies, open_model
 from core.progress import Progress
+from core.rows import Row
 from core.templates import TemplateRenderer
 
 if TYPE_CHECKING:
@@ -91,9 +80,10 @@ def reference(
     and one set of rows; what was in it goes. Raises ConvertError.
     """
     # torch and transformers take seconds to import
-    from convert.verify.adapted import Adapted, idle_threads
+    from convert.verify.adapted import Adapted
     from convert.verify.merged import arrived, check_merge, coarsest_dtype, not_merged
     from convert.verify.reference import ReferenceModel
+    from core.log_probs import idle_threads
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.rows import Row
 from convert.verify.limits import NASTY_TEXTS, Check, Verdict
 from core.errors import ChatError
 from core.gguf_model import GgufFile, read_gguf
 from core.gguf_reader import read_metadata
 from core.model import Model
+from core.rows import Row
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
-from convert.gguf_tokenizer import NORMAL
+from core.gguf_tokenizer import NORMAL
 
 LONGEST = 3  # characters of a word that is kept: all 262,144 entries take transformers half a minute
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from convert.adapter import WEIGHTS
 from convert.verify.adapted import Adapted, MergeInputs
-from convert.verify.loss import Scores
 from convert.verify.merged import arrived, check_merge
 from core.checkpoint import SINGLE
 from core.errors import ConvertError
+from core.log_probs import Scores
 from tests.integration.merge_bases import load, merged, save_adapter, save_base
 
 SAME = Scores(tokens=1, loss=4.0, perplexity=55.0, kl_mean=0.0, kl_99=0.0, same_top=1.0)

@@ -11,7 +11,8 @@ from huggingface_hub import constants
 
 from convert.base import find_base
 from core.errors import ChatError, ConvertError
-from core.files import GGUF_WRITERS, file_hash, file_hashes
+from core.files import file_hash, file_hashes
+from core.from_gguf import GGUF_WRITERS
 from tests.integration.merge_bases import save_base
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -13,9 +13,9 @@ from peft import PeftModel
 from convert import nf4
 from convert.base_choice import ADAPTER_ON_NF4, MERGED_FULL, MERGED_NF4, choose_base
 from convert.merge import merge
-from convert.rows import Row
 from core.checkpoint import Checkpoint
 from core.errors import ConvertError
+from core.rows import Row
 from tests.integration.merge_bases import load, save_adapter, save_base
 
 

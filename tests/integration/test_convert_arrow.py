@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from chat.model_host import Host
-from convert.from_gguf import checkpoint_from_gguf
-from convert.rows import plain_rows, save_rows
 from convert.verify.run import chat_model
+from core.from_gguf import checkpoint_from_gguf
 from core.registry import load_registry
+from core.rows import plain_rows, save_rows
 from tests.integration.asked import answers
 from tests.integration.commands import run
 from tests.integration.tiny_models import lora

@@ -9,10 +9,10 @@ import llama_cpp
 import pytest
 from transformers import AutoTokenizer
 
-from convert.gguf_tokenizer import read_tokens, write_tokenizer
 from convert.quantise import convert_checkpoint, quantise
 from convert.verify.run import chat_model
 from core.gguf_model import read_gguf
+from core.gguf_tokenizer import read_tokens, write_tokenizer
 from tests.integration.tiny_models import tiny
 
 UNKNOWN, BOS, EOS = 0, 1, 2

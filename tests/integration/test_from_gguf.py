@@ -18,13 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from convert import llamacpp
 from convert.base import find_base as find_base_to_merge
-from convert.from_gguf import checkpoint_from_gguf, main
-from convert.gguf_tokenizer import read_tokens, write_tokenizer
-from convert.gguf_weights import Weights, read_config, read_tensors
+from convert.from_gguf import main
 from convert.verify.tokens import NASTY
-from convert.verify.written import check_written
 from core.errors import ChatError, ConvertError
+from core.from_gguf import check_written, checkpoint_from_gguf
 from core.gguf_model import read_gguf
+from core.gguf_tokenizer import read_tokens, write_tokenizer
+from core.gguf_weights import Weights, read_config, read_tensors
 from tests.integration.merge_bases import changed
 from tests.integration.tiny_models import tokenizer_of, vocabulary
 from train.base import find_base

@@ -12,8 +12,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from convert.gguf_tokenizer import read_tokens, write_tokenizer
 from core.checkpoint import SINGLE
+from core.gguf_tokenizer import read_tokens, write_tokenizer
 from core.gptq import open_checkpoint
 from tests.integration.asked import answers
 from tests.integration.commands import run

@@ -19,10 +19,10 @@ from convert.source import find_source
 from convert.stages import Settings
 from convert.verify.adapted import Adapted, MergeInputs
 from convert.verify.lora_layers import LoraFile
-from convert.verify.loss import Scores
 from convert.verify.merged import arrived_beside, check_merge
 from core.checkpoint import SINGLE
 from core.errors import ConvertError
+from core.log_probs import Scores
 from tests.integration.merge_bases import changed, edit_json, merged, save_adapter, save_base
 from tests.integration.tiny_models import lora, tiny
 

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from convert import llamacpp
-from convert.from_gguf import checkpoint_from_gguf
 from convert.verify.tokens import NASTY
+from core.from_gguf import checkpoint_from_gguf
 from core.gguf_model import read_gguf
 from tests.integration.tiny_models import FAMILIES, lora, tiny, tokenizer_of, vocabulary
 

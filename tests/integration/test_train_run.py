@@ -13,8 +13,8 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from convert.rows import load_rows
 from core.errors import TrainError
+from core.rows import load_rows
 from tests.integration.small_runs import (
     NF4,
     adapter_of,

@@ -14,21 +14,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from convert.from_gguf import checkpoint_from_gguf
 from convert.llamacpp import run, tool
-from convert.rows import Row, plain_rows
-from convert.verify.adapted import batches, float32_arithmetic
 from convert.verify.answers import Answer, check_answers, prompts, sure_tokens
 from convert.verify.limits import Check
 from convert.verify.loss import (
     agreement,
     check_quantised,
-    compare,
-    gguf_log_probs,
     our_perplexity,
     plain_text,
     rows_to_score,
-    targets,
     tool_perplexity,
 )
 from convert.verify.reference import ReferenceModel
@@ -48,8 +42,11 @@ from convert.verify.run import (
 from convert.verify.tensors import GgufTensors, check_tensors, fallback_types
 from convert.verify.tokens import Facts, Tokenized, check_metadata, check_tokens
 from core.errors import ConvertError
+from core.from_gguf import checkpoint_from_gguf
 from core.gguf_model import read_gguf
+from core.log_probs import batches, compare, float32_arithmetic, gguf_log_probs, targets
 from core.model import Model
+from core.rows import Row, plain_rows
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -11,10 +11,10 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from convert.gguf_tokenizer import read_tokens, write_tokenizer
 from convert.verify.reference import ReferenceModel
 from convert.verify.run import chat_model
 from convert.verify.tokens import Tokenized, check_tokens
+from core.gguf_tokenizer import read_tokens, write_tokenizer
 from core.model import Model
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from convert.rows import Row
-from convert.verify.adapted import Adapted, Layer, MergeInputs, log_probs
+from convert.verify.adapted import Adapted, Layer, MergeInputs
 from convert.verify.limits import Check, worst
-from convert.verify.loss import Scores, compare, read_reference, save_reference, targets
 from convert.verify.merged import arrived, arrived_beside, check_merge, coarsest_dtype, not_merged
 from core.errors import ConvertError
 from core.gptq import open_checkpoint
+from core.log_probs import Scores, compare, log_probs, read_reference, save_reference, targets
+from core.rows import Row
 from tests.integration.merge_bases import (
     LINEAR,
     changed,

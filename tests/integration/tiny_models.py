@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from convert.gguf_tokenizer import Tokens, read_tokens, write_tokenizer
+from core.gguf_tokenizer import Tokens, read_tokens, write_tokenizer
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 VOCABULARIES = {

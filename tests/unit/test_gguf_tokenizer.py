@@ -10,8 +10,8 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
-from convert.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, read_tokens, write_tokenizer
 from core.errors import ConvertError
+from core.gguf_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, read_tokens, write_tokenizer
 
 LETTERS = [*"abcd", "ab", "Ġ", "Ġab"]
 

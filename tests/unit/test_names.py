@@ -11,9 +11,9 @@ from convert.preflight import model_name
 from convert.publish import model_card, modelfile
 from convert.source import MAX_BYTES, bounded, command_for, find_source, folder_name, ollama_name
 from convert.verify.limits import Check
-from convert.verify.loss import Scores
 from convert.verify.report import Report
 from core.gguf_model import read_gguf
+from core.log_probs import Scores
 
 REPORT = Report("Q4_1", [Check("size", "ok", "1")], {"Q4_1": Scores(1, 1.0, 2.7, 0.0, 0.0, 1.0)})
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

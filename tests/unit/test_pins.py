@@ -17,6 +17,10 @@ def test_a_requirements_file_has_the_pins_of_the_project(file: str) -> None:
     assert pinned(file) == (ROOT / file).read_text(), "run: .venv/bin/python -m tests.pins"
 
 
+def test_training_brings_what_conversion_needs() -> None:
+    assert {*names("convert/requirements.txt")} < {*names("train/requirements.txt")}
+
+
 def test_the_project_says_what_python_it_runs_on_as_its_set_up_does() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=" + ".".join(map(str, OLDEST))

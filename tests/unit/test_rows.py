@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from convert.rows import load_rows, save_rows
 from core.errors import ConvertError
+from core.rows import load_rows, save_rows
 
 GOOD: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Hi"}],

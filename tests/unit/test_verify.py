@@ -10,27 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert.rows import PLAIN_CHATS, Row
 from convert.verify.limits import Check, check_size, kl_limit, relative_rmse_limit, same_top_limit, worst
 from convert.verify.loss import (
     MAX_EVALUATED,
     MAX_ROW,
     MAX_SCORED,
-    Scores,
     agreement,
     check_quantised,
     check_sixteen_bit,
-    compare,
-    log_softmax,
-    predicting,
-    read_reference,
     rows_to_score,
-    save_reference,
-    targets,
 )
 from convert.verify.report import WIDTH, Report
 from convert.verify.tokens import Facts, check_metadata, difference
 from core.errors import ConvertError
+from core.log_probs import Scores, compare, log_softmax, predicting, read_reference, save_reference, targets
+from core.rows import PLAIN_CHATS, Row
 from tests.unit.test_gguf_file import BOOL, MODEL, STRING, U32, gguf
 
 GOOD = Scores(tokens=1000, loss=2.0, perplexity=7.389, kl_mean=0.02, kl_99=0.2, same_top=0.94)
