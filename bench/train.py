@@ -34,6 +34,8 @@ MODELS = {
     "gemma-2b": "google/gemma-2b-it",
     "mistral-7b": "mistralai/Mistral-7B-Instruct-v0.3",
     "gemma-7b": "google/gemma-7b-it",
+    "qwen3-4b": "Qwen/Qwen3-4B",
+    "gemma-3-4b": "google/gemma-3-4b-it",
 }
 ARMS = ["tune2chat:lean", "tune2chat:fast", "unsloth:lean", "trl:lean"]
 KNOWN_ARMS = [*ARMS, "unsloth:fast", "trl:fast"]

@@ -32,7 +32,9 @@ from bench.train_models import CONFIGS, random_base
 from train.batches import Batch, Order
 from train.fused import attention, reference_ops
 from train.fused.cudnn_attention import plan_for
-from train.fused.decoder import Frozen, Saved, Stack
+from train.fused.decoder import Saved, Stack
+from train.fused.frozen import Frozen
+from train.fused.fuse import fuse, fused, unfuse
 from train.fused.lora_linear import Projection
 from train.model import Adapted
 from train.optimizer import make_optimizer
@@ -193,13 +195,16 @@ class Measured:
 
 def take_out(lever: Lever | None, adapted: Adapted, mode: str) -> None:
     """Give the model a stack with this lever taken out; None trains by transformers and PEFT."""
-    adapted.stack, attention.plan_for = None, plan_for
+    attention.plan_for = plan_for
+    base: Any = adapted.base
+    unfuse(base)
     gc.collect()
     torch.cuda.empty_cache()
-    base: Any = adapted.base
     if lever:
-        adapted.stack = Stack(base, adapted.dtype, torch.device("cuda"), mode == "fast")
-        lever(adapted.stack)
+        fuse(base, adapted.dtype, mode == "fast")
+        forward = fused(base)
+        assert forward is not None
+        lever(forward.stack(torch.device("cuda")))
     elif mode == "lean":
         base.gradient_checkpointing_enable({"use_reentrant": False})
 

@@ -15,6 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
     MistralConfig,
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
 )
 
 from train.model import load_base
@@ -48,6 +50,28 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "google/gemma-2b-it": GemmaConfig(**_GEMMA_2B, num_key_value_heads=1, head_dim=256, vocab_size=256000),
     "mistralai/Mistral-7B-Instruct-v0.3": MistralConfig(
         **_SEVEN_B, intermediate_size=14336, num_key_value_heads=8, vocab_size=32768, sliding_window=None
+    ),
+    "Qwen/Qwen3-4B": Qwen3Config(
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+        max_position_embeddings=40960,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    ),
+    "google/gemma-3-4b-it": Gemma3TextConfig(
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=34,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+        vocab_size=262208,
+        sliding_window=1024,
     ),
     "TheBloke/Llama-2-7b-Chat-GPTQ": LlamaConfig(**_SEVEN_B, intermediate_size=11008, vocab_size=32000),
 }

@@ -42,18 +42,24 @@ FAMILIES = {
         "mistralai/Ministral-3-3B-Instruct-2512-BF16",
         "YaRN, queries scaled by position; a part of Mistral3ForConditionalGeneration",
     ),
-    "qwen2": Family("Qwen2.5, Qwen2.5-VL", "Qwen/Qwen2.5-1.5B-Instruct", "biases of queries, keys, values"),
-    "qwen3": Family("Qwen3, Qwen3-VL", "Qwen/Qwen3-4B", "norms of queries and keys; no biases"),
+    "qwen2": Family(
+        "Qwen2.5, Qwen2.5-VL", "Qwen/Qwen2.5-1.5B-Instruct", "biases of queries, keys, values", True
+    ),
+    "qwen3": Family("Qwen3, Qwen3-VL", "Qwen/Qwen3-4B", "norms of queries and keys; no biases", True),
     "gemma": Family("Gemma", "google/gemma-2b-it", "norms around 1, embedding scaled", True),
-    "gemma2": Family("Gemma 2", "google/gemma-2-2b-it", "scores and logits capped, every other layer local"),
-    "gemma3_text": Family("Gemma 3", "google/gemma-3-4b-it", "two RoPEs; from 4B on a part of Gemma3Config"),
+    "gemma2": Family(
+        "Gemma 2", "google/gemma-2-2b-it", "scores and logits capped, every other layer local", True
+    ),
+    "gemma3_text": Family(
+        "Gemma 3", "google/gemma-3-4b-it", "two RoPEs; from 4B on a part of Gemma3Config", True
+    ),
     "gemma4_text": Family(
         "Gemma 4", "google/gemma-4-E2B-it", "wider global heads, shared keys and values, embeddings per layer"
     ),
     "phi3": Family(
         "Phi-3.5, Phi-4-mini", "microsoft/Phi-3.5-mini-instruct", "joined matrices, LongRoPE, partial", True
     ),
-    "smollm3": Family("SmolLM3", "HuggingFaceTB/SmolLM3-3B", "no RoPE in every fourth layer"),
+    "smollm3": Family("SmolLM3", "HuggingFaceTB/SmolLM3-3B", "no RoPE in every fourth layer", True),
     "granite": Family("Granite 3.x", "ibm-granite/granite-3.3-2b-instruct", "four scales, one of the logits"),
     "olmo2": Family("OLMo 2", "allenai/OLMo-2-0425-1B-Instruct", "norms after the layers, of whole q and k"),
 }

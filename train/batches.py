@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -121,20 +121,29 @@ def pack(lengths: Sequence[int], block: int) -> list[list[int]]:
     return blocks
 
 
-@dataclass
-class Batch:
+@dataclass(kw_only=True)
+class Packed:
     """Rows one after the other, T tokens in all; positions begin at 0 with each row, which keeps them apart.
 
-    `labels[0, t]` is the token that follows position t, or IGNORED. `cu_seq_lens` (rows + 1, int32) are the
-    rows' beginnings and the end, `max_length` the longest row; both were computed on the CPU, so that no step
-    has to wait for the GPU.
+    `cu_seq_lens` (rows + 1, int32) are the rows' beginnings and the end, `max_length` the longest row; both
+    were computed on the CPU, so that no step has to wait for the GPU.
     """
 
     input_ids: torch.Tensor  # (1, T)
     position_ids: torch.Tensor  # (1, T)
-    labels: torch.Tensor  # (1, T)
     cu_seq_lens: torch.Tensor
     max_length: int
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.numel()
+
+
+@dataclass(kw_only=True)
+class Batch(Packed):
+    """Packed rows to train on; `labels[0, t]` is the token that follows position t, or IGNORED."""
+
+    labels: torch.Tensor  # (1, T)
     trained: int  # how many labels count
 
     def to(self, device: torch.device) -> Batch:
@@ -144,13 +153,13 @@ class Batch:
             source = tensor.pin_memory() if device.type == "cuda" else tensor
             return source.to(device, non_blocking=True)
 
-        parts = (self.input_ids, self.position_ids, self.labels, self.cu_seq_lens)
-        ids, positions, labels, starts = map(move, parts)
-        return Batch(ids, positions, labels, starts, self.max_length, self.trained)
-
-    @property
-    def tokens(self) -> int:
-        return self.input_ids.numel()
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            position_ids=move(self.position_ids),
+            labels=move(self.labels),
+            cu_seq_lens=move(self.cu_seq_lens),
+        )
 
 
 def collate(rows: Sequence[Encoded]) -> Batch:
@@ -164,12 +173,12 @@ def collate(rows: Sequence[Encoded]) -> Batch:
         labels.append(IGNORED)  # the last token of a row predicts nothing
         starts.append(starts[-1] + len(row.ids))
     return Batch(
-        torch.tensor([ids]),
-        torch.tensor([positions]),
-        torch.tensor([labels]),
-        torch.tensor(starts, dtype=torch.int32),
-        max(len(row.ids) for row in rows),
-        sum(label != IGNORED for label in labels),
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        labels=torch.tensor([labels]),
+        cu_seq_lens=torch.tensor(starts, dtype=torch.int32),
+        max_length=max(len(row.ids) for row in rows),
+        trained=sum(label != IGNORED for label in labels),
     )
 
 

@@ -98,7 +98,7 @@ def flops_per_token(shape: Shape, load: Load, adapter: int) -> float:
     2 forward and 2 for the inputs' gradient a frozen weight, 6 a trained one, 4 the head's where a token
     counts, and causal attention. Recomputation isn't among them.
     """
-    attention = 3.5 * 2 * load.longest * shape.query * shape.layers
+    attention = 3.5 * 2 * shape.attention(load.longest)
     return 4 * shape.weights + 6 * adapter + 4 * shape.vocabulary * shape.hidden * load.share + attention
 
 

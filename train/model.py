@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from core.template import ChatTemplate, write_template
 from train import gptq
 from train.attention import attention_for
 from train.batches import Batch
-from train.fused.decoder import Stack
+from train.fused.fuse import fuse, fused, unfuse
 from train.fused.supports import allows, fits, has_kernels
 from train.layers import adapted_layers, linears, lora_config
 from train.loss import head_loss
@@ -153,17 +152,13 @@ class Adapted(nn.Module):
                 raise TrainError(f"LoraConfig: {' '.join(str(error).split())[:300]}") from None
         for parameter in self.parameters_to_train():  # copies of a base's modules are as it was stored
             parameter.data = parameter.data.float()
-        self._by_hand = has_kernels(device) and allows(recipe) and fits(base)
-        self._fast, self._device = recipe.fast, device
-        if not self._by_hand and not recipe.fast:
+        self._fast = recipe.fast
+        if has_kernels(device) and allows(recipe) and fits(base):
+            fuse(base, self.dtype, recipe.fast)
+        elif not recipe.fast:
             # transformers 5.18 gave it a new name
             enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
-
-    @cached_property
-    def stack(self) -> Stack | None:
-        """The decoder by hand, where it can be; made when it is first used, as answers don't need it."""
-        return Stack(self.base, self.dtype, self._device, self._fast) if self._by_hand else None
 
     @property
     def base(self) -> Any:
@@ -189,13 +184,13 @@ class Adapted(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the sum of the loss over the batch's trained tokens, in nats (a scalar, fp32)."""
-        hidden = self._plain(batch) if self.stack is None else self.stack(batch)
+        hidden = self.hidden(batch)
         softcap = getattr(self.base.config, "final_logit_softcapping", None) or 0.0
         head = self.base.get_output_embeddings().weight
         return head_loss(hidden * self._scale if self._scale != 1 else hidden, head, batch, softcap)
 
-    def _plain(self, batch: Batch) -> torch.Tensor:
-        """The last hidden states (T, hidden) by transformers and PEFT, for whatever `Stack` doesn't do."""
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """The last hidden states (T, hidden)."""
         with (
             torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32),
             # The adapter is fp32 and autocast sees to types: PEFT's own cast would copy every activation.
@@ -238,7 +233,9 @@ class Adapted(nn.Module):
         base: Any = self.peft.unload()
         for name, module in kept.items():  # PEFT leaves the trained copies there
             base.set_submodule(name, module)
-        if not self._by_hand and not self._fast:
+        if fused(base):
+            unfuse(base)
+        elif not self._fast:
             disable = getattr(base, "activation_checkpointing_disable", None)
             (disable or base.gradient_checkpointing_disable)()
 

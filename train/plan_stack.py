@@ -22,13 +22,14 @@ RESERVE = 0.25e9  # workspaces
 
 
 def _narrow(shape: Shape) -> float:
-    """Bytes a token and layer of the input, the attention's result and the sum of both."""
+    """Bytes a token and layer of the input, the attention's result, and the sum or what MLP adds to it."""
     return 2 * (2 * shape.hidden + shape.query)
 
 
 def _wide(shape: Shape) -> float:
-    """Bytes a token and layer of two norms; queries, keys and values; gate and up."""
-    return 2 * (2 * shape.hidden + shape.query + 2 * shape.key + 2 * shape.intermediate)
+    """Bytes a token and layer of two norms; queries, keys and values; gate and up; what is normed after."""
+    norms = 4 * shape.hidden if shape.norms_after else 2 * shape.hidden
+    return 2 * (norms + shape.query + 2 * shape.key + 2 * shape.intermediate)
 
 
 def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
@@ -62,7 +63,7 @@ def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) ->
     if not recipe.fast:
         names = ATTENTION_IN + MLP_IN
         again = 2.0 * sum(layer.elements for layer in shape.linears if layer.name in names)
-    attention = 3.5 * 2 * load.longest * shape.query * shape.layers
+    attention = 3.5 * 2 * shape.attention(load.longest)
     rate = SUSTAINED * gpu.flops
     products = (flops + again + (1 / ATTENTION - 1) * attention) / rate
     passes = PASSES if recipe.fast else PASSES + PASSES_AGAIN

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from train.attention import heads_of
+from train.fused.layer import window_of
 from train.fused.supports import obstacle
 from train.layers import Linears, linears, others
 
@@ -32,11 +33,18 @@ class Shape:
     beside: dict[str, int]  # parameters of the other modules, by name
     other: int  # parameters that aren't in those layers, shared ones once
     obstacle: str  # why train/fused can't do its layers' passes; empty if it can
+    windows: tuple[int | None, ...]  # of each layer's attention; None where it sees all
+    norms_after: bool  # of attention and MLP, beside those before them
 
     @property
     def by_hand(self) -> bool:
         """Whether train/fused has its layers' passes by hand."""
         return not self.obstacle
+
+    def attention(self, length: float) -> float:
+        """The sum over layers of the keys that are seen, times two, times `query`; rows have this length."""
+        seen = (length if w is None or length <= w else 2 * w - w * w / length for w in self.windows)
+        return self.query * sum(seen)
 
     @property
     def weights(self) -> int:
@@ -55,6 +63,7 @@ def shape_of(config: PreTrainedConfig) -> Shape:
         model = auto.from_config(config)
     there = linears(model)
     heads = heads_of(config)
+    layers = model.get_decoder().layers
     parameters = sum(parameter.numel() for parameter in model.parameters())
     widths = config.intermediate_size  # of each layer, in a Gemma 3n
     return Shape(
@@ -69,6 +78,8 @@ def shape_of(config: PreTrainedConfig) -> Shape:
         beside=others(model),
         other=parameters - sum(layer.elements for layer in there),
         obstacle=obstacle(model),
+        windows=tuple(window_of(getattr(layer, "self_attn", None), config) for layer in layers),
+        norms_after=hasattr(layers[0], "pre_feedforward_layernorm"),
     )
 
 

@@ -12,16 +12,21 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
     PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
 )
 
 from train.batches import Batch, collate
 from train.examples import Encoded
 from train.fused.decoder import Stack
+from train.fused.fuse import fused
 from train.loss import head_loss
 from train.model import Adapted, load_base
 from train.recipe import Recipe, parse
@@ -44,9 +49,30 @@ CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "llama": partial(LlamaConfig, **WIDTHS, num_key_value_heads=2),
     "mistral": partial(MistralConfig, **WIDTHS, num_key_value_heads=1, sliding_window=16),
     "gemma": partial(GemmaConfig, **WIDTHS, num_key_value_heads=1, head_dim=32),
-    "gemma2": partial(Gemma2Config, **WIDTHS, num_key_value_heads=2, head_dim=32),
+    # Scores of these random weights reach 30: a cap of 5 is felt, and so is the head's.
+    "gemma2": partial(
+        Gemma2Config,
+        **WIDTHS,
+        num_key_value_heads=2,
+        head_dim=32,
+        sliding_window=20,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3": partial(
+        Gemma3TextConfig,
+        **WIDTHS,
+        num_key_value_heads=2,
+        head_dim=32,
+        sliding_window=20,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "qwen2": partial(Qwen2Config, **WIDTHS, num_key_value_heads=2),
+    "qwen3": partial(Qwen3Config, **WIDTHS, num_key_value_heads=1, head_dim=32),
+    "phi4": partial(Phi3Config, **WIDTHS, num_key_value_heads=2, partial_rotary_factor=0.75),
+    "smollm3": partial(SmolLM3Config, **WIDTHS, num_key_value_heads=2, no_rope_layers=[1, 0, 1]),
 }
-FAMILIES = ("phi3", "llama", "mistral", "gemma")
+FAMILIES = tuple(CONFIGS)
 NF4 = {"load_in_4bit": True}
 Gradients = dict[str, torch.Tensor]
 
@@ -70,7 +96,7 @@ def adapted(folder: Path, family: str, recipe: Recipe, **config: Any) -> Adapted
             parameter.data.normal_(std=0.3)
     model.save_pretrained(folder / family)
     made = Adapted(load_base(str(folder / family), recipe, CPU), recipe, CPU)
-    assert made.stack is None  # on a CPU: what follows compares with transformers and PEFT
+    assert not fused(made.base)  # on a CPU: what follows compares with transformers and PEFT
     for name, parameter in made.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.1)
@@ -95,7 +121,8 @@ def loss_of(model: Adapted, stack: Stack | None, batch: Batch = BATCH) -> torch.
     """By the stack, or by transformers and PEFT without one."""
     if stack is None:
         return model(batch)
-    return head_loss(stack(batch), model.base.get_output_embeddings().weight, batch, 0.0)
+    softcap = getattr(model.base.config, "final_logit_softcapping", None) or 0.0
+    return head_loss(stack(batch), model.base.get_output_embeddings().weight, batch, softcap)
 
 
 def gradients(model: Adapted, stack: Stack | None, *batches: Batch) -> tuple[list[float], Gradients]:

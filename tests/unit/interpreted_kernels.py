@@ -15,8 +15,8 @@ from types import ModuleType
 
 import torch
 
-from train.fused.layer import Angles
-from train.fused.reference_ops import Heads
+from train.fused.reference_ops import HeadNorms, Heads
+from train.fused.rotary import Angles
 
 TOKENS, WIDTH, VOCABULARY = 37, 150, 5000  # none fills a block; the vocabulary takes two
 ACTIVATIONS = {"silu": False, "gelu": True}
@@ -56,9 +56,16 @@ def rms_norm(ops: ModuleType, draw: Draw, offset: float, width: int, border: int
     return [made[:, :width]]  # the border isn't written
 
 
-def rms_norm_backward(ops: ModuleType, draw: Draw, offset: float, width: int) -> list[torch.Tensor]:
+def rms_norm_onto(ops: ModuleType, draw: Draw, offset: float, width: int) -> list[torch.Tensor]:
+    x, residual = draw(TOKENS, width), draw(TOKENS, width)
+    return [ops.rms_norm(x, draw(width), 1e-5, offset, residual=residual)]
+
+
+def rms_norm_backward(
+    ops: ModuleType, draw: Draw, offset: float, width: int, alone: bool = False
+) -> list[torch.Tensor]:
     gradient, x, residual = (draw(TOKENS, width) for _ in range(3))
-    made = ops.rms_norm_backward(gradient, x, draw(width), residual, 1e-5, offset)
+    made = ops.rms_norm_backward(gradient, x, draw(width), None if alone else residual, 1e-5, offset)
     return [made, residual]
 
 
@@ -72,24 +79,62 @@ def gated_backward(ops: ModuleType, draw: Draw, gelu: bool, width: int = WIDTH) 
     return [gradient, gate_up]
 
 
-def angles_of(draw: Draw, heads: Heads) -> Angles:
-    angle = draw.exact(TOKENS, heads.head // 2)
+def angles_of(draw: Draw, half: int) -> Angles:
+    angle = draw.exact(TOKENS, half)
     return Angles(angle.cos(), angle.sin())
 
 
-def rotate(ops: ModuleType, draw: Draw, heads: Heads, strided: bool) -> list[torch.Tensor]:
-    width = (heads.query + 2 * heads.key) * heads.head
-    qkv = (draw.strided if strided else draw)(TOKENS, width)
-    ops.rotate(qkv, heads, angles_of(draw, heads))
-    return list(heads.split(qkv))
+@dataclass(frozen=True)
+class Turn:
+    """How heads are turned: with rows that lie apart, all of a head's columns or `half` times two, normed."""
+
+    heads: Heads
+    strided: bool = False
+    half: int = 0
+    normed: bool = False
+
+    def settings(self, draw: Draw) -> tuple[Heads, Angles, HeadNorms | None]:
+        head = self.heads.head
+        norms = HeadNorms((draw(head), draw(head)), 1e-5, 1.0) if self.normed else None
+        return self.heads, angles_of(draw, self.half or head // 2), norms
+
+    def rows(self, draw: Draw, width: int) -> torch.Tensor:
+        return (draw.strided if self.strided else draw)(TOKENS, width)
 
 
-def rotate_backward(ops: ModuleType, draw: Draw, heads: Heads, strided: bool) -> list[torch.Tensor]:
-    counts, rows = (heads.query, heads.key, heads.key), draw.strided if strided else draw
-    parts = tuple(rows(TOKENS, count * heads.head).unflatten(1, (count, heads.head)) for count in counts)
-    out = rows(TOKENS, sum(counts) * heads.head)
-    ops.rotate_backward(parts, heads, angles_of(draw, heads), out)
+def rotate(ops: ModuleType, draw: Draw, turn: Turn) -> list[torch.Tensor]:
+    heads = turn.heads
+    qkv = turn.rows(draw, (heads.query + 2 * heads.key) * heads.head)
+    out = torch.empty_like(qkv) if turn.normed else qkv
+    ops.rotate(qkv, *turn.settings(draw), out=out)
     return list(heads.split(out))
+
+
+def rotate_backward(ops: ModuleType, draw: Draw, turn: Turn) -> list[torch.Tensor]:
+    heads, counts = turn.heads, (turn.heads.query, turn.heads.key, turn.heads.key)
+    parts = tuple(turn.rows(draw, count * heads.head).unflatten(1, (count, heads.head)) for count in counts)
+    out = turn.rows(draw, sum(counts) * heads.head)
+    ops.rotate_backward(parts, *turn.settings(draw), out=out)
+    return list(heads.split(out))
+
+
+def capped(ops: ModuleType, draw: Draw, heads: Heads, gradients: bool) -> list[torch.Tensor]:
+    """Attention with capped scores of three rows; its kernels aren't among `triton_ops`."""
+    from train.fused import capped_attention, reference_ops
+
+    starts = torch.tensor([0, 70, 71, 150], dtype=torch.int32)
+    qkv = 2 * draw(150, (heads.query + 2 * heads.key) * heads.head)
+    gradient = draw(150, heads.query * heads.head)
+    if ops is reference_ops:
+        parts = heads.split(qkv)
+        if not gradients:
+            return [reference_ops.attend(parts, heads, starts).flatten(1)]
+        of_out = gradient.view(150, heads.query, heads.head)
+        return list(reference_ops.attend_backward(of_out, parts, heads, starts))
+    out, lse = capped_attention.attend(qkv, heads, starts)
+    if not gradients:
+        return [out]
+    return list(capped_attention.attend_backward(gradient, qkv, out, lse, heads, starts))
 
 
 def cross_entropy(ops: ModuleType, draw: Draw, vocabulary: int) -> list[torch.Tensor]:
@@ -112,6 +157,14 @@ def decode(
     return [whole]
 
 
+TURNS = {
+    f"{name}{where}{how}": Turn(heads, strided, half, normed)
+    for name, heads in HEADS.items()
+    for where, strided in (("", False), ("-strided", True))
+    for how, half, normed in (("", 0, False), ("-partial", 5, False), ("-normed", 0, True))
+} | {"normed-partial": Turn(HEADS["3of24"], False, 7, True)}
+
+
 def cases() -> dict[str, Case]:
     """All by name, which ends with a type. The interpreter cuts bf16 off where a GPU rounds."""
     found: dict[str, Case] = {}
@@ -119,19 +172,21 @@ def cases() -> dict[str, Case]:
         norm = {"offset": offset, "width": width}
         found[f"rms_norm+{offset:.0f}-{width}"] = partial(rms_norm, **norm)
         found[f"rms_norm+{offset:.0f}-{width}-border"] = partial(rms_norm, **norm, border=16)
+        found[f"rms_norm+{offset:.0f}-{width}-onto"] = partial(rms_norm_onto, **norm)
         found[f"rms_norm_backward+{offset:.0f}-{width}"] = partial(rms_norm_backward, **norm)
-    for name, heads in HEADS.items():
-        for where, strided in (("", False), ("-strided", True)):
-            turn = {"heads": heads, "strided": strided}
-            found[f"rotate-{name}{where}"] = partial(rotate, **turn)
-            found[f"rotate_backward-{name}{where}"] = partial(rotate_backward, **turn)
+        found[f"rms_norm_backward+{offset:.0f}-{width}-alone"] = partial(
+            rms_norm_backward, **norm, alone=True
+        )
+    for name, turn in TURNS.items():
+        found[f"rotate-{name}"] = partial(rotate, turn=turn)
+        found[f"rotate_backward-{name}"] = partial(rotate_backward, turn=turn)
     for name, gelu in ACTIVATIONS.items():
         for width in (WIDTH, 1100):  # the second takes two blocks
             found[f"gated-{name}-{width}"] = partial(gated, gelu=gelu, width=width)
             found[f"gated_backward-{name}-{width}"] = partial(gated_backward, gelu=gelu, width=width)
     for vocabulary in (57, VOCABULARY):
         found[f"cross_entropy-{vocabulary}"] = partial(cross_entropy, vocabulary=vocabulary)
-    return {f"{name}-{kind}": case for name, case in found.items() for kind in TYPES} | DECODED
+    return {f"{name}-{kind}": case for name, case in found.items() for kind in TYPES} | DECODED | CAPPED
 
 
 # The second has more than the 256 scales that share one, the third rows that lie apart; bitsandbytes decodes
@@ -143,10 +198,28 @@ DECODED: dict[str, Case] = {
     "decode-fp4-fp32": partial(decode, shape=(64, 128), quant_type="fp4"),
     "decode-quantised-once-fp32": partial(decode, shape=(64, 128), compress_statistics=False),
 }
+# Not in bf16, of which the interpreter makes no products.
+CAPPED: dict[str, Case] = {
+    f"{what}-{name}-{kind}": partial(capped, heads=heads, gradients=gradients)
+    for name, heads in (
+        ("capped-4of24", Heads(4, 2, 24, 0.2, None, 5.0)),
+        ("capped-2of16-window", Heads(2, 1, 16, 0.2, 20, 3.0)),
+    )
+    for what, gradients in (("attend", False), ("attend_backward", True))
+    for kind in ("fp32", "fp16")
+}
 # A kernel's case, and a formula that isn't its own.
 WRONG: dict[str, tuple[Case, Case]] = {
     "gelu-is-not-silu": (partial(gated, gelu=True), partial(gated, gelu=False)),
     "gelu-backward-is-not-silu": (partial(gated_backward, gelu=True), partial(gated_backward, gelu=False)),
+    "heads-are-normed": (
+        partial(rotate_backward, turn=Turn(HEADS["8of16"], normed=True)),
+        partial(rotate_backward, turn=Turn(HEADS["8of16"])),
+    ),
+    "scores-are-capped": (
+        partial(capped, heads=Heads(2, 1, 16, 0.2, None, 3.0), gradients=True),
+        partial(capped, heads=Heads(2, 1, 16, 0.2, None, 30.0), gradients=True),
+    ),
     "an-offset-counts": (partial(rms_norm, offset=1.0, width=48), partial(rms_norm, offset=0.0, width=48)),
 }
 

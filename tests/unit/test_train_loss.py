@@ -35,7 +35,14 @@ def batch_of(labels: torch.Tensor) -> Batch:
     ids = torch.zeros(1, len(labels), dtype=torch.int64)
     trained = int((labels != IGNORED).sum())
     starts = torch.tensor([0, len(labels)], dtype=torch.int32)
-    return Batch(ids, torch.arange(len(labels))[None], labels[None], starts, len(labels), trained)
+    return Batch(
+        input_ids=ids,
+        position_ids=torch.arange(len(labels))[None],
+        labels=labels[None],
+        cu_seq_lens=starts,
+        max_length=len(labels),
+        trained=trained,
+    )
 
 
 def reference(

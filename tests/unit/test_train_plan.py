@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, Phi3Config, Qwen2Config, Starcoder2Config
+from transformers import GraniteConfig, LlamaConfig, Phi3Config, Qwen2Config, Starcoder2Config
 
 from bench.train_models import CONFIGS as SHAPES
 from train.forecast import HALF, INT8, NF4, NF4_DOUBLE, by_hand, flops_per_token, forecast, settle, unfused
@@ -266,9 +266,11 @@ def test_what_is_trained_by_hand(sections: dict[str, Any], gpu: str, expected: b
     [
         (CONFIGS["phi-3.5"], {}, ""),
         (CONFIGS["phi-3.5"], {"LoraConfig": {"use_dora": True}}, "LoraConfig.use_dora is set"),
-        (Phi3Config(rope_parameters=PARTIAL), {}, "its RoPE turns only a part of each head"),
-        (LlamaConfig(attention_bias=True), {}, "its linear layers have biases"),
-        (Qwen2Config(), {}, "a Qwen2.5, Qwen2.5-VL has what those kernels lack (biases"),
+        (Phi3Config(rope_parameters=PARTIAL), {}, ""),
+        (LlamaConfig(attention_bias=True), {}, ""),
+        (LlamaConfig(hidden_act="relu"), {}, "its activation is neither SiLU nor GELU"),
+        (Qwen2Config(), {}, ""),
+        (GraniteConfig(), {}, "a Granite 3.x has what those kernels lack (four scales"),
         (Starcoder2Config(), {}, "a starcoder2 is none of the families"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Causal attention of packed rows, and its gradients: by cuDNN or FlashAttention, row by row on a CPU."""
+"""Causal attention of packed rows, and its gradients: by cuDNN or FlashAttention, row by row on a CPU.
+
+Neither of the two caps scores, as Gemma 2 does: that has kernels of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ from typing import Any
 
 import torch
 
-from train.batches import Batch
+from train.batches import Packed
 from train.fused import reference_ops
 from train.fused.cudnn_attention import plan_for
 from train.fused.reference_ops import Heads
 
 
-def attend(qkv: torch.Tensor, heads: Heads, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def attend(qkv: torch.Tensor, heads: Heads, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the heads' results (T, query head) and what the backward pass needs, their log sums."""
     if plan := plan_for(qkv, heads, batch):
         out, lse = plan.forward(qkv, batch.cu_seq_lens)
@@ -21,6 +24,10 @@ def attend(qkv: torch.Tensor, heads: Heads, batch: Batch) -> tuple[torch.Tensor,
     if not qkv.is_cuda:
         out = reference_ops.attend((q, k, v), heads, batch.cu_seq_lens)
         return out.flatten(1), qkv.new_empty(0)
+    if heads.softcap is not None:
+        from train.fused import capped_attention  # needs Triton
+
+        return capped_attention.attend(qkv, heads, batch.cu_seq_lens)
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, *_packed(batch), False, scale=heads.scale, **_window(heads, batch)
     )
@@ -33,7 +40,7 @@ def attend_backward(
     out: torch.Tensor,
     lse: torch.Tensor,
     heads: Heads,
-    batch: Batch,
+    batch: Packed,
 ) -> tuple[torch.Tensor, ...]:
     """The gradients of queries, keys and values (T, heads, head) from that of `out` (T, query head)."""
     if plan := plan_for(qkv, heads, batch):
@@ -42,6 +49,10 @@ def attend_backward(
     gradient = gradient.view_as(q)
     if not qkv.is_cuda:
         return reference_ops.attend_backward(gradient, (q, k, v), heads, batch.cu_seq_lens)
+    if heads.softcap is not None:
+        from train.fused import capped_attention
+
+        return capped_attention.attend_backward(gradient, qkv, out, lse, heads, batch.cu_seq_lens)
     unused = gradient.new_empty(0)  # the random state of dropout
     gradients: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
         gradient,
@@ -59,13 +70,13 @@ def attend_backward(
     return gradients
 
 
-def _packed(batch: Batch) -> tuple[Any, ...]:
+def _packed(batch: Packed) -> tuple[Any, ...]:
     """Where rows begin and how long they are, for queries and keys; no dropout; causal."""
     starts, longest = batch.cu_seq_lens, batch.max_length
     return starts, starts, longest, longest, 0.0, True
 
 
-def _window(heads: Heads, batch: Batch) -> dict[str, int]:
+def _window(heads: Heads, batch: Packed) -> dict[str, int]:
     if heads.window is None or heads.window >= batch.max_length:
         return {}
     return {"window_size_left": heads.window - 1, "window_size_right": 0}

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from train.batches import Batch
+from train.batches import Packed
 from train.fused import reference_ops
 from train.fused.reference_ops import Heads
 
@@ -147,9 +147,11 @@ ROWS, LONGEST, TOKENS = 8, 128, 1024  # the least that a plan is made for
 NEAR = 2e-2  # relative error in bf16; right ones have some 3e-3
 
 
-def plan_for(qkv: torch.Tensor, heads: Heads, batch: Batch) -> Plan | None:
+def plan_for(qkv: torch.Tensor, heads: Heads, batch: Packed) -> Plan | None:
     """The plan for this batch, or None where FlashAttention has to do it."""
     if qkv.dtype != torch.bfloat16 or heads.head % 16:  # of other heads cuDNN's gradients aren't right
+        return None
+    if heads.softcap is not None:
         return None
     if heads.window is not None and heads.window < batch.max_length:
         return None

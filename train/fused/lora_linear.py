@@ -15,20 +15,37 @@ STEP = 16  # ranks are filled up with zeros to so many: 32 bytes, what kernels l
 
 @dataclass(frozen=True)
 class _Adapter:
-    """One layer's adapter: PEFT's fp32 parameters, and which rows and ranks of the projection are its."""
+    """One adapter of one of PEFT's layers, and which rows and ranks of the projection are its."""
 
-    a: nn.Parameter  # (rank, in)
-    b: nn.Parameter  # (out, rank)
-    scale: float  # lora_alpha / r (arXiv 2106.09685)
+    layer: Any
+    name: str
     rows: slice
     ranks: slice
 
+    @property
+    def a(self) -> nn.Parameter:
+        """(rank, in), fp32."""
+        weight: nn.Parameter = self.layer.lora_A[self.name].weight
+        return weight
+
+    @property
+    def b(self) -> nn.Parameter:
+        """(out, rank), fp32."""
+        weight: nn.Parameter = self.layer.lora_B[self.name].weight
+        return weight
+
+    @property
+    def scale(self) -> float:
+        """lora_alpha / r (arXiv 2106.09685), or nothing while adapters are disabled."""
+        return 0.0 if self.layer.disable_adapters else float(self.layer.scaling[self.name])
+
 
 class Projection:
-    """y = x W^T + (x A^T) B^T for frozen W (out, in) and the adapters' A (rank, in) and B (out, rank).
+    """y = x W^T + bias + (x A^T) B^T for frozen W (out, in) and the adapters' A (rank, in) and B (out, rank).
 
-    The layers' weights lie below each other, and so do their A; their B, times the adapters' scales, are the
-    blocks of a diagonal. A and B are copies in the type of the computation: see `sources` and `copies`.
+    The layers' weights lie below each other, and so do the A of their active adapters; their B, times the
+    adapters' scales, are the blocks of a diagonal. A and B are copies in the type of the computation: see
+    `sources` and `copies`.
 
     With a border, W has B on its right, (out, in + border), and x has x A^T, (T, in + border): one product
     does it all.
@@ -42,17 +59,17 @@ class Projection:
         for layer, base in zip(layers, self.bases, strict=True):
             rows = slice(row, row + base.out_features)
             row = rows.stop
-            if hasattr(layer, "lora_A"):
-                a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-                ranks = slice(rank, rank + len(a))
+            for name in active_adapters(layer):
+                ranks = slice(rank, rank + layer.lora_A[name].out_features)
                 rank = ranks.stop
-                self.adapters.append(_Adapter(a, b, layer.scaling["default"], rows, ranks))
+                self.adapters.append(_Adapter(layer, name, rows, ranks))
         rank = -rank % STEP + rank
         self.border = rank if border else 0
         self.out_features, self.in_features = row, self.bases[0].in_features
         device = next(chain(self.bases[0].parameters(), self.bases[0].buffers())).device
         self.a = torch.zeros(rank, self.in_features, dtype=dtype, device=device)
         self.b = torch.zeros(self.out_features, rank, dtype=dtype, device=device)
+        self.bias = _bias(self.bases, dtype, device)
 
     @property
     def sources(self) -> list[nn.Parameter]:
@@ -78,18 +95,21 @@ class Projection:
         values, inner = self.split(x)
         if self.adapters:
             torch.mm(values, self.a.T, out=inner)
-        return x @ weight.T
+        return x @ weight.T if self.bias is None else torch.addmm(self.bias, x, weight.T)
 
     def split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return x (T, in) and x A^T (T, border) of one tensor."""
         return x[:, : self.in_features], x[:, self.in_features :]
 
     def onto(
-        self, residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
+        self, residual: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `residual` + y (T, out), and x A^T (T, rank)."""
+        """Return y (T, out), plus `residual` if there is one, and x A^T (T, rank)."""
         inner = x @ self.a.T
-        return torch.addmm(residual, inner, self.b.T).addmm_(x, weight.T), inner
+        small = inner @ self.b.T if residual is None else torch.addmm(residual, inner, self.b.T)
+        if self.bias is not None:
+            small += self.bias
+        return small.addmm_(x, weight.T), inner
 
     def backward(self, gradient: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of x (T, in) and of x A^T (T, rank) from that of y."""
@@ -111,3 +131,23 @@ class Projection:
             for adapter in self.adapters
             for part in (of_a[adapter.ranks], of_b[adapter.rows, adapter.ranks] * adapter.scale)
         ]
+
+
+def active_adapters(layer: Any) -> tuple[str, ...]:
+    """The names of the adapters that are active on a layer; none on one without."""
+    if not hasattr(layer, "lora_A"):
+        return ()
+    return tuple(name for name in layer.active_adapters if name in layer.lora_A)
+
+
+def _bias(bases: list[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+    """The layers' biases one after the other, or None where no layer has one."""
+    if all(base.bias is None for base in bases):
+        return None
+    zeros = (torch.zeros(base.out_features, device=device) for base in bases)
+    return torch.cat(
+        [
+            (none if base.bias is None else base.bias).to(dtype)
+            for base, none in zip(bases, zeros, strict=True)
+        ]
+    )

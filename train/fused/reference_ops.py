@@ -17,11 +17,20 @@ ROOT, CUBIC = math.sqrt(2 / math.pi), 0.044715  # of GELU's tangent formula
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, border: int = 0
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    offset: float,
+    border: int = 0,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`x` (T, width) over its root mean square, times `weight + offset`; as many columns more as `border`."""
+    """`x` (T, width) over its root mean square, times `weight + offset`, plus `residual` if there is one.
+
+    The result has as many columns more as `border`, which aren't written.
+    """
     out = x.new_empty(len(x), x.shape[1] + border)
-    out[:, : x.shape[1]] = _normal(x, eps)[0] * (weight.float() + offset)
+    made = _normal(x, eps)[0] * (weight.float() + offset)
+    out[:, : x.shape[1]] = made if residual is None else residual + made
     return out
 
 
@@ -34,15 +43,21 @@ def rms_norm_backward(
     gradient: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     eps: float,
     offset: float,
 ) -> torch.Tensor:
-    """The gradient of `x` (T, width) from that of `rms_norm(x)`, plus `residual`, in whose place it goes."""
+    """The gradient of `x` (T, width) from that of `rms_norm(x)`; plus `residual`, in whose place it goes."""
+    made = _norm_backward(gradient, x, weight, eps, offset)
+    return made.to(x.dtype) if residual is None else residual.copy_(residual + made)
+
+
+def _norm_backward(
+    gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float
+) -> torch.Tensor:
     normal, rstd = _normal(x, eps)
     given = gradient.float() * (weight.float() + offset)
-    inner = (given * normal).mean(-1, keepdim=True)
-    return residual.copy_(residual + rstd * (given - normal * inner))
+    return rstd * (given - normal * (given * normal).mean(-1, keepdim=True))
 
 
 def gated(gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
@@ -67,26 +82,41 @@ def gated_backward(gradient: torch.Tensor, gate_up: torch.Tensor, gelu: bool) ->
     gradient.copy_(made)
 
 
-def rotate(qkv: torch.Tensor, heads: Any, angles: Any) -> None:
-    """Turn queries and keys of `qkv` (T, (query + 2 key) head), in place.
+def rotate(qkv: torch.Tensor, heads: Heads, angles: Any, norms: HeadNorms | None, out: torch.Tensor) -> None:
+    """Put `qkv` (T, (query + 2 key) head) into `out`, queries and keys normed by head and turned.
 
-    The angles' cosine and sine of each token's position (T, head / 2) are fp32.
+    The angles' cosine and sine of each token's position, fp32, are (T, up to head / 2): of narrower ones only
+    the first columns of a head are turned (a partial rotary). Without norms `out` may be `qkv`.
     """
-    for part in heads.split(qkv)[:2]:
-        part.copy_(_turned(part, angles.cos, angles.sin))
+    parts, places = heads.split(qkv), heads.split(out)
+    for number, (part, place) in enumerate(zip(parts, places, strict=True)):
+        if number == 2:
+            place.copy_(part)
+        elif norms is None:
+            place.copy_(_turned(part, angles.cos, angles.sin))
+        else:
+            normed = _normal(part, norms.eps)[0] * (norms.weights[number].float() + norms.offset)
+            place.copy_(_turned(normed, angles.cos, angles.sin))
 
 
-def rotate_backward(parts: tuple[torch.Tensor, ...], heads: Any, angles: Any, out: torch.Tensor) -> None:
-    """Gradients of turned queries and keys, and of values (T, heads, head), to those of `rotate`'s `qkv`."""
-    q, k, v = heads.split(out)
-    q.copy_(_turned(parts[0], angles.cos, -angles.sin))
-    k.copy_(_turned(parts[1], angles.cos, -angles.sin))
-    v.copy_(parts[2])
+def rotate_backward(
+    parts: tuple[torch.Tensor, ...], heads: Heads, angles: Any, norms: HeadNorms | None, out: torch.Tensor
+) -> None:
+    """Gradients of turned queries and keys, and of values (T, heads, head), to those of `rotate`'s `qkv`.
+
+    With norms, `out` holds that `qkv` before.
+    """
+    for number, (part, place) in enumerate(zip(parts, heads.split(out), strict=True)):
+        made = part if number == 2 else _turned(part, angles.cos, -angles.sin)
+        if norms is not None and number < 2:
+            made = _norm_backward(made, place, norms.weights[number], norms.eps, norms.offset)
+        place.copy_(made)
 
 
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    (first, second), cos, sin = x.chunk(2, dim=2), cos[:, None], sin[:, None]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=2)
+    half, cos, sin = cos.shape[1], cos[:, None], sin[:, None]
+    first, second, rest = torch.split(x, [half, half, x.shape[2] - 2 * half], dim=2)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=2)
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -120,11 +150,22 @@ def attend(parts: tuple[torch.Tensor, ...], heads: Heads, starts: torch.Tensor) 
         at = torch.arange(query.shape[1], device=query.device)
         distance = at[:, None] - at
         seen = (distance >= 0) & (distance < (heads.window or len(at)))
-        row = functional.scaled_dot_product_attention(
-            query[None], key[None], value[None], seen, scale=heads.scale, enable_gqa=True
-        )
+        row = _attend_row(query[None], key[None], value[None], seen, heads)
         made.append(row[0].transpose(0, 1))
     return torch.cat(made)
+
+
+def _attend_row(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, heads: Heads
+) -> torch.Tensor:
+    """One row's attention; scores are capped as in Gemma 2 (arXiv 2408.00118)."""
+    if heads.softcap is None:
+        return functional.scaled_dot_product_attention(
+            query, key, value, seen, scale=heads.scale, enable_gqa=True
+        )
+    key, value = (part.repeat_interleave(heads.query // heads.key, dim=1) for part in (key, value))
+    scores = heads.softcap * torch.tanh(query @ key.transpose(-1, -2) * (heads.scale / heads.softcap))
+    return torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1) @ value
 
 
 def attend_backward(
@@ -145,8 +186,18 @@ class Heads:
     head: int
     scale: float
     window: int | None  # keys that a query sees, itself included; None for all
+    softcap: float | None = None  # what scores are capped at; None for not at all
 
     def split(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values (T, heads, head) of one tensor (T, (query + 2 key) head)."""
         heads = qkv.view(len(qkv), -1, self.head)
         return torch.split(heads, [self.query, self.key, self.key], dim=1)
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """Root mean square norms of each head of queries and of keys; `weights` are (head) each."""
+
+    weights: tuple[torch.Tensor, torch.Tensor]
+    eps: float
+    offset: float

@@ -27,20 +27,25 @@ def obstacle(model: Any) -> str:
     if not family.fused:
         return f"a {family.title} has what those kernels lack ({family.special})"
     layer = model.get_decoder().layers[0]
-    rope = getattr(config, "rope_parameters", None) or {}
+    turns = _rope_types(config)
     linears: list[Any] = [part for part in layer.modules() if isinstance(part, torch.nn.Linear)]
     width = layer.self_attn.head_dim
     reasons = {
-        "its linear layers have biases": any(linear.bias is not None for linear in linears),
         "its weights are stored in a form that those kernels don't read": not all(map(_is_readable, linears)),
         "it looks at later tokens too": not layer.self_attn.is_causal,
-        f"its RoPE is of type {rope.get('rope_type')!r}": rope.get("rope_type", "default") not in ROTATIONS,
-        "its RoPE turns only a part of each head": rope.get("partial_rotary_factor", 1.0) != 1.0,
+        f"its RoPE is of type {', '.join(sorted(turns))}": not turns <= set(ROTATIONS),
         f"its heads are {width} wide": width > WIDEST or width % 8 != 0,
         "its config asks for dropout": any(getattr(config, name, None) for name in DROPOUTS),
         "its activation is neither SiLU nor GELU": not _has_known_activation(layer.mlp),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Of all layers; Gemma 3 has a RoPE for each kind of them."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    of_kinds = [part for part in rope.values() if isinstance(part, dict)]
+    return {str(part.get("rope_type", "default")) for part in of_kinds or [rope]}
 
 
 def fits(model: Any) -> bool:

@@ -1,8 +1,6 @@
-"""Triton's kernels between a layer's matrix products: norms, the gate, rotary positions, and the loss."""
+"""Triton's kernels between a layer's matrix products: norms, the gate, and the loss; the others by name."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -10,59 +8,78 @@ import triton.language as tl
 
 from train.fused import reference_ops
 from train.fused.nf4_kernels import decode
+from train.fused.rotary_kernels import rotate, rotate_backward
 
 
 @triton.jit
-def _rms_norm(x, weight, out, eps, offset, width, out_row, BLOCK: tl.constexpr):
+def _rms_norm(x, weight, residual, out, eps, offset, width, out_row, ADDS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < width
     value = tl.load(x + row * width + at, inside, 0.0).to(tl.float32)
     scale = tl.load(weight + at, inside, 0.0).to(tl.float32) + offset
-    rstd = tl.rsqrt(tl.sum(value * value) / width + eps)
-    tl.store(out + row * out_row + at, value * rstd * scale, inside)
+    made = value * tl.rsqrt(tl.sum(value * value) / width + eps) * scale
+    if ADDS:
+        made += tl.load(residual + row * width + at, inside, 0.0).to(tl.float32)
+    tl.store(out + row * out_row + at, made, inside)
 
 
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float, border: int = 0
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    offset: float,
+    border: int = 0,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`x` (T, width) over its root mean square, times `weight + offset`; as many columns more as `border`."""
+    """`x` (T, width) over its root mean square, times `weight + offset`, plus `residual` if there is one.
+
+    The result has as many columns more as `border`, which aren't written.
+    """
     rows, width = x.shape
     out, block = x.new_empty(rows, width + border), triton.next_power_of_2(width)
-    _rms_norm[(rows,)](x, weight, out, eps, offset, width, width + border, BLOCK=block, num_warps=8)
+    adds, added = residual is not None, x if residual is None else residual
+    _rms_norm[(rows,)](
+        x, weight, added, out, eps, offset, width, width + border, ADDS=adds, BLOCK=block, num_warps=8
+    )
     return out
 
 
 @triton.jit
-def _rms_norm_backward(gradient, x, weight, residual, out, eps, offset, width, BLOCK: tl.constexpr):
+def _rms_norm_backward(
+    gradient, x, weight, residual, out, eps, offset, width, ADDS: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64) * width
     at = tl.arange(0, BLOCK)
     inside = at < width
     value = tl.load(x + row + at, inside, 0.0).to(tl.float32)
     scale = tl.load(weight + at, inside, 0.0).to(tl.float32) + offset
     given = tl.load(gradient + row + at, inside, 0.0).to(tl.float32) * scale
-    kept = tl.load(residual + row + at, inside, 0.0).to(tl.float32)
     rstd = tl.rsqrt(tl.sum(value * value) / width + eps)
     normal = value * rstd
     inner = tl.sum(given * normal) / width
-    tl.store(out + row + at, kept + rstd * (given - normal * inner), inside)
+    made = rstd * (given - normal * inner)
+    if ADDS:
+        made += tl.load(residual + row + at, inside, 0.0).to(tl.float32)
+    tl.store(out + row + at, made, inside)
 
 
 def rms_norm_backward(
     gradient: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     eps: float,
     offset: float,
 ) -> torch.Tensor:
-    """The gradient of `x` (T, width) from that of `rms_norm(x)`, plus `residual`, in whose place it goes."""
+    """The gradient of `x` (T, width) from that of `rms_norm(x)`; plus `residual`, in whose place it goes."""
     rows, width = x.shape
-    block = triton.next_power_of_2(width)
+    block, out = triton.next_power_of_2(width), torch.empty_like(x) if residual is None else residual
+    adds = residual is not None
     _rms_norm_backward[(rows,)](
-        gradient, x, weight, residual, residual, eps, offset, width, BLOCK=block, num_warps=8
+        gradient, x, weight, out, out, eps, offset, width, ADDS=adds, BLOCK=block, num_warps=8
     )
-    return residual
+    return out
 
 
 @triton.jit
@@ -153,78 +170,6 @@ def gated_backward(gradient: torch.Tensor, gate_up: torch.Tensor, gelu: bool) ->
     """From the `gradient` of `gated(...)`, put that of `gate_up` in its place, and `gated(...)` in its."""
     tokens, width = gradient.shape
     _gated_backward[(tokens, triton.cdiv(width, 1024))](gradient, gate_up, width, GELU=gelu, BLOCK=1024)
-
-
-@triton.jit
-def _turn(
-    q,
-    k,
-    v,
-    out,
-    cos,
-    sin,
-    tokens,
-    q_row,
-    k_row,
-    v_row,
-    out_row,
-    queries,
-    keys,
-    half,
-    sign,
-    ROWS: tl.constexpr,
-    HALF: tl.constexpr,
-):
-    """One head of some rows: of q, k or v, from where it lies to its place in `out`; v isn't turned."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    head, at = tl.program_id(1), tl.arange(0, HALF)
-    inside = (row[:, None] < tokens) & (at < half)
-    source, source_row, first_head, turned = q, q_row, 0, 1.0
-    if head >= queries:
-        source, source_row, first_head = k, k_row, queries
-    if head >= queries + keys:
-        source, source_row, first_head, turned = v, v_row, queries + keys, 0.0
-    place = source + row[:, None] * source_row + (head - first_head) * 2 * half + at
-    first = tl.load(place, inside, 0.0).to(tl.float32)
-    second = tl.load(place + half, inside, 0.0).to(tl.float32)
-    c = turned * (tl.load(cos + row[:, None] * half + at, inside, 1.0) - 1.0)
-    s = turned * sign * tl.load(sin + row[:, None] * half + at, inside, 0.0)
-    to = out + row[:, None] * out_row + head * 2 * half + at
-    tl.store(to, first + first * c - second * s, inside)
-    tl.store(to + half, second + second * c + first * s, inside)
-
-
-def rotate(qkv: torch.Tensor, heads: Any, angles: Any) -> None:
-    """Turn queries and keys of `qkv` (T, (query + 2 key) head), in place.
-
-    The angles' cosine and sine of each token's position (T, head / 2) are fp32.
-    """
-    _launch_turn(heads.split(qkv), qkv, heads, angles, heads.query + heads.key, 1.0)
-
-
-def rotate_backward(parts: tuple[torch.Tensor, ...], heads: Any, angles: Any, out: torch.Tensor) -> None:
-    """Gradients of turned queries and keys, and of values (T, heads, head), to those of `rotate`'s `qkv`."""
-    _launch_turn(parts, out, heads, angles, heads.query + 2 * heads.key, -1.0)
-
-
-def _launch_turn(
-    parts: tuple[torch.Tensor, ...], out: torch.Tensor, heads: Any, angles: Any, count: int, sign: float
-) -> None:
-    half, rows = heads.head // 2, [part.stride(0) for part in (*parts, out)]
-    _turn[(triton.cdiv(len(out), 32), count)](
-        *parts,
-        out,
-        angles.cos,
-        angles.sin,
-        len(out),
-        *rows,
-        heads.query,
-        heads.key,
-        half,
-        sign,
-        ROWS=32,
-        HALF=triton.next_power_of_2(half),
-    )
 
 
 __all__ = [

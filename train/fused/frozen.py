@@ -1,0 +1,82 @@
+"""The frozen matrices of a decoder's layers, decoded once or whenever they are needed."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from train.fused.layer import Layer, Weights
+from train.fused.lora_linear import Projection
+
+
+class Frozen:
+    """`frozen[n]` are the matrices of layer n.
+
+    QLoRA's numbers are those of the four-bit base, whichever way they are stored. With `resident`, each
+    matrix is decoded once and stays; otherwise one layer's matrices are there at a time, in the same buffers,
+    until another layer's are asked for. Those of a 16-bit base stay, as parts of their projection's matrix.
+    Where a projection has a border, its matrix has it too, with the adapters' B as it is now.
+    """
+
+    def __init__(self, layers: list[Layer], resident: bool, dtype: torch.dtype, ops: ModuleType) -> None:
+        self.layers, self.ops = layers, ops
+        self._here = -1
+        self._shared: Weights | None = None
+        self._kept: list[Weights] | None = None
+        plain = not any(_is_coded(base) for layer in layers for p in layer.projections for base in p.bases)
+        if resident or plain:
+            self._kept = [Weights(*(self._whole(p, dtype) for p in layer.projections)) for layer in layers]
+        else:
+            self._shared = Weights(*(_empty(p, dtype) for p in layers[0].projections))
+
+    def __getitem__(self, number: int) -> Weights:
+        weights = self._kept[number] if self._kept is not None else self._decoded(number)
+        for projection, matrix in zip(self.layers[number].projections, weights.all, strict=True):
+            if projection.border:
+                projection.split(matrix)[1].copy_(projection.b)
+        return weights
+
+    def _decoded(self, number: int) -> Weights:
+        assert self._shared is not None
+        if number != self._here:
+            for projection, matrix in zip(self.layers[number].projections, self._shared.all, strict=True):
+                self._fill(projection, matrix)
+            self._here = number
+        return self._shared
+
+    def _fill(self, projection: Projection, matrix: torch.Tensor) -> None:
+        sizes, weights = [base.out_features for base in projection.bases], projection.split(matrix)[0]
+        for base, part in zip(projection.bases, torch.split(weights, sizes), strict=True):
+            weight = base.weight  # of a GPTQ layer, a copy that is made for this line
+            if hasattr(weight, "quant_state"):
+                self.ops.decode(weight, part)
+            else:
+                part.copy_(weight)
+
+    def _whole(self, projection: Projection, dtype: torch.dtype) -> torch.Tensor:
+        """One matrix of a projection; its parts become views of it where they were 16-bit ones."""
+        first, alone = projection.bases[0], len(projection.bases) == 1 and not projection.border
+        if alone and not _is_coded(first) and first.weight.dtype == dtype:
+            whole: torch.Tensor = first.weight.detach()
+            return whole
+        whole = _empty(projection, dtype)
+        self._fill(projection, whole)
+        row = 0
+        for base in projection.bases:
+            if not _is_coded(base):
+                base.weight.data = whole[row : row + base.out_features, : base.in_features]
+            row += base.out_features
+        return whole
+
+
+def _empty(projection: Projection, dtype: torch.dtype) -> torch.Tensor:
+    shape = projection.out_features, projection.in_features + projection.border
+    return torch.empty(shape, dtype=dtype, device=projection.a.device)
+
+
+def _is_coded(base: Any) -> bool:
+    """Whether the weight is kept in fewer bits than it is used in."""
+    weight = base._parameters.get("weight")
+    return weight is None or hasattr(weight, "quant_state")

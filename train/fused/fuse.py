@@ -1,0 +1,88 @@
+"""`fuse(model)`: a causal language model's decoder computes packed rows forward and backward by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from train.batches import Packed
+from train.fused.decoder import Stack
+from train.fused.lora_linear import active_adapters
+from train.fused.supports import obstacle
+
+
+def fuse(model: Any, dtype: torch.dtype = torch.bfloat16, fast: bool = True) -> None:
+    """Let `model`, a transformers model or PEFT's around one, pass packed rows through `Stack`.
+
+    From then on its decoder, called with `input_ids` and `position_ids` (1, T) and the rows' beginnings
+    (`cu_seq_lens_q`, `max_length_q`, as transformers' FlashAttention takes them), gives the
+    last hidden states (1, T, hidden) in `dtype`, differentiable by the parameters of the adapters that are
+    active. Whatever comes in another form (a cache, a mask, embeddings) goes the model's own way.
+
+    `fast` keeps what the backward pass needs and decoded matrices; else most is computed again.
+    Raises ValueError for a model that `obstacle` names a reason for.
+    """
+    if why := obstacle(model):
+        raise ValueError(why)
+    unfuse(model)
+    decoder = model.get_decoder()
+    decoder.forward = Forward(model, decoder.forward, dtype, fast)
+
+
+def unfuse(model: Any) -> None:
+    """Take back what `fuse` did, if it did; the decoded matrices are free."""
+    decoder = model.get_decoder()
+    if fused(model):
+        del decoder.forward
+
+
+def fused(model: Any) -> Forward | None:
+    """What `fuse` gave the model; None if it didn't."""
+    found = model.get_decoder().__dict__.get("forward")
+    return found if isinstance(found, Forward) else None
+
+
+class Forward:
+    """A decoder's forward pass: `Stack`'s for packed rows, else its own."""
+
+    def __init__(self, model: Any, own: Any, dtype: torch.dtype, fast: bool) -> None:
+        self._model, self._own, self._dtype, self._fast = model, own, dtype, fast
+        self._layers = [m for m in model.get_decoder().modules() if hasattr(m, "lora_A")]
+        self._stack: Stack | None = None
+        self._active: list[tuple[str, ...]] = []
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        max_length_q: int | None = None,
+        **others: Any,
+    ) -> Any:
+        packed = input_ids is not None and position_ids is not None and cu_seq_lens_q is not None
+        strange = any(others.get(name) for name in ("past_key_values", "use_cache", "adapter_names"))
+        strange |= any(others.get(name) is not None for name in ("attention_mask", "inputs_embeds"))
+        if not packed or strange or any(layer.merged for layer in self._layers):
+            given = {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
+            given = {name: value for name, value in given.items() if value is not None}
+            return self._own(input_ids=input_ids, position_ids=position_ids, **given, **others)
+        assert input_ids is not None
+        assert position_ids is not None
+        assert cu_seq_lens_q is not None
+        longest = max_length_q or int(cu_seq_lens_q.diff().max())
+        batch = Packed(
+            input_ids=input_ids, position_ids=position_ids, cu_seq_lens=cu_seq_lens_q, max_length=longest
+        )
+        with torch.autocast(input_ids.device.type, enabled=False):
+            hidden = self.stack(input_ids.device)(batch)
+        return BaseModelOutputWithPast(last_hidden_state=hidden[None])
+
+    def stack(self, device: torch.device) -> Stack:
+        """Made when it is first used, and anew for other adapters: a model's answers don't need it."""
+        active = [active_adapters(layer) for layer in self._layers]
+        if self._stack is None or self._active != active:
+            self._stack = None  # its matrices are free before the next ones are made
+            self._stack, self._active = Stack(self._model, self._dtype, device, self._fast), active
+        return self._stack
