@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -50,8 +51,16 @@ class Arm:
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the process runs)
         command = [sys.executable, "-m", "bench.train_arm", kind, mode, str(base)]
         command += ["--batch", str(given.batch), "--steps", str(given.steps)]
+        # Peers may want other releases of the libraries that they share with this project.
+        path = {"PYTHONPATH": given.peer_path} if given.peer_path and kind != "tune2chat" else {}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, cwd=ROOT
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | path,
         )
 
     def read(self) -> dict[str, Any] | None:
@@ -143,6 +152,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="of a burst")
     parser.add_argument("--batch", type=int, default=4, help="blocks of 2,048 tokens a step")
+    parser.add_argument("--peer-path", default="", help="PYTHONPATH of TRL's and Unsloth's processes")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     for names, known in ((given.models, [*MODELS]), (given.arms, KNOWN_ARMS)):
