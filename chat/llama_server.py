@@ -25,10 +25,11 @@ from core.engine import (
     LOOK_AGAIN_S,
     LoadCancelled,
     Sampling,
+    first_reason,
+    server_errors,
     wanted,
 )
 from core.errors import ChatError, EngineDied, ModelFileError
-from core.llama_log import first_reason, server_errors
 
 CACHE_RAM_MIB = 256  # prompts of other chats kept ready; llama-server's default of 8 GiB has filled machines
 BATCH_TIME_S = 0.45  # a batch can't be interrupted, and Stop may have to wait for two

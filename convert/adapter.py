@@ -19,9 +19,8 @@ import torch
 from core.adapter_names import refuse_kind, saved_name
 from core.checkpoint import Checkpoint, TensorFile, TextCheckpoint
 from core.errors import ConvertError
-from core.families import text_name
+from core.families import complicated, is_match, text_name
 from core.files import ADAPTER_CONFIG, read_json
-from core.patterns import complicated, is_match
 
 WEIGHTS = "adapter_model.safetensors"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")

@@ -4,7 +4,7 @@ gguf-py's SpecialVocab takes the BOS rule from tokenizer.json's post-processor, 
 `add_bos_token`; conversion/llama.py has a rule of its own for 49,152 tokens; lists of `eos_token_id`, and all
 of generation_config.json, are not read. llama.cpp knows some ends by name; it is told of others as its `eom`
 and `eot` tokens, of which a file has room for one each.
-The Unicode form of text is core/unicode_form.py's.
+The Unicode form of text is core/gguf_vocab.py's.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from core.errors import ConvertError
 from core.files import read_json, whole
 from core.gguf_model import GgufFile, read_gguf
 from core.gguf_reader import read_metadata
+from core.gguf_vocab import FORM_KEY, form_of
 from core.machine import human_size
 from core.templates import TemplateRenderer
 from core.tokenizer import adds_bos, flat_numbers
-from core.unicode_form import KEY as FORM_KEY
-from core.unicode_form import form_of
 
 ROOM = ("eom", "eot")
 KEY = "tokenizer.ggml.{}"

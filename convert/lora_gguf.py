@@ -29,9 +29,8 @@ from convert.source import Source
 from convert.stages import Settings
 from convert.verify.adapted import Adapted, MergeInputs
 from convert.verify.limits import worst
-from convert.verify.lora_layers import LoraFile
 from convert.verify.loss import guesses, rows_to_score
-from convert.verify.merged import Arrived, arrived_beside, check_merge
+from convert.verify.merged import Arrived, LoraFile, arrived_beside, check_merge
 from convert.verify.report import lines_of
 from convert.verify.run import chat_model
 from convert.without_code import copy_without_code

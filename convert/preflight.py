@@ -19,10 +19,10 @@ from convert.tokenizer_files import CONFIG, TOKENIZER, TokenizerFiles
 from core.checkpoint import Checkpoint
 from core.errors import ConvertError
 from core.files import read_json
+from core.gguf_vocab import form_of
 from core.gptq import open_checkpoint
 from core.machine import available_bytes, human_size
 from core.rows import Row
-from core.unicode_form import form_of
 
 # Bits a weight of a file of each kind: llama.cpp's figures for Llama-3.1-8B (tools/quantize/README.md), and a
 # little above them.

@@ -236,3 +236,16 @@ def _twin(kind: str) -> str:
 def _many(value: Any) -> bool:
     counts = value if isinstance(value, list) else [value]
     return any(isinstance(count, int) and count > 1 for count in counts)
+
+
+def complicated(pattern: str) -> bool:
+    """Whether one of PEFT's expressions for the names of modules (`rank_pattern`) could run for years.
+
+    It may come from a file that anyone has written.
+    """
+    return bool(re.search(r"\)[*+?{]", pattern)) or len(re.findall(r"[*+{]", pattern)) > 2
+
+
+def is_match(pattern: str, module: str) -> bool:
+    """Whether such an expression means a module, by the rule of PEFT's get_pattern_key. Raises re.error."""
+    return bool(re.match(rf"(.*\.)?({pattern})$", module))

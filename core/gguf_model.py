@@ -14,9 +14,8 @@ from pathlib import Path
 
 from core.errors import ModelFileError
 from core.gguf_reader import Header, Value, check_parts, read_header, read_leading
-from core.gguf_vocab import Vocab, read_vocab
+from core.gguf_vocab import FORM_KEY, Form, Vocab, form_named, read_vocab
 from core.machine import human_size
-from core.unicode_form import KEY, Form, known
 
 _F16_BYTES = 2
 
@@ -185,7 +184,7 @@ def _describe(parts: tuple[Path, ...], size: int, header: Header, n_params: int)
             kv_bytes_per_token=_kv_bytes_per_token(metadata, architecture),
             tokenizer=_text(metadata, "tokenizer.ggml.model"),
             keys=frozenset(metadata),
-            unicode_form=known(metadata.get(KEY)),
+            unicode_form=form_named(metadata.get(FORM_KEY)),
         )
     except (ValueError, OverflowError) as error:
         raise ModelFileError(f"{path.name} can't be used: {error}") from None

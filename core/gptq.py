@@ -27,7 +27,7 @@ from core.checkpoint import Checkpoint, TextCheckpoint
 from core.errors import ConvertError
 from core.families import has_parts, refusal
 from core.files import read_json
-from core.quantised import by_name, method_of, quantised
+from core.other_formats import method_of, quantised, quantised_by_name
 
 FORMATS = ("gptq", "gptq_v2")
 BITS = (2, 4, 8)
@@ -65,7 +65,7 @@ def refuse_quantised(folder: Path, name: str) -> None:
 
 def refuse_quantised_name(name: str) -> None:
     """Refuse a hub's model that says in its name that bitsandbytes made it. Raises ConvertError."""
-    if by_name(name):
+    if quantised_by_name(name):
         raise _quantised(None, name, "bitsandbytes")
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import llama_cpp
 
-from core.engine import PENALTY_WINDOW, LoadCancelled, Sampling, wanted
+from core.engine import PENALTY_WINDOW, LoadCancelled, Sampling, first_reason, wanted
 from core.errors import ChatError, ModelFileError
-from core.llama_log import first_reason
 
 MAX_BATCH = 512  # llama.cpp's physical batch: larger ones evaluate no faster
 ABORTED = 2  # llama_decode's return value after the abort callback said so

@@ -14,13 +14,12 @@ from core.engine import Engine, LoadCancelled, wanted
 from core.entry import Entry
 from core.errors import ModelFileError
 from core.gguf_model import GgufFile, read_gguf
-from core.gguf_vocab import asking
+from core.gguf_vocab import asking, in_form
 from core.machine import check_fits
 from core.marks import Render
 from core.prompt import FALLBACK_STOP, FALLBACK_TEMPLATE, Messages, PromptEncoder
 from core.reasoning import Reasoning
 from core.templates import TemplateRenderer
-from core.unicode_form import in_form
 
 CACHED_TEXT = 16_384  # characters; longer texts are tokenised anew rather than kept
 

@@ -14,8 +14,8 @@ from transformers.utils.hub import cached_file
 from core.errors import TrainError
 from core.files import VOCABULARY, Rendered, rendered_with
 from core.prompt import FALLBACK_TEMPLATE, PromptEncoder, render
+from core.reasoning import Thoughts
 from core.template import CONFIG, DEFAULT, FILE, PROCESSOR, ChatTemplate, find_template
-from core.thoughts import Thoughts
 
 _MARK = "zreplyz"
 # Of transformers' `cached_file`: a file that isn't there, or not yet and nothing can be fetched, is none.

@@ -17,8 +17,7 @@ from core.files import file_hashes
 from core.from_gguf import GGUF_WRITERS, checkpoint_from_gguf
 from core.gguf_reader import model_name, parts
 from core.hub import card_folder, files_of, hub_error, look_up, offline
-from core.other_formats import other_format
-from core.quantised import method_of, quantised
+from core.other_formats import method_of, other_format, quantised
 from train.recipe import Recipe
 from train.sections import Model
 

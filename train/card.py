@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 
 from core.files import write_whole
-from train.paths import ROOT
-from train.recipe import Recipe
+from train.recipe import ROOT, Recipe
 
 LOSSES = {
     "base16": "untouched base, 16 bit",

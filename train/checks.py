@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from core.errors import TrainError
-from core.patterns import is_match
+from core.families import is_match
 from core.tokenizer import ChatTokenizer
 from train.examples import Encoded
 from train.layers import Linears, adapted_layers, targets

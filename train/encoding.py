@@ -32,8 +32,8 @@ KEPT = 4  # files; a set of 122,000 rows takes about 150 MB
 
 # What decides which ids a row becomes: when one of these changes, what was kept is no longer found.
 CODE = (
-    *("core/prompt.py", "core/template.py", "core/prompt.py", "core/marks.py", "core/reasoning.py"),
-    *("train/labels.py", "core/tokenizer.py", "core/thoughts.py"),
+    *("core/prompt.py", "core/template.py", "core/marks.py", "core/reasoning.py", "core/tokenizer.py"),
+    "train/labels.py",
 )
 
 Numbers = dict[int, int]  # each id as the one object that stands for it

@@ -18,8 +18,7 @@ from train.batches import Order
 from train.data import load_file, prepare
 from train.layers import adapted_layers
 from train.model import Adapted
-from train.paths import read_yaml
-from train.recipe import Recipe, parse
+from train.recipe import Recipe, parse, read_yaml
 from train.run import Run, load_of
 from train.session import Base, Session, device_of
 from train.shape import GPUS, Load, gpu_of

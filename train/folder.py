@@ -20,8 +20,7 @@ from core.errors import DiskError, TrainError
 from core.files import PROMPTS, RECORD, Rendered, file_hash, write_whole
 from core.machine import human_size
 from train.examples import Encoded
-from train.paths import read_yaml
-from train.recipe import Recipe, parse
+from train.recipe import Recipe, parse, read_yaml
 
 if TYPE_CHECKING:
     from train.session import Base

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import TrainError
-from train.chat_exports import is_export
+from train.turn_lists import is_export
 
 SPLITS = {
     "train": "train",

@@ -18,8 +18,7 @@ try:
 
     from core.command import command_line
     from core.errors import ChatError, DiskError, TrainError
-    from train.paths import full_path, located
-    from train.recipe import Recipe, changed, load_recipe, parse, with_paths
+    from train.recipe import Recipe, changed, full_path, load_recipe, located, parse, with_paths
     from train.stops import interrupt, on_stop
 except ModuleNotFoundError as error:
     sys.exit(missing(error))

@@ -1,7 +1,7 @@
 """A recipe: everything that a run depends on, as a closed YAML file of about 20 lines.
 
 Sections are called like the upstream classes, keys like their keywords, so that their documentation is ours.
-Their types, bounds and defaults are in `train.sections`.
+Their types, bounds and defaults are in `train.sections`. Files that are named mean the same from anywhere.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from core.errors import TrainError
-from train.foreign_keys import instead
-from train.paths import ROOT, find_file, located, read_yaml
-from train.refused import REFUSED, why_not
+from train.refused import REFUSED, instead, why_not
 from train.sections import BitsAndBytes, Data, Gptq, Lora, Model, Sft
 from train.upstream import Section
 
+ROOT = Path(__file__).resolve().parents[1]
+FILES = (".jsonl", ".json", ".csv", ".parquet", ".tsv", ".gguf")  # no name on the hub ends like these
 MANY = 6  # choices, from which on the nearest is named
 RECIPES = Path(__file__).with_name("recipes")
 
@@ -184,3 +186,56 @@ def _known_instead(place: tuple[int | str, ...]) -> str:
     known = [field.alias or name for name, field in section.model_fields.items()]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses the same key twice; the library takes the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def located(path: str, *starts: Path) -> str:
+    """A file or folder as an absolute path, the same from anywhere; the name of a hub's as it is.
+
+    `~` is the home; a relative path begins at the first of `starts` where it is there. In a recipe these are
+    the recipe's folder and the repository, on the command line the working directory.
+    """
+    home = Path(path).expanduser()
+    places = [os.path.abspath(start / home) for start in starts]
+    found = next((place for place in places if os.path.exists(place)), None)
+    named = home.suffix in FILES or path.startswith((".", "~", "/"))
+    return found or (places[0] if named else path)
+
+
+def full_path(given: str) -> Path:
+    """A folder of the command line, in full: what is printed with it is right from anywhere."""
+    return Path(given).expanduser().absolute()
+
+
+def find_file(given: str | Path, folder: Path, kind: str) -> Path:
+    """The file `given`, or the one of that name that comes with the project. Raises TrainError."""
+    for path in (Path(given).expanduser(), folder / f"{given}.yaml"):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(Path(given).stem, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise TrainError(f"no {kind} is called {str(given)!r}; {hint}There are: {', '.join(known)}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping. Raises TrainError."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainError(f"can't read {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise TrainError(f"{path} has no sections; see train/recipes for some that do")
+    return content

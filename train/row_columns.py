@@ -5,7 +5,7 @@
 | `system`, `system_prompt`, `system_message` | the chat's system message |
 | `history` | earlier turns: pairs of question and answer, or messages |
 | `reasoning_content`, `thinking`, `reasoning`, `complex_cot`, `cot` | the thought before the answer |
-| `weight`, `train`, `masked` and the like (`train.foreign_keys`) | 0 or false: the row isn't trained |
+| `weight`, `train`, `masked` and the like (`train.refused`) | 0 or false: the row isn't trained |
 | `label`, `chosen`, `rejected` and the like, of true and false | a rejected answer isn't trained |
 | `split` | train, validation or test, where it says more than one of them |
 | tools, pictures, sound, video | leave the row out, where they aren't empty |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ from train.batches import Order
 from train.checks import check_reading
 from train.data import lost
 from train.evaluation import Progress, evaluate
-from train.examples import Encoded
+from train.examples import Encoded, Example
 from train.layers import trainable
 from train.model import Adapted
 from train.recipe import Recipe
 from train.session import Base, Session, device_of
 from train.shape import Gpu, Load, gpu_of
 from train.split import Prepared
-from train.tasks.score import score
+from train.tasks import code_instructions, quotes, sms
+from train.tasks.scored import Scored
 from train.trainer import SFTTrainer
 
 SAMPLES = 4  # prompts answered before and after
@@ -202,3 +204,23 @@ def load_of(order: Order) -> Load:
         most_trained=max(counted),
         longest=sum(n * n for n in lengths) / sum(lengths),
     )
+
+
+_TASKS: dict[str, Callable[[Scored, list[Example], list[Example]], dict[str, float]]] = {
+    "quotes": quotes.score,
+    "code": code_instructions.score,
+    "sms": sms.score,
+}
+
+
+def score(task: str, model: Scored, tests: list[Example], train: list[Example]) -> dict[str, float]:
+    """Return figures by their names: `test_loss` (nats a token), and those of the task's own file.
+
+    A chat has its held-out loss only. So have plain texts, since their prompts aren't chats. What can't be
+    computed (no test rows, one class only) is left out.
+    """
+    figures = {"test_loss": model.loss(tests)} if tests else {}
+    plain = any(not example.messages for example in [*tests, *train])
+    if task in _TASKS and not plain:
+        figures |= _TASKS[task](model, tests, train)
+    return figures

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from core.patterns import complicated
+from core.families import complicated
 from train.refused import why_not
 from train.upstream import Section, Upstream, of, trackers
 

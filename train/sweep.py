@@ -17,8 +17,7 @@ try:
     from core.command import command_line
     from core.errors import ChatError, TrainError
     from core.files import write_whole
-    from train.paths import full_path
-    from train.recipe import Recipe
+    from train.recipe import Recipe, full_path
     from train.stops import interrupt, on_stop
     from train.sweep_grid import Cell, Sweep, cells, load_sweep
 except ModuleNotFoundError as error:

@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from core.errors import TrainError
-from train.paths import ROOT, find_file, located, read_yaml
-from train.recipe import Recipe, changed, load_recipe, sentence
+from train.recipe import ROOT, Recipe, changed, find_file, load_recipe, located, read_yaml, sentence
 from train.sections import Lora, Seed
 from train.upstream import Section
 

@@ -17,12 +17,12 @@ from transformers.utils.logging import disable_progress_bar
 from convert.verify.answers import GREEDY, PROMPTS, Answer, prompts
 from convert.verify.tokens import NASTY, Facts, Tokenized
 from core.errors import ConvertError
+from core.gguf_vocab import form_of
 from core.log_probs import LogProbs, float32_arithmetic, loading_dtype, log_probs
 from core.prompt import FALLBACK_TEMPLATE
 from core.rows import Row
 from core.templates import TemplateRenderer
 from core.tokenizer import adds_bos, flat_numbers
-from core.unicode_form import form_of
 
 MAX_PROMPT = 512  # tokens; a longer one says nothing more, and takes minutes
 MAX_ADDED = 32  # of thousands that a Gemma has

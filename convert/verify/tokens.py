@@ -206,7 +206,7 @@ class Facts:
     end_of_turn_id: int | None  # the special token that the template writes after a reply
     chat_template: str | None
     adds_bos: bool | None = None  # whether the tokenizer puts a BOS before any text
-    unicode_form: str | None = ""  # into which the tokenizer brings text: see core/unicode_form.py
+    unicode_form: str | None = ""  # into which the tokenizer brings text: see core/gguf_vocab.py
 
 
 def check_metadata(gguf: Path, facts: Facts) -> list[Check]:

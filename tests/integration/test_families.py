@@ -20,8 +20,8 @@ from convert.merge import merge
 from convert.preflight import model_name
 from convert.verify.tokens import NASTY
 from core.gguf_model import read_gguf
+from core.gguf_vocab import in_form
 from core.llama import LlamaModel
-from core.unicode_form import in_form
 from tests.integration.family_models import SMALL, small
 from tests.integration.small_runs import chats, recipe_of
 from tests.integration.tiny_models import vocabulary

@@ -18,8 +18,7 @@ from convert.lora_gguf import adapter_alone, write_plain
 from convert.source import find_source
 from convert.stages import Settings
 from convert.verify.adapted import Adapted, MergeInputs
-from convert.verify.lora_layers import LoraFile
-from convert.verify.merged import arrived_beside, check_merge
+from convert.verify.merged import LoraFile, arrived_beside, check_merge
 from core.checkpoint import SINGLE
 from core.errors import ConvertError
 from core.log_probs import Scores

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convert.adapter import WEIGHTS
-from convert.recorded import check_recorded
+from convert.conversion import check_recorded
 from convert.source import find_source
 from convert.tokenizer_files import TokenizerFiles
 from core.errors import ConvertError

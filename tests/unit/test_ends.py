@@ -11,7 +11,7 @@ import pytest
 from convert.ends import KEY, differences
 from convert.verify.tokens import check_metadata
 from core.gguf_model import read_gguf
-from core.unicode_form import KEY as FORM_KEY
+from core.gguf_vocab import FORM_KEY
 from tests.unit.letters import TEMPLATE, make_tokenizer
 from tests.unit.test_gguf_file import ARRAY, BOOL, I32, MODEL, STRING, U32, gguf
 from tests.unit.test_verify import FACTS

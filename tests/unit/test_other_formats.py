@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.other_formats import other_format
-from core.quantised import method_of, sixteen_bit_name
+from core.other_formats import method_of, other_format, sixteen_bit_name
 
 WHOLE = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 MISTRAL = ["consolidated.safetensors", "params.json", "tekken.json"]

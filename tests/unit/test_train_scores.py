@@ -7,9 +7,9 @@ import math
 import pytest
 
 from train.examples import Example
+from train.run import score
 from train.tasks.code_instructions import load_problems, program
 from train.tasks.quotes import distinct, parts
-from train.tasks.score import score
 from train.tasks.scored import Chat, sample
 from train.tasks.sms import calibration_bins, figures
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import normalizers
 
-from core.unicode_form import PROBES, Form, form_of, in_form, known
+from core.gguf_vocab import PROBES, Form, form_named, form_of, in_form
 
 SPACE = "\u2581"
 SPACES = normalizers.Replace(" ", SPACE)
@@ -53,7 +53,7 @@ def text_of(form: Form, text: str, special: bool = True) -> str:
 @pytest.mark.parametrize("text", PROBES)
 def test_the_chats_text_is_the_tokenizers(text: str) -> None:
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
-        assert text_of(known(form), text) == getattr(normalizers, form)().normalize_str(text)
+        assert text_of(form_named(form), text) == getattr(normalizers, form)().normalize_str(text)
     assert text_of("", text) == text
 
 
@@ -63,4 +63,4 @@ def test_a_mark_does_not_take_a_control_token_away() -> None:
 
 
 def test_a_form_that_nobody_knows_changes_nothing() -> None:
-    assert [known(value) for value in ("NFX", 3, None, ["NFC"], "NFC")] == ["", "", "", "", "NFC"]
+    assert [form_named(value) for value in ("NFX", 3, None, ["NFC"], "NFC")] == ["", "", "", "", "NFC"]
