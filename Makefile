@@ -2,6 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 IN_VENV := .venv/bin/python
+GPU := $(shell command -v nvidia-smi)
 
 .PHONY: chat train convert test lint fix bench clean
 
@@ -20,8 +21,8 @@ convert:  ## turn the newest run into a GGUF: make convert ARGS="--quant q4,q5"
 test:  ## install what is missing, check style and types, run every test that this machine can run
 	@$(PYTHON) scripts/setup_env.py test
 	@$(MAKE) --no-print-directory check
-	$(IN_VENV) -m pytest -m '(unit or integration) and not alone' -rs -n auto --dist loadfile --no-loadscope-reorder $(ARGS) || [ $$? = 5 ]
-	$(IN_VENV) -m pytest -m 'e2e or gpu or alone' -rs $(ARGS) || [ $$? = 5 ]
+	$(IN_VENV) -m pytest -m '$(if $(GPU),not gpu)' -rs -n auto --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS) || [ $$? = 5 ]
+	$(if $(GPU),$(IN_VENV) -m pytest -m gpu -rs --durations=10 $(ARGS) || [ $$? = 5 ])
 
 lint:  ## check style and types
 	@$(PYTHON) scripts/setup_env.py lint

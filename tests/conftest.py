@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).resolve().parents[1]
+# The files that take longest, longest first: they begin while there is much else to run beside them.
+LONGEST = (
+    *("test_train_arrow", "test_convert_arrow", "test_families", "test_gptq_arrow", "test_stopping"),
+    *("test_train_resume", "test_verify", "test_train_run", "test_lora_gguf", "test_convert_kill"),
+    *("test_from_gguf", "test_page", "test_talking", "test_models", "test_many", "test_tabs"),
+)
 SYSTEM_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -32,13 +38,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its folder, and skip what needs a GPU where there is none."""
+    """Mark each test with its folder, skip what needs a GPU where there is none, and put long files first."""
     no_gpu = pytest.mark.skip(reason="needs CUDA: no nvidia-smi on this machine")
     for item in items:
         tier = item.path.relative_to(ROOT / "tests").parts[0]
         item.add_marker(tier)
         if tier == "gpu" and not shutil.which("nvidia-smi"):
             item.add_marker(no_gpu)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path.stem, len(places)), item.path.parent.name == "unit"))
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +86,7 @@ def another_disk(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, nothing else in this process can have an event loop
 def browser() -> Iterator[Browser]:
     """Start a real Chromium: the system's where there is one, else Playwright's own."""
     from playwright.sync_api import sync_playwright

@@ -10,7 +10,7 @@ from tests.e2e.serve import App
 
 IDLE_S = 1.0  # what the page promises
 SLACK_S = 2.0  # for measuring it on a machine that does other things too
-LONG = "The quick brown fox jumps over the lazy dog. " * 300  # some 3,000 tokens
+LONG = "The quick brown fox jumps over the lazy dog. " * 600  # some 6,000 tokens
 
 
 def test_stop_during_a_reply_keeps_what_was_written(person: Person, app: App) -> None:

@@ -1,4 +1,4 @@
-"""The arrow on the embedded model: adapter, merge, GGUF, checks, models.json, and an answer in the chat."""
+"""The arrow on two layers of the embedded model: adapter, merge, GGUF, checks, models.json, and a chat."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from core.registry import load_registry
 from core.rows import plain_rows, save_rows
 from tests.integration.asked import answers
 from tests.integration.commands import run
-from tests.integration.tiny_models import lora
+from tests.integration.tiny_models import first_layers, lora
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
+pytestmark = pytest.mark.timeout(600)
+LAYERS = 2
 
 
 def to_gguf(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +30,8 @@ def to_gguf(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def root(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like the repository's, with one run: an adapter on the embedded model."""
     root = tmp_path_factory.mktemp("root")
-    checkpoint_from_gguf(embedded_model, root / "base")
+    checkpoint_from_gguf(embedded_model, root / "whole")
+    first_layers(root / "whole", root / "base", LAYERS)
     (root / "outputs").mkdir()
     lora(root / "base", root / "outputs" / "quotes" / "adapter")
     return root

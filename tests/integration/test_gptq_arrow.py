@@ -23,7 +23,7 @@ from tests.integration.test_train_gptq import ABOUT, packed_layers
 from tests.integration.tiny_models import WIDTHS
 
 TO_GGUF = "convert/to_gguf.py"
-pytestmark = [pytest.mark.timeout(600), pytest.mark.alone]
+pytestmark = pytest.mark.timeout(600)
 # In no order, as act-order leaves them; and not symmetrical.
 LAYOUT = ABOUT | {"group_size": 64, "desc_act": True, "sym": False}
 

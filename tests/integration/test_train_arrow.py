@@ -15,7 +15,7 @@ from tests.integration.asked import answers
 from train.tasks.quotes import parts
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.timeout(900), pytest.mark.alone]
+pytestmark = pytest.mark.timeout(1200)
 RUN = "smollm2-quotes"
 UNSEEN = (
     "Success is not",
