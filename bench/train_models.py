@@ -88,7 +88,8 @@ def random_base(recipe: Recipe, device: torch.device, config: PreTrainedConfig) 
         empty = auto.from_config(config, dtype=torch.bfloat16)
     if recipe.gptq:
         return _random_gptq(empty, recipe, device, config)
-    weights = {name: _random(name, p.shape, device) for name, p in empty.named_parameters()}
+    around_0 = config.model_type.startswith("gemma")  # which adds one to a norm's weight
+    weights = {name: _random(name, p.shape, device, around_0) for name, p in empty.named_parameters()}
     return load_base(None, recipe, device, config=config, state_dict=weights, model_class=type(empty))
 
 
@@ -111,10 +112,10 @@ def save_random(config: PreTrainedConfig, folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def _random(name: str, shape: torch.Size, device: torch.device) -> torch.Tensor:
+def _random(name: str, shape: torch.Size, device: torch.device, around_0: bool = False) -> torch.Tensor:
     made = torch.empty(shape, dtype=torch.bfloat16, device=device)
-    if made.dim() == 1:  # a norm; Gemma adds one to its own
-        return made.fill_(1.0)
+    if made.dim() == 1 and not name.endswith("bias"):  # a norm
+        return made.fill_(0.0 if around_0 else 1.0)
     return made.normal_(std=0.02)
 
 

@@ -48,6 +48,7 @@ WIDTHS: dict[str, Any] = {
     "pad_token_id": 0,
     "eos_token_id": 2,
 }
+FIRST = ("phi3", "llama", "mistral", "gemma")
 CONFIGS: dict[str, PreTrainedConfig] = {
     "phi3": Phi3Config(**WIDTHS, num_key_value_heads=4),
     "llama": LlamaConfig(**WIDTHS, num_key_value_heads=4),
@@ -151,8 +152,10 @@ def test_gradients_are_those_of_an_fp32_reference(family: str, memory: str, by_h
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
             error = (parameter.grad - found[name]).norm() / parameter.grad.norm()
-            # What rounding to bf16 alone makes of these gradients is 0.9 % in the median and 1.25 % at most.
-            assert error < (1.5e-2 if by_hand else 2e-2), f"{name}: {error:.4f}"
+            # What rounding to bf16 alone makes of the first four families' gradients is 0.9 % in the median
+            # and 1.25 % at most; norms of heads, and after layers, make it more.
+            near = 1.5e-2 if by_hand and family in FIRST else 2e-2
+            assert error < near, f"{name}: {error:.4f}"
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "paged_adamw_8bit", "paged_adamw_32bit"])

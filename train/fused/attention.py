@@ -45,14 +45,14 @@ def attend_backward(
     """The gradients of queries, keys and values (T, heads, head) from that of `out` (T, query head)."""
     if plan := plan_for(qkv, heads, batch):
         return plan.backward(gradient, qkv, out, lse, batch.cu_seq_lens)
+    if qkv.is_cuda and heads.softcap is not None:
+        from train.fused import capped_attention
+
+        return capped_attention.attend_backward(gradient, qkv, out, lse, heads, batch.cu_seq_lens)
     q, k, v = heads.split(qkv)
     gradient = gradient.view_as(q)
     if not qkv.is_cuda:
         return reference_ops.attend_backward(gradient, (q, k, v), heads, batch.cu_seq_lens)
-    if heads.softcap is not None:
-        from train.fused import capped_attention
-
-        return capped_attention.attend_backward(gradient, qkv, out, lse, heads, batch.cu_seq_lens)
     unused = gradient.new_empty(0)  # the random state of dropout
     gradients: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
         gradient,
