@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from core.command import Parser, missing, run
+from core.command import ROOT, Parser, missing, run
 
 try:
     from collections.abc import Iterable, Iterator
@@ -41,7 +41,6 @@ except KeyboardInterrupt:  # torch takes seconds to import
 except ModuleNotFoundError as error:
     sys.exit(missing(error))
 
-ROOT = Path(__file__).resolve().parents[1]
 GENERATION = "generation_config.json"
 
 

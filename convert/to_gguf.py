@@ -12,10 +12,8 @@ if not __package__:  # run as a script: import from the repository, not from thi
 from convert.quantise import parse_types
 from convert.source import find_source
 from convert.stages import Settings
-from core.command import Parser, run
+from core.command import ROOT, Parser, run
 from core.errors import ChatError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import ConvertError
 from core.families import INSIDE, text_name, whole_name
-from core.files import ADAPTER_CONFIG
+from core.files import ADAPTER_CONFIG, write_json
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT = "base_model.model."  # before each name in an adapter's file
@@ -82,7 +82,7 @@ def name_for_whole(folder: Path) -> None:
     elif isinstance(names, list):
         inside = re.escape(INSIDE)
         config["target_modules"] = rf"{inside}(.*\.)?({'|'.join(map(re.escape, sorted(names)))})"
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, config)
 
 
 def copy_for_text(folder: Path, out: Path) -> None:
@@ -92,7 +92,7 @@ def copy_for_text(folder: Path, out: Path) -> None:
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     config["target_modules"] = sorted({name.rpartition(".")[2] for name in _modules(tensors)})
-    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(out / CONFIG, config)
 
 
 def _modules(names: Iterable[str]) -> list[str]:

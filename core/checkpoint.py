@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from core.errors import ConvertError
 from core.families import text_config, text_name
-from core.files import read_json, whole_folder
+from core.files import read_json, whole_folder, write_json
 from core.other_formats import other_format
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -229,7 +229,7 @@ class CheckpointWriter:
             weight_map |= dict.fromkeys(names, file)
         if count > 1:
             index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-            (self.partial / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            write_json(self.partial / INDEX, index)
 
     def __enter__(self) -> CheckpointWriter:
         return self

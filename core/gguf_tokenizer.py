@@ -7,7 +7,6 @@ tests/integration/test_from_gguf.py compares ids on real vocabularies.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
 from core.errors import ConvertError
+from core.files import write_json
 from core.gguf_model import GgufFile, read_gguf
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama_token_type; sentencepiece's too
@@ -151,7 +151,7 @@ def write_tokenizer(tokens: Tokens, folder: Path, chat_template: str | None) -> 
     if tokens.sentencepiece:
         (folder / "tokenizer.model").write_bytes(_sentencepiece_model(tokens))
     config = _tokenizer_config(tokens, added)
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", config)
     if chat_template:
         (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 

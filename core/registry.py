@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from core.entry import Entry, Source, hub_source, parse_entry, shown
 from core.errors import ChatError
-from core.files import write_whole
+from core.files import write_json
 from core.gguf_model import read_sizes
 from core.gguf_reader import first_part, missing_part, model_size, part_names
 from core.machine import human_size, verdict
@@ -146,7 +146,7 @@ def add(path: Path, name: str, entry: Entry) -> None:
     with FileLock(_lock_of(path)):
         raw = check_extensible(path)
         raw[name] = entry.model_dump(mode="json", exclude_unset=True)
-        write_whole(path, json.dumps(raw, indent=2, ensure_ascii=False) + "\n")
+        write_json(path, raw)
 
 
 def _lock_of(path: Path) -> Path:

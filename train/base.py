@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.command import ROOT
 from core.errors import ChatError, TrainError
 from core.families import refusal, text_config
 from core.files import file_hashes
@@ -24,7 +25,6 @@ from train.sections import Model
 if TYPE_CHECKING:
     from core.tokenizer import ChatTokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 BASES = ROOT / ".cache" / "bases"
 TRAINED_ON = ("gptq", "bitsandbytes")  # quantised weights that a LoRA can go on here
 

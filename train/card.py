@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from core.command import ROOT
 from core.files import write_whole
-from train.recipe import ROOT, Recipe
+from train.recipe import Recipe
 
 LOSSES = {
     "base16": "untouched base, 16 bit",

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from core.command import ROOT
 from core.errors import ChatError, TrainError
 from core.files import whole
 from core.machine import thread_count
@@ -24,7 +25,6 @@ from core.tokenizer import ChatTokenizer
 from train.examples import Encoded, Example
 from train.labels import encode
 
-ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "encoded"
 SLOW_S = 2.0  # from here on there is a bar, and the result is worth its file
 MANY = 20_000  # rows; from here on all cores work, each with a process that takes seconds to start

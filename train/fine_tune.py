@@ -12,6 +12,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 
 from core.errors import TrainError
+from core.files import write_json
 from train import data_report, forecast
 from train import folder as files
 from train.batches import Order
@@ -88,7 +89,7 @@ def start(run: Run) -> tuple[Session, dict[str, Any]]:
     if before is None:
         run.check_first_loss(session)
         before = run.ask(session) | {"base16": base16}
-        files.write_json(run.folder / files.BEFORE, before)
+        write_json(run.folder / files.BEFORE, before)
     return session, before
 
 

@@ -17,7 +17,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from core.errors import DiskError, TrainError
-from core.files import PROMPTS, RECORD, Rendered, file_hash, write_whole
+from core.files import PROMPTS, RECORD, Rendered, file_hash, write_json, write_whole
 from core.machine import human_size
 from train.examples import Encoded
 from train.recipe import Recipe, parse, read_yaml
@@ -211,11 +211,6 @@ def write_prompts(
         (folder / PROMPTS).unlink(missing_ok=True)
     kept = {PROMPTS: file_hash(folder / PROMPTS)} if lines else {}
     write_json(folder / RECORD, rendered_with | kept)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write an object, whole."""
-    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -16,14 +16,13 @@ from core.command import Parser, missing, run
 try:
     import yaml
 
-    from core.command import command_line
+    from core.command import ROOT, command_line
     from core.errors import ChatError, DiskError, TrainError
     from train.recipe import Recipe, changed, full_path, load_recipe, located, parse, with_paths
     from train.stops import interrupt, on_stop
 except ModuleNotFoundError as error:
     sys.exit(missing(error))
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "train/qlora.py"
 PROG = f"python {SCRIPT}"
 KEY = re.compile(r"(?<![\w./-])(?:model|data|SFTConfig|LoraConfig|BitsAndBytesConfig)\.\w+")

@@ -18,12 +18,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from core.command import ROOT
 from core.errors import TrainError
 from train.refused import REFUSED, instead, why_not
 from train.sections import BitsAndBytes, Data, Gptq, Lora, Model, Sft
 from train.upstream import Section
 
-ROOT = Path(__file__).resolve().parents[1]
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".tsv", ".gguf")  # no name on the hub ends like these
 MANY = 6  # choices, from which on the nearest is named
 RECIPES = Path(__file__).with_name("recipes")

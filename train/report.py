@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from core.files import RECORD, write_whole
+from core.files import RECORD, write_json, write_whole
 from train import folder as files
 from train.base import package_folder
 from train.card import table, write_card
@@ -78,7 +78,7 @@ def write_report(run: Run, progress: Progress, before: Any, after: Any, seconds:
     """Write manifest, samples, picture and card of a run that ended."""
     metrics = files.read_metrics(run.folder)
     manifest = make_manifest(run, progress, before, after, seconds)
-    files.write_json(run.folder / files.MANIFEST, manifest)
+    write_json(run.folder / files.MANIFEST, manifest)
     write_samples(run.folder / "samples.md", before["prompts"], before["replies"], after["replies"])
     plot_loss(metrics, run.folder / "loss.png")
     write_card(run.folder / "README.md", run.recipe, manifest, metrics, manifest["scores"], run.checks.waived)

@@ -14,7 +14,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
 from core.command import Parser, missing, run
 
 try:
-    from core.command import command_line
+    from core.command import ROOT, command_line
     from core.errors import ChatError, TrainError
     from core.files import write_whole
     from train.recipe import Recipe, full_path
@@ -23,7 +23,6 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(missing(error))
 
-ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "train/sweep.py"
 PROG = f"python {SCRIPT}"
 ROWS = "rows.jsonl"

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from core.errors import TrainError
+from core.files import write_json
 from train import folder as files
 from train.data import prepare
 from train.evaluation import Progress
@@ -51,7 +52,7 @@ class Trainer:
         run.check()
         self._inputs[recipe.config_hash()] = inputs
         noted = {"rendered": self._rendered, "runs": self._inputs}
-        files.write_json(self._folder / files.INPUTS, noted)  # first: a run without a note isn't gone on with
+        write_json(self._folder / files.INPUTS, noted)  # first: a run without a note isn't gone on with
         folder.mkdir(parents=True, exist_ok=True)
         adapted = Adapted(model, run.recipe, device)
         try:

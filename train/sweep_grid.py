@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from core.command import ROOT
 from core.errors import TrainError
-from train.recipe import ROOT, Recipe, changed, find_file, load_recipe, located, read_yaml, sentence
+from train.recipe import Recipe, changed, find_file, load_recipe, located, read_yaml, sentence
 from train.sections import Lora, Seed
 from train.upstream import Section
 
