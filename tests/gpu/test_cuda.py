@@ -155,6 +155,7 @@ def test_gradients_are_those_of_an_fp32_reference(family: str, memory: str, by_h
             # What rounding to bf16 alone makes of the first four families' gradients is 0.9 % in the median
             # and 1.25 % at most; norms of heads, and after layers, make it more.
             near = 1.5e-2 if by_hand and family in FIRST else 2e-2
+            near = 2.5e-2 if family == "gemma3" and not by_hand else near  # transformers rounds normed heads
             assert error < near, f"{name}: {error:.4f}"
 
 

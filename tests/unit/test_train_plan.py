@@ -25,6 +25,8 @@ CONFIGS = {
     "gemma-2b": SHAPES["google/gemma-2b-it"],
     "mistral-7b": SHAPES["mistralai/Mistral-7B-Instruct-v0.3"],
     "llama-2-7b": SHAPES["TheBloke/Llama-2-7b-Chat-GPTQ"],
+    "qwen3-4b": SHAPES["Qwen/Qwen3-4B"],
+    "gemma-3-4b": SHAPES["google/gemma-3-4b-it"],
 }
 PARAMETERS = {
     "phi-3.5": 3_821_079_552,
@@ -32,6 +34,8 @@ PARAMETERS = {
     "gemma-2b": 2_506_172_416,
     "mistral-7b": 7_248_023_552,
     "llama-2-7b": 6_738_415_616,
+    "qwen3-4b": 4_022_468_096,
+    "gemma-3-4b": 3_880_263_168,  # of its text part
 }
 PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}  # as Phi-4-mini's
 SPLIT_NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -203,6 +207,8 @@ def test_operations_of_a_token(phi: Shape) -> None:
         ("gemma-7b-quotes", "gemma-7b"),
         ("mistral-7b-sms", "mistral-7b"),
         ("gemma-2b-code", "gemma-2b"),
+        ("qwen3-4b-oasst1", "qwen3-4b"),
+        ("gemma-3-4b-oasst1", "gemma-3-4b"),
     ],
 )
 def test_the_projects_recipes_fit_on_one_gpu(recipe: str, name: str, shapes: dict[str, Shape]) -> None:
@@ -291,3 +297,18 @@ def test_forecasts_are_near_what_was_measured(shapes: dict[str, Shape]) -> None:
         plan = forecast(shapes["phi-3.5"], recipe_of(memory=row["mode"]), load, GPUS["H200"])
         assert plan.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.06)
         assert plan.memory_gb * 1e9 / 2**30 == pytest.approx(row["peak_gib"], rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["qwen3-4b", "gemma-3-4b"])
+def test_forecasts_of_models_that_they_were_not_fitted_to(name: str, shapes: dict[str, Shape]) -> None:
+    rows = json.loads((RESULTS / "train.json").read_text())
+    ours = [row for row in rows if row["arm"] == "tune2chat" and row["model"] == name]
+    assert {row["mode"] for row in ours} == {"lean", "fast"}
+    for row in ours:
+        gpu, tokens = gpu_of(row["device"]), row["tokens_per_step"]
+        assert gpu
+        recipe = recipe_of(memory=row["mode"], LoraConfig={"r": 16})
+        plan = forecast(shapes[name], recipe, Load(tokens, tokens, tokens, tokens, 2048), gpu)
+        assert plan.trainable == row["trainable"]
+        assert plan.memory_gb * 1e9 / 2**30 == pytest.approx(row["peak_gib"], rel=0.08)
+        assert plan.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.15)

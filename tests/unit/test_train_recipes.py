@@ -49,7 +49,7 @@ def test_a_recipe_of_the_project_loads_and_is_short(path: Path) -> None:
 
 def test_each_seed_has_a_recipe_and_a_twin_where_its_settings_are_known() -> None:
     better = {path.stem for path in FILES} - {path.stem for path in FAITHFUL}
-    assert better == {*BROKEN, "mistral-7b-sms", "smollm2-quotes"}
+    assert better == {*BROKEN, "mistral-7b-sms", "smollm2-quotes", "qwen3-4b-oasst1", "gemma-3-4b-oasst1"}
     assert {path.stem.removesuffix("-faithful") for path in FAITHFUL} == BROKEN.keys()
 
 
