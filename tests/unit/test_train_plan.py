@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from train.recipe import RECIPES, Recipe, load_recipe
 from train.sections import Lora
 from train.shape import GPUS, Load, Shape, gpu_of, shape_of
 
-RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 CONFIGS = {
     "phi-3.5": SHAPES["microsoft/Phi-3.5-mini-instruct"],
     "gemma-7b": SHAPES["google/gemma-7b-it"],
@@ -286,29 +283,3 @@ def test_a_run_that_is_not_fused_says_why(config: Any, sections: dict[str, Any],
     assert bool(line) is bool(why)
     assert why in line
     assert unfused(shape, recipe, torch.device("cpu")) == ""  # where nothing is fused
-
-
-def test_forecasts_are_near_what_was_measured(shapes: dict[str, Shape]) -> None:
-    """Of the curve's 14 points; its constants come from these, so this guards the formulas, not the fit."""
-    curve = json.loads((RESULTS / "train-curve.json").read_text())
-    for row in curve["rows"]:
-        tokens, length = row["tokens_per_step"], row["document"]
-        load = Load(tokens, tokens, tokens, tokens, length)
-        plan = forecast(shapes["phi-3.5"], recipe_of(memory=row["mode"]), load, GPUS["H200"])
-        assert plan.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.06)
-        assert plan.memory_gb * 1e9 / 2**30 == pytest.approx(row["peak_gib"], rel=0.2)
-
-
-@pytest.mark.parametrize("name", ["qwen3-4b", "gemma-3-4b"])
-def test_forecasts_of_models_that_they_were_not_fitted_to(name: str, shapes: dict[str, Shape]) -> None:
-    rows = json.loads((RESULTS / "train.json").read_text())
-    ours = [row for row in rows if row["arm"] == "tune2chat" and row["model"] == name]
-    assert {row["mode"] for row in ours} == {"lean", "fast"}
-    for row in ours:
-        gpu, tokens = gpu_of(row["device"]), row["tokens_per_step"]
-        assert gpu
-        recipe = recipe_of(memory=row["mode"], LoraConfig={"r": 16})
-        plan = forecast(shapes[name], recipe, Load(tokens, tokens, tokens, tokens, 2048), gpu)
-        assert plan.trainable == row["trainable"]
-        assert plan.memory_gb * 1e9 / 2**30 == pytest.approx(row["peak_gib"], rel=0.08)
-        assert plan.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.15)

@@ -1,0 +1,44 @@
+"""Forecasts beside what was measured, of models that they were fitted to and of others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.train import MODELS
+from bench.train_models import CONFIGS
+from tests.unit.test_train_plan import recipe_of
+from train.forecast import forecast
+from train.shape import GPUS, Load, gpu_of, shape_of
+
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
+
+
+def test_forecasts_are_near_what_was_measured() -> None:
+    """Of the curve's 14 points; its constants come from these, so this guards the formulas, not the fit."""
+    curve = json.loads((RESULTS / "train-curve.json").read_text())
+    shape = shape_of(CONFIGS[MODELS["phi-3.5"]])
+    for row in curve["rows"]:
+        tokens, length = row["tokens_per_step"], row["document"]
+        load = Load(tokens, tokens, tokens, tokens, length)
+        plan = forecast(shape, recipe_of(memory=row["mode"]), load, GPUS["H200"])
+        assert plan.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.06)
+        assert plan.memory_gb * 1e9 / 2**30 == pytest.approx(row["peak_gib"], rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["qwen3-4b"])
+def test_forecasts_of_models_that_they_were_not_fitted_to(name: str) -> None:
+    shape = shape_of(CONFIGS[MODELS[name]])
+    rows = json.loads((RESULTS / "train.json").read_text())
+    ours = [row for row in rows if row["arm"] == "tune2chat" and row["model"] == name]
+    assert {row["mode"] for row in ours} == {"lean", "fast"}
+    for row in ours:
+        gpu, tokens = gpu_of(row["device"]), row["tokens_per_step"]
+        assert gpu
+        recipe = recipe_of(memory=row["mode"], LoraConfig={"r": 16})
+        plan = forecast(shape, recipe, Load(tokens, tokens, tokens, tokens, 2048), gpu)
+        assert plan.trainable == row["trainable"]
+        assert plan.memory_gb * 1e9 / 2**30 == pytest.approx(row["peak_gib"], rel=0.08)
+        assert plan.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.15)
