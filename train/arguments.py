@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def arguments(recipe: Recipe, steps: int, folder: Path, device: torch.device) ->
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
     )
+    # Of the argument before, which torch 2.13 means to rename.
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     made._n_gpu = min(made.n_gpu, 1)  # without a launcher it would split a batch over all cards
     return made
 

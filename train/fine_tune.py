@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from core.errors import TrainError
 from core.files import write_json
-from train import data_report, forecast
+from train import data_report, forecast, sharding
 from train import folder as files
 from train.batches import Order
 from train.data import load_file, prepare
@@ -30,6 +30,7 @@ def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
     """Do the whole run in `outputs`/<name>; return the folder. Raises TrainError, or KeyboardInterrupt."""
     began = time.monotonic()
     state = PartialState(cpu=not torch.cuda.is_available())  # or processes without a GPU ignore each other
+    sharding.check(recipe, device_of(state), state.num_processes)
     with state.main_process_first():  # it writes what the others then find: the base, the encoded rows
         loaded = load_file(recipe.data)
         base = Base(recipe, files.rendered_at(outputs / recipe.name) if resume else "")
@@ -43,6 +44,9 @@ def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
     try:
         with files.claimed(run.folder, recipe, resume, run.inputs()) if run.is_main else nullcontext():
             do(run, resume, began)
+    except KeyboardInterrupt:
+        run.leave()
+        raise
     except torch.OutOfMemoryError:
         raise TrainError(run.too_large()) from None
     except (OSError, SafetensorError) as error:
@@ -56,6 +60,8 @@ def do(run: Run, resume: bool, began: float) -> None:
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     progress = run.train(session, resume)
+    if not run.recipe.fully_shard:
+        run.leave()
     if progress.stopped:
         run.say(f"stopped at step {progress.step}: {progress.stopped}")
     if progress.start_loss and not progress.best_loss < progress.start_loss:
@@ -69,27 +75,36 @@ def do(run: Run, resume: bool, began: float) -> None:
             f"note: the validation loss was {progress.start_loss:.3f} before and is {progress.best_loss:.3f} "
             f"at best: this adapter is no better than none. Train longer, or change {learning_rate}"
         )
+    if run.answers:
+        run.wait()  # for the adapter to be written
+        session.load_adapter(run.folder / "adapter")
+        after = run.ask(session)
+    run.leave()
     if run.is_main:
         from train.report import write_report
 
-        session.load_adapter(run.folder / "adapter")
-        write_report(run, progress, before, run.ask(session), time.monotonic() - began)
+        write_report(run, progress, before, after, time.monotonic() - began)
 
 
 def start(run: Run) -> tuple[Session, dict[str, Any]]:
-    """The model with a fresh adapter; and, of the first process, what it answers: kept for a --resume."""
-    if not run.is_main:
+    """The model with a fresh adapter; and, of those that answer, what it answers: kept for a --resume."""
+    if not run.answers:
         return run.adapt(), {}
-    tokenizer = run.base.tokenizer
-    rendered = tokenizer.rendered_with, tokenizer.rendered
-    files.write_prompts(run.folder, run.data.train, run.data.test, *rendered)
-    before: dict[str, Any] | None = files.read_json(run.folder / files.BEFORE)
-    base16 = run.base16_loss() if before is None else None
+    before: dict[str, Any] | None = None
+    base16 = None
+    if run.is_main:
+        tokenizer = run.base.tokenizer
+        rendered = tokenizer.rendered_with, tokenizer.rendered
+        files.write_prompts(run.folder, run.data.train, run.data.test, *rendered)
+        before = files.read_json(run.folder / files.BEFORE)
+        base16 = run.base16_loss() if before is None else None
+    (before,) = run.agreed(before)
     session = run.adapt()
     if before is None:
         run.check_first_loss(session)
         before = run.ask(session) | {"base16": base16}
-        write_json(run.folder / files.BEFORE, before)
+        if run.is_main:
+            write_json(run.folder / files.BEFORE, before)
     return session, before
 
 
@@ -129,8 +144,9 @@ def print_plan(recipe: Recipe) -> None:
     """Print memory, speed and minutes on each GPU that we have figures for, this machine's first."""
     is_file(recipe.data)  # raises for a missing one, before a base is asked for
     base = Base(recipe)
+    cards = max(2, torch.cuda.device_count()) if recipe.fully_shard else 1
     try:
-        order = Order(prepare(recipe, base.tokenizer).train, recipe.sft)
+        order = Order(prepare(recipe, base.tokenizer).train, recipe.sft, cards)
         load = load_of(order)
         steps = order.steps
         print(f"{len(order.rows):,} rows, {steps:,} steps, {load.tokens:,.0f} tokens a micro-batch")
@@ -144,8 +160,8 @@ def print_plan(recipe: Recipe) -> None:
     waits = False
     for name in known:
         gpu = GPUS[name]
-        settled = forecast.settle(recipe, base.shape, load, gpu, gpu.memory)
-        foreseen = forecast.forecast(base.shape, settled, load, gpu)
+        settled = forecast.settle(recipe, base.shape, load, gpu, gpu.memory, cards)
+        foreseen = forecast.forecast(base.shape, settled, load, gpu, cards)
         tokens = load.tokens * recipe.sft.gradient_accumulation_steps * steps
         minutes = f"{tokens / foreseen.tokens_per_s / 60:,.1f}" if steps else "?"
         memory, host = f"{foreseen.memory_gb:.1f} GB", f"{foreseen.host_gb:.1f} GB"
@@ -154,6 +170,11 @@ def print_plan(recipe: Recipe) -> None:
         print(f"{name:<8} {settled.pace:<5} {memory:>9} {host:>8} {speed:>10} {minutes:>9}{mark}")
     if waits:
         print("* so little work that the GPU waits for the processor; more tokens a micro-batch are faster")
+    if cards > 1:
+        print(
+            f"each of {cards} GPUs that share the base out takes that memory and does that many tokens/s; "
+            "host is the computer's memory for all of them, while the base is loaded"
+        )
     if line := forecast.unfused(base.shape, recipe):
         print(line)
     share = foreseen.trainable / base.shape.parameters
@@ -169,6 +190,7 @@ def answer(folder: Path, prompt: str | None) -> str:
         runs = sorted(path.parent.parent.name for path in folder.parent.glob("*/adapter/adapter_config.json"))
         raise TrainError(f"no run is called {folder.name!r}; runs: {', '.join(runs) or 'none yet'}")
     recipe = parse(read_yaml(folder / files.RECIPE), folder / files.RECIPE)
+    recipe = recipe.model_copy(update={"fully_shard": False})  # a reply is one process's work
     before = files.read_json(folder / files.BEFORE) or {}
     chats = before.get("prompts") or [[{"role": "user", "content": "Hello!"}]]
     chat = [{"role": "user", "content": prompt}] if prompt else chats[0]

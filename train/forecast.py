@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from train import plan_plain, plan_stack
+from train import plan_plain, plan_sharded, plan_stack
 from train.fused.supports import allows, lacking, setting
 from train.layers import trainable
 from train.recipe import Recipe
@@ -37,41 +37,51 @@ class Plan:
     flops_per_token: float
 
 
-def forecast(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu) -> Plan:
-    """Forecast memory at its peak and the speed of steps."""
+def forecast(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, cards: int = 1) -> Plan:
+    """Forecast memory at its peak and the speed of steps; of each of the `cards` that share a base out."""
     adapter = _adapter(shape, recipe)
     flops = flops_per_token(shape, load, adapter)
     way = plan_stack if by_hand(shape, recipe, gpu) else plan_plain
     seconds = way.seconds(shape, recipe, load, gpu, flops)
     waits = way is plan_stack and seconds <= plan_stack.launching(shape, recipe)
+    host = plan_stack.host(shape, recipe, load) if way is plan_stack else 0.0
+    if recipe.fully_shard:
+        packed, scales = _parts(recipe)
+        seconds = max(seconds, plan_sharded.seconds(shape, packed, cards, gpu))
+        host = plan_sharded.host(shape, packed, scales, cards)
     if recipe.sft.optim.startswith("paged"):
         seconds += PAGED * adapter / recipe.sft.gradient_accumulation_steps
     return Plan(
         trainable=adapter,
-        memory_gb=memory(shape, recipe, load, gpu) / GB,
-        host_gb=plan_stack.host(shape, recipe, load) / GB if way is plan_stack else 0.0,
+        memory_gb=memory(shape, recipe, load, gpu, cards) / GB,
+        host_gb=host / GB,
         tokens_per_s=load.tokens / seconds,
         waits=waits,
         flops_per_token=flops,
     )
 
 
-def memory(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu | None) -> float:
+def memory(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu | None, cards: int = 1) -> float:
     """Bytes at the peak."""
     way = plan_stack if by_hand(shape, recipe, gpu) else plan_plain
     stored: float = shape.weights * _weight_bytes(recipe) + shape.other * 2
+    if recipe.fully_shard:
+        packed, scales = _parts(recipe)
+        stored = plan_sharded.stored(shape, packed, scales, cards) + plan_sharded.gathered(shape, packed)
     # parameters, gradients, optimizer, and copies in 16 bit
     training = _adapter(shape, recipe) * (4 + 4 + _optimizer_bytes(recipe.sft.optim) + 2)
     needed: float = stored + training + way.activations(shape, recipe, load)
     return needed
 
 
-def settle(recipe: Recipe, shape: Shape, load: Load, gpu: Gpu | None, available: float) -> Recipe:
+def settle(
+    recipe: Recipe, shape: Shape, load: Load, gpu: Gpu | None, available: float, cards: int = 1
+) -> Recipe:
     """The recipe with `memory: auto` decided for so many free bytes: fast if the plan says that it fits."""
     if recipe.memory != "auto":
         return recipe
     fast = recipe.model_copy(update={"memory": "fast"})
-    fits = memory(shape, fast, load, gpu) < FITS * available
+    fits = memory(shape, fast, load, gpu, cards) < FITS * available
     return fast if fits else recipe.model_copy(update={"memory": "lean"})
 
 
@@ -112,6 +122,12 @@ def _optimizer_bytes(optim: str) -> float:
 
 def _adapter(shape: Shape, recipe: Recipe) -> int:
     return trainable(recipe.lora, shape.linears, shape.beside)
+
+
+def _parts(recipe: Recipe) -> tuple[float, float]:
+    """Bytes of a linear layer's weight, and of its scales beside it."""
+    packed = HALF if recipe.bnb is None else 0.5
+    return packed, _weight_bytes(recipe) - packed
 
 
 def _weight_bytes(recipe: Recipe) -> float:

@@ -32,7 +32,8 @@ def greedy(
     replies = [""] * len(prompts)
     with _generating(adapted) as model:
         starts = range(0, len(order), TOGETHER)
-        for start in tqdm(starts, desc="Answering", disable=None if len(starts) > 1 else True, leave=False):
+        shown = len(starts) > 1 and not (adapted.shared and torch.distributed.get_rank())
+        for start in tqdm(starts, desc="Answering", disable=None if shown else True, leave=False):
             chosen = order[start : start + TOGETHER]
             batch = _left_padded([prompts[number] for number in chosen], tokenizer, model.device)
             made = model.generate(
@@ -107,7 +108,7 @@ def _generating(adapted: Adapted) -> Iterator[Any]:
     try:
         with (
             torch.autocast(model.device.type, adapted.dtype, enabled=cuda),
-            nullcontext() if cuda else _decoded(model),
+            nullcontext() if cuda or adapted.shared else _decoded(model),
         ):
             yield model
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from core.adapter_names import name_for_whole, text_tensors
 from core.errors import TrainError
 from core.families import KEY_MAPPING, text_config
 from core.template import ChatTemplate, write_template
-from train import gptq
+from train import gptq, sharding
 from train.attention import attention_for
 from train.batches import Batch
 from train.fused.fuse import fuse, fused, unfuse
@@ -46,7 +46,10 @@ def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 
 def load_base(folder: str | None, recipe: Recipe, device: torch.device, **options: Any) -> PreTrainedModel:
-    """Load and freeze the base as the recipe says; `options` go to from_pretrained. Raises TrainError."""
+    """Load and freeze the base as the recipe says; `options` go to from_pretrained. Raises TrainError.
+
+    One that is to be shared out stays on the host until its adapter is there.
+    """
     disable_progress_bar()  # type: ignore[no-untyped-call]  # hundreds of lines in a log
     given = {"revision": recipe.model.revision, "trust_remote_code": False}
     config = options.pop("config", None)
@@ -61,6 +64,8 @@ def load_base(folder: str | None, recipe: Recipe, device: torch.device, **option
         model = gptq.load(_local(str(folder), recipe.model.revision), dtype, device, attention)
     else:
         quantisation = _quantisation(recipe.bnb, compute_dtype(recipe, device))
+        if quantisation and recipe.fully_shard:
+            quantisation = sharding.on_gpu(quantisation, device)
         auto: Any = options.pop("model_class", AutoModelForCausalLM)  # untyped
         with _unreported():
             model, about = auto.from_pretrained(
@@ -68,7 +73,7 @@ def load_base(folder: str | None, recipe: Recipe, device: torch.device, **option
                 config=config,
                 dtype=dtype,
                 quantization_config=quantisation,
-                device_map={"": device},
+                device_map={"": "cpu" if recipe.fully_shard else device},
                 attn_implementation=attention,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -159,6 +164,7 @@ class Adapted(nn.Module):
             # transformers 5.18 gave it a new name
             enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
+        self.shared = sharding.shard(self, device) if recipe.fully_shard else None
 
     @property
     def base(self) -> Any:
@@ -186,8 +192,10 @@ class Adapted(nn.Module):
         """Return the sum of the loss over the batch's trained tokens, in nats (a scalar, fp32)."""
         hidden = self.hidden(batch)
         softcap = getattr(self.base.config, "final_logit_softcapping", None) or 0.0
-        head = self.base.get_output_embeddings().weight
-        return head_loss(hidden * self._scale if self._scale != 1 else hidden, head, batch, softcap)
+        hidden = hidden * self._scale if self._scale != 1 else hidden
+        whole = nullcontext(self.base.get_output_embeddings().weight)
+        with self.shared.head() if self.shared else whole as head:
+            return head_loss(hidden, head, batch, softcap)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The last hidden states (T, hidden)."""

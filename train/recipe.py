@@ -55,6 +55,7 @@ class Recipe(Section):
     lora: Lora = Field(Lora(), alias="LoraConfig")
     sft: Sft = Field(Sft(), alias="SFTConfig")
     memory: Literal["auto", "lean", "fast"] = "auto"  # the fastest that the plan says will fit
+    fully_shard: bool = False  # share the base out among several GPUs, each of which keeps a part
     save_minutes: Annotated[float, Field(gt=0)] = 10.0  # the longest between two checkpoints
     waive: list[Check] = Field([])
 
@@ -67,6 +68,21 @@ class Recipe(Section):
                 "LoraConfig.init_lora_weights: orthogonal makes an adapter of the base's own type, and "
                 "a quantised base's is none to train in; leave it out, or say gaussian"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> Recipe:
+        if not self.fully_shard:
+            return self
+        cures = {
+            "GPTQConfig": (self.gptq, "give the 16-bit base, with BitsAndBytesConfig: {load_in_4bit: true}"),
+            "load_in_8bit": (self.bnb and self.bnb.load_in_8bit, "say load_in_4bit: true"),
+            "use_dora": (self.lora.use_dora, "leave use_dora out, or say use_rslora: true"),
+            "modules_to_save": (self.lora.modules_to_save, "leave modules_to_save out"),
+        }
+        for key, (given, cure) in cures.items():
+            if given:
+                raise ValueError(f"fully_shard can't share a base out with {key}: {cure}, or fully_shard out")
         return self
 
     @property

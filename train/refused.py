@@ -20,6 +20,7 @@ MEMORY = "say memory: lean, beside SFTConfig, to compute again what would take m
 TEMPLATE = "the base's own chat template and tokens are used, as in the chat; leave it out"
 CHOSEN = "that is chosen for the model and the machine; leave it out"
 LAUNCH = "for several GPUs, start it with accelerate launch; leave it out"
+SHARDED = "say fully_shard: true, beside SFTConfig, and start it with accelerate launch"
 _LOADED = "rows are tokens in memory before the first step, so nothing is loaded beside it; leave it out"
 _LOGGED = "a line is logged every SFTConfig.logging_steps; leave it out"
 _SAMPLED = (
@@ -68,10 +69,11 @@ _SAID: dict[str, list[tuple[str, str]]] = {
         ),
         (
             LAUNCH,
-            """deepspeed fsdp fsdp_config parallelism_config local_rank ddp_backend ddp_timeout
+            """deepspeed parallelism_config local_rank ddp_backend ddp_timeout
             ddp_find_unused_parameters ddp_broadcast_buffers ddp_static_graph
             average_tokens_across_devices""",
         ),
+        (SHARDED, "fsdp fsdp_config"),
         (
             _LOADED,
             """dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_in_order

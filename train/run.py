@@ -40,9 +40,10 @@ class Run:
     """What belongs together for one recipe and one folder."""
 
     def __init__(self, recipe: Recipe, folder: Path, base: Base, data: Prepared, state: PartialState) -> None:
-        self.folder, self.base, self.data = folder, base, data
+        self.folder, self.base, self.data, self._state = folder, base, data, state
         self.device = device_of(state)
         self.is_main: bool = state.is_main_process
+        self.answers = self.is_main or recipe.fully_shard  # with a base that is shared out, all at once
         self.order = Order(data.train, recipe.sft, state.num_processes, state.process_index)
         self.checks = check.Checks(recipe.waive, self.say)
         self.recipe = self._settled(recipe)
@@ -53,12 +54,31 @@ class Run:
             return recipe
         free, _ = torch.cuda.mem_get_info(self.device)
         available = free + torch.cuda.memory_reserved(self.device)  # a sweep's base is there already
-        return forecast.settle(recipe, self.base.shape, self.load, self.gpu, available)
+        return forecast.settle(recipe, self.base.shape, self.load, self.gpu, available, self.order.processes)
 
     def say(self, text: str) -> None:
         """Print, once for all processes."""
         if self.is_main:
             tqdm.write(text)
+
+    def agreed(self, *found: Any) -> list[Any]:
+        """What the first process found, where several answer together."""
+        shared = list(found)
+        if self.recipe.fully_shard:
+            torch.distributed.broadcast_object_list(shared, 0)
+        return shared
+
+    def wait(self) -> None:
+        """Until all that answer are here."""
+        if self.recipe.fully_shard:
+            torch.distributed.barrier()
+
+    def leave(self) -> None:
+        """Close what is between the processes, or NCCL complains at the end; nobody waits any more.
+
+        All do it at about the same time: for NCCL it is one more thing that is done together.
+        """
+        self._state.destroy_process_group()
 
     def check(self) -> None:
         """Everything that can be known before the weights are there. Raises TrainError."""
@@ -84,7 +104,9 @@ class Run:
 
     def forecast(self) -> forecast.Plan | None:
         """Memory and speed on this machine's GPU; None where we have no figures for it."""
-        return forecast.forecast(self.base.shape, self.recipe, self.load, self.gpu) if self.gpu else None
+        if self.gpu is None:
+            return None
+        return forecast.forecast(self.base.shape, self.recipe, self.load, self.gpu, self.order.processes)
 
     @cached_property
     def gpu(self) -> Gpu | None:
@@ -128,7 +150,7 @@ class Run:
         """Validation loss of the base in 16 bit, where the base is small and was quantised."""
         if self.recipe.bnb is None or self.base.shape.parameters > SMALL or not self.data.validation:
             return None
-        recipe = self.recipe.model_copy(update={"bnb": None})
+        recipe = self.recipe.model_copy(update={"bnb": None, "fully_shard": False})
         adapted = Adapted(self.base.load(recipe, self.device), recipe, self.device)
         return evaluate(adapted, self.data.validation, recipe, self.device)
 
@@ -180,6 +202,8 @@ class Run:
         """What to do when the memory wasn't enough."""
         sft = self.recipe.sft
         cures = []
+        if self.order.processes > 1 and not self.recipe.fully_shard:
+            cures.append("fully_shard: true (beside SFTConfig)")
         if self.recipe.fast:
             cures.append("memory: lean (beside SFTConfig)")
         if sft.per_device_train_batch_size > 1:

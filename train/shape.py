@@ -100,21 +100,25 @@ class Load:
 
 @dataclass(frozen=True)
 class Gpu:
-    """`flops`: bf16 matrix products a second as measured, not as advertised; `bandwidth`: bytes a second."""
+    """`flops`: bf16 matrix products a second as measured, not as advertised; `bandwidth`: bytes a second.
+
+    `link`: bytes a second to another card, as advertised: PCIe 4's, or NVLink's one way.
+    """
 
     flops: float
     bandwidth: float
     peak: float  # advertised, which MFU is a share of
     memory: float  # bytes
     ampere: bool = True  # or newer: bf16 and FlashAttention
+    link: float = 32e9
 
 
 # By a part of torch.cuda.get_device_name. The first two measured with 8192-wide matrices, the others half of
 # what is advertised, rounded.
 GPUS = {
-    "H200": Gpu(750e12, 4.2e12, 989e12, 141e9),
-    "H100": Gpu(750e12, 3.0e12, 989e12, 80e9),
-    "A100": Gpu(250e12, 1.5e12, 312e12, 80e9),
+    "H200": Gpu(750e12, 4.2e12, 989e12, 141e9, link=450e9),
+    "H100": Gpu(750e12, 3.0e12, 989e12, 80e9, link=450e9),
+    "A100": Gpu(250e12, 1.5e12, 312e12, 80e9, link=300e9),
     "L40S": Gpu(200e12, 0.7e12, 362e12, 48e9),
     "4090": Gpu(150e12, 0.9e12, 165e12, 24e9),
     "3090": Gpu(65e12, 0.8e12, 71e12, 24e9),

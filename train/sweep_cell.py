@@ -45,6 +45,8 @@ class Trainer:
     def run_cell(self, recipe: Recipe, folder: Path) -> dict[str, float | None]:
         """Train in `folder`, from its checkpoint if there is one; return what a row of the sweep holds."""
         device = device_of(self._state)
+        if recipe.fully_shard:
+            raise TrainError("a sweep trains on one GPU, which has all of the base; leave fully_shard out")
         base, data, inputs = self._found(recipe)
         stored = [recipe.model, recipe.bnb, recipe.gptq, recipe.sft.fp16]
         model: PreTrainedModel = self._keep("model", stored, lambda: base.load(recipe, device))

@@ -80,11 +80,11 @@ def learned(base: Path, rows: Sequence[list[dict[str, str]]], steps: int) -> Pat
     return base
 
 
-def small_phi3(folder: Path) -> Path:
+def small_phi3(folder: Path, **options: Any) -> Path:
     """A random Phi-3, 64 wide: its template and vocabulary are real, and its tokenizer is quickly made."""
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     widths = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.2}
-    return tiny("phi3", folder, rope_parameters=rope, **widths)
+    return tiny("phi3", folder, rope_parameters=rope, **widths, **options)
 
 
 def adapter_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 
-from tests.integration.small_runs import adapter_of, metrics_of, recipe_of, small_phi3, write_chats
+from tests.integration.small_runs import NF4, adapter_of, metrics_of, recipe_of, small_phi3, write_chats
 from train.fine_tune import train_run
 from train.folder import dump
+from train.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SFT = {"max_steps": 6, "eval_steps": 3, "learning_rate": 1e-4, "gradient_accumulation_steps": 2}
+
+
+def start(*words: str | Path, **options: Any) -> subprocess.Popen[str]:
+    """Python with these arguments, as two processes."""
+    # What `accelerate launch` runs for several GPUs; for CPUs it asks for MPI.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = list(map(str, [*launch, *words]))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    return subprocess.Popen(command, **pipes | options)
+
+
+def written(recipe: Recipe, folder: Path) -> Path:
+    path = folder / f"{recipe.name}.yaml"
+    path.write_text(dump(recipe))
+    return path
+
+
+def assert_same(together: Path, alone: Path) -> None:
+    """The same files, adapters and curves, but for rounding."""
+    assert sorted(path.name for path in together.iterdir()) == sorted(path.name for path in alone.iterdir())
+    adapter, other = adapter_of(together), adapter_of(alone)
+    assert adapter.keys() == other.keys()
+    for name, tensor in adapter.items():
+        torch.testing.assert_close(tensor, other[name], rtol=0, atol=1e-6)
+    keys = ("step", "loss", "eval_loss", "epoch", "lr")
+    for ours, theirs in zip(metrics_of(together, *keys), metrics_of(alone, *keys), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
@@ -22,21 +55,48 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     one = recipe_of(base, data, name="one", sft=SFT | {"per_device_train_batch_size": 2})
     alone = train_run(one, tmp_path / "outputs", False)
 
-    (tmp_path / "two.yaml").write_text(dump(recipe_of(base, data, name="two", sft=SFT)))
-    # What `accelerate launch` runs for several GPUs; for CPUs it asks for MPI.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, ROOT / "train" / "qlora.py", tmp_path / "two.yaml", "--root", tmp_path]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    together = tmp_path / "outputs" / "two"
+    two = written(recipe_of(base, data, name="two", sft=SFT), tmp_path)
+    stdout, stderr = (process := start("train/qlora.py", two, "--root", tmp_path)).communicate(timeout=200)
+    assert process.returncode == 0, stderr[-3000:]
     for phrase in ("parameters are trained", "rows to train on", "is done: see", "--try two"):
-        assert done.stdout.count(phrase) == 1, done.stdout
-    assert "destroy_process_group" not in done.stderr
+        assert stdout.count(phrase) == 1, stdout
+    assert "destroy_process_group" not in stderr
+    assert "deprecated" not in stderr
 
-    assert sorted(path.name for path in together.iterdir()) == sorted(path.name for path in alone.iterdir())
-    adapter = adapter_of(alone)
-    for name, tensor in adapter_of(together).items():
-        torch.testing.assert_close(tensor, adapter[name], rtol=0, atol=1e-6)
-    keys = ("step", "eval_loss", "epoch", "lr")
-    for ours, theirs in zip(metrics_of(together, *keys), metrics_of(alone, *keys), strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert_same(tmp_path / "outputs" / "two", alone)
+
+
+def test_a_base_that_is_shared_out_trains_as_a_whole_one(tmp_path: Path) -> None:
+    """Stopped in the middle and gone on with: in NF4, its head tied to the embeddings; and in 16 bit."""
+    data = write_chats(tmp_path / "chats.jsonl")
+    twice = {"per_device_train_batch_size": 2}
+    of_tied: dict[str, Any] = {"sft": SFT | {"max_steps": 12}, "BitsAndBytesConfig": NF4}
+    of_lean: dict[str, Any] = {"sft": SFT | {"gradient_checkpointing": "full", "max_steps": 3}}
+    tied, lean = small_phi3(tmp_path / "tied", tie_word_embeddings=True), small_phi3(tmp_path / "lean")
+    paths = []
+    for base, sections in ((tied, of_tied), (lean, of_lean)):
+        alone = sections | {"name": f"{base.name}-alone", "sft": sections["sft"] | twice}
+        train_run(recipe_of(base, data, **alone), tmp_path / "outputs", False)
+        shared = sections | {"name": base.name, "fully_shard": True}
+        paths.append(written(recipe_of(base, data, **shared), tmp_path))
+
+    process = start("-m", "tests.integration.sharded_run", tmp_path, paths[0])
+    metrics = tmp_path / "outputs" / "tied" / "metrics.jsonl"
+    while not (metrics.is_file() and (4,) in metrics_of(metrics.parent, "step")):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.002)
+    first = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "0"]
+    os.kill(first[0].pid, signal.SIGTERM)
+    process.communicate(timeout=200)
+    assert process.returncode
+    assert 4 <= metrics_of(metrics.parent, "step")[-1][0] < 12
+
+    words = [tmp_path, *paths, "--resume"]
+    stdout, stderr = (process := start("-m", "tests.integration.sharded_run", *words)).communicate(
+        timeout=200
+    )
+    assert process.returncode == 0, stderr[-3000:]
+    assert "tied keeps 0.5" in stdout, stdout
+    assert "lean keeps 0.5" in stdout, stdout
+    for base in (tied, lean):
+        assert_same(tmp_path / "outputs" / base.name, tmp_path / "outputs" / f"{base.name}-alone")

@@ -258,6 +258,7 @@ def test_auto_is_the_fastest_mode_that_fits(gigabytes: int, mode: str, phi: Shap
         ({"LoraConfig": {"use_dora": True}}, "H200", False),
         ({"SFTConfig": {"fp16": True}}, "H200", False),
         ({"BitsAndBytesConfig": {"load_in_8bit": True}}, "H200", False),
+        ({"fully_shard": True}, "H200", False),
     ],
 )
 def test_what_is_trained_by_hand(sections: dict[str, Any], gpu: str, expected: bool, phi: Shape) -> None:

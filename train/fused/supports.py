@@ -58,6 +58,7 @@ def setting(recipe: Recipe) -> str:
     lora, eight_bits = recipe.lora, recipe.bnb is not None and recipe.bnb.load_in_8bit
     of_base = recipe.bnb.passed() if recipe.bnb else {}
     keys = {
+        "fully_shard": recipe.fully_shard,
         "BitsAndBytesConfig.load_in_8bit": eight_bits,
         "SFTConfig.fp16": recipe.sft.fp16,
         "LoraConfig.lora_dropout": lora.lora_dropout,

@@ -1,0 +1,47 @@
+"""Whole runs with fully_shard on CPUs, which the command refuses; several processes, as it is launched.
+
+python -m tests.integration.sharded_run ROOT RECIPE... [--resume]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from train import folder as files
+from train.data import prepare
+from train.fine_tune import do
+from train.recipe import load_recipe
+from train.run import Run
+from train.session import Base
+from train.stops import interrupt, on_stop
+
+
+def main(root: Path, path: Path, resume: bool, state: PartialState) -> None:
+    """As `train.fine_tune.train_run`, less its refusal of CPUs; says how much of the base a process keeps."""
+    recipe = load_recipe(path)
+    base = Base(recipe)
+    run = Run(recipe, root / "outputs" / recipe.name, base, prepare(recipe, base.tokenizer), state)
+    run.check()
+    kept = whole = 0
+    for parameter in run.adapt().adapted.base.parameters():
+        here: Any = parameter
+        if not here.requires_grad:
+            whole += here.nbytes
+            kept += here.to_local().nbytes
+    run.say(f"{recipe.name} keeps {kept / whole:.3f}")
+    with files.claimed(run.folder, recipe, resume, run.inputs()) if run.is_main else nullcontext():
+        do(run, resume, time.monotonic())
+
+
+if __name__ == "__main__":
+    resume = "--resume" in sys.argv
+    root, *paths = (Path(word) for word in sys.argv[1:] if word != "--resume")
+    with on_stop(interrupt):
+        for path in paths:
+            main(root, path, resume and path is paths[0], PartialState(cpu=True))
