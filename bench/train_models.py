@@ -96,7 +96,7 @@ def random_base(recipe: Recipe, device: torch.device, config: PreTrainedConfig) 
 def save_random(config: PreTrainedConfig, folder: Path) -> None:
     """A checkpoint of random weights in bf16 and a tokenizer of as many words: other trainers want files."""
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         auto: Any = AutoModelForCausalLM
         model = auto.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
