@@ -29,7 +29,7 @@ def tune2chat(given: argparse.Namespace, bursts: Bursts) -> None:
     from train.batches import Order
     from train.model import Adapted, load_base
     from train.recipe import parse
-    from train.trainer import SFTTrainer
+    from train.sft import SFTTrainer
 
     sft = {"max_length": LENGTH, "per_device_train_batch_size": given.batch, "max_steps": 10_000}
     content = {

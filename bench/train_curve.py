@@ -30,8 +30,8 @@ from train.examples import Encoded
 from train.model import Adapted
 from train.recipe import Recipe, parse
 from train.run import load_of
+from train.sft import SFTTrainer
 from train.shape import gpu_of, shape_of
-from train.trainer import SFTTrainer
 
 RESULTS = Path(__file__).with_name("results") / "train-curve.json"
 MODEL = "microsoft/Phi-3.5-mini-instruct"

@@ -31,8 +31,8 @@ from train.batches import Batch, Order
 from train.model import Adapted
 from train.recipe import RECIPES, Recipe, load_recipe
 from train.run import load_of
+from train.sft import SFTTrainer
 from train.shape import gpu_of, shape_of
-from train.trainer import SFTTrainer
 
 RESULTS = Path(__file__).with_name("results") / "train-recipes.json"
 STEPS = 20

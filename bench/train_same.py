@@ -32,7 +32,7 @@ from train.batches import Order
 from train.examples import Encoded
 from train.model import Adapted, load_base
 from train.recipe import RECIPES, load_recipe, parse
-from train.trainer import SFTTrainer
+from train.sft import SFTTrainer
 
 RESULTS = Path(__file__).with_name("results") / "train-same.json"
 STEPS, BATCH, SEEDS = 100, 16, (0, 1, 2)

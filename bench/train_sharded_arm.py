@@ -26,8 +26,8 @@ from train.model import Adapted, load_base
 from train.recipe import Recipe, parse
 from train.run import load_of
 from train.session import device_of
+from train.sft import SFTTrainer
 from train.shape import gpu_of, shape_of
-from train.trainer import SFTTrainer
 
 CARDS = 2
 FIGURES = "figures: "  # what the line begins with

@@ -15,6 +15,7 @@ from train.refused import REFUSED, VALUES
 from train.upstream import Section, Upstream
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
+OWN = ("max_length",)  # of DPOConfig, where it means something else than in SFTConfig
 BEGIN, END = "<!-- keys: python -m tests.recipe_keys -->\n", "<!-- end of keys -->"
 
 
@@ -28,9 +29,12 @@ def _refused() -> str:
     """Upstream's keywords that can't be set, together where the reason is the same."""
     rows = ["**Of upstream's, can't be set**", "", "| keys | |", "|---|---|"]
     for section, keys in REFUSED.items():
+        shared = REFUSED["SFTConfig"] if section == "DPOConfig" else {}
         for reason in dict.fromkeys(keys.values()):
-            names = ", ".join(f"`{key}`" for key, why in keys.items() if why == reason)
-            rows.append(f"| {section}: {names} | {reason} |")
+            like = reason.replace("DPOConfig", "SFTConfig")
+            told = (key for key, why in keys.items() if why == reason and shared.get(key) != like)
+            if names := ", ".join(f"`{key}`" for key in told):
+                rows.append(f"| {section}: {names} | {reason} |")
     for key, values in VALUES.items():
         for reason in dict.fromkeys(values.values()):
             names = ", ".join(f"`{value}...`" for value, why in values.items() if why == reason)
@@ -39,15 +43,22 @@ def _refused() -> str:
 
 
 def _table(title: str, section: type[Section]) -> str:
-    comments = dict(re.findall(r"^    (\w+): .+?  # (.+)$", inspect.getsource(section), re.MULTILINE))
+    parents = [each for each in reversed(section.__mro__) if issubclass(each, Section)]
+    source = "\n".join(map(inspect.getsource, parents))
+    comments = dict(re.findall(r"^    (\w+): .+?  # (.+)$", source, re.MULTILINE))
     rows = [f"**{title}**", "", "| key | values | if left out | |", "|---|---|---|---|"]
+    shared = SECTIONS["SFTConfig"].model_fields if section is SECTIONS["DPOConfig"] else {}
     for name, field in section.model_fields.items():
+        if name in shared and shared[name].default == field.default and name not in OWN:
+            continue
         if field.alias in SECTIONS or name in SECTIONS:
             continue
         default = "(must be given)" if field.is_required() else _said(field.get_default())
         theirs = issubclass(section, Upstream) and name in section.rest
         comment = comments.get(name, "upstream's" if theirs else "")
         rows.append(f"| `{name}` | {_values(field.annotation)} | {default} | {comment} |")
+    if shared:
+        rows.append("\nand the keys of `SFTConfig`, but for `packing` and `assistant_only_loss`.")
     return "\n".join(rows) + "\n"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from train.dpo_config import Dpo
 from train.examples import Encoded
 from train.sections import Sft, steps_of
 
@@ -22,44 +23,53 @@ MEGA = 50  # batches that are sorted together by group_by_length, as in transfor
 class Order:
     """The micro-batches of a run, for process number `process` of `processes` that train together."""
 
-    def __init__(self, rows: Sequence[Encoded], sft: Sft, processes: int = 1, process: int = 0) -> None:
-        self.rows, self.sft, self.processes, self.process = rows, sft, processes, process
-        lengths = [len(row.ids) for row in rows]
-        self.blocks = pack(lengths, sft.max_length) if sft.packing else [[row] for row in range(len(rows))]
+    def __init__(
+        self, rows: Sequence[Encoded], args: Sft | Dpo, processes: int = 1, process: int = 0
+    ) -> None:
+        self.rows, self.args, self.processes, self.process = rows, args, processes, process
+        lengths = [row.length for row in rows]
+        self.blocks = pack(lengths, args.max_length) if args.packing else [[row] for row in range(len(rows))]
         self._lengths = lengths
         self._epoch = lru_cache(1)(self._shuffled)
 
     @property
     def steps_per_epoch(self) -> int:
-        together = self.sft.per_device_train_batch_size * self.sft.gradient_accumulation_steps
+        together = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return math.ceil(len(self.blocks) / (together * self.processes))
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        if self.sft.max_steps > 0:
-            return self.sft.max_steps
-        return max(1, math.ceil(self.steps_per_epoch * self.sft.num_train_epochs))
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return max(1, math.ceil(self.steps_per_epoch * self.args.num_train_epochs))
 
     @property
     def steps_per_evaluation(self) -> int:
         """Steps from one evaluation to the next."""
-        return steps_of(self.sft.eval_steps or self.steps_per_epoch, self.steps)
+        return steps_of(self.args.eval_steps or self.steps_per_epoch, self.steps)
 
-    def step(self, number: int) -> list[Batch]:
+    def step(self, number: int) -> list[Any]:
         """This process's micro-batches of step `number`, which begins at 0."""
-        mine = self.micro_batches(number)[self.process :: self.processes]
-        return [collate([self.rows[row] for row in rows] or [self._nothing]) for rows in mine]
+        return [self.batch(rows) for rows in self.micro_batches(number)[self.process :: self.processes]]
+
+    def batch(self, rows: list[int]) -> Any:
+        """A micro-batch of these rows; of one that doesn't count where there are none."""
+        return collate([self.rows[row] for row in rows] or [self._nothing])
+
+    def tokens(self, rows: list[int]) -> int:
+        """How many tokens are computed for a micro-batch of these rows."""
+        return sum(self._lengths[row] for row in rows)
 
     def trained(self, number: int) -> int:
-        """How many tokens of step `number` count, in all processes."""
+        """What counts of step `number`, in all processes: here tokens."""
         return sum(sum(self.rows[row].mask[1:]) for rows in self.micro_batches(number) for row in rows)
 
     def micro_batches(self, number: int) -> list[list[int]]:
         """The rows of each micro-batch of a step; an epoch's last step may have fewer, some without rows."""
         epoch, within = divmod(number, self.steps_per_epoch)
-        order, size = self._epoch(epoch), self.sft.per_device_train_batch_size
-        count = self.sft.gradient_accumulation_steps * self.processes
+        order, size = self._epoch(epoch), self.args.per_device_train_batch_size
+        count = self.args.gradient_accumulation_steps * self.processes
         begins = (within * count * size + part * size for part in range(count))
         chosen = [order[begin : begin + size] for begin in begins]
         used = sum(map(bool, chosen))  # then up to a whole round: every process must take part in it
@@ -73,11 +83,11 @@ class Order:
 
     def _shuffled(self, epoch: int) -> list[int]:
         """The blocks in the order of this epoch."""
-        generator = torch.Generator().manual_seed((self.sft.seed * 1_000_003 + epoch) % 2**64)
+        generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + epoch) % 2**64)
         order: list[int] = torch.randperm(len(self.blocks), generator=generator).tolist()
-        if not self.sft.group_by_length:
+        if not self.args.group_by_length:
             return order
-        size = MEGA * self.sft.per_device_train_batch_size
+        size = MEGA * self.args.per_device_train_batch_size
         parts = [order[start : start + size] for start in range(0, len(order), size)]
         return [
             block for part in parts for block in sorted(part, key=lambda b: -self._lengths[self.blocks[b][0]])
@@ -184,9 +194,9 @@ def collate(rows: Sequence[Encoded]) -> Batch:
 
 @dataclass
 class Step:
-    """This process's micro-batches of a step, and how many tokens of it count in all processes."""
+    """This process's micro-batches of a step, and how much of it counts in all processes."""
 
-    batches: list[Batch]
+    batches: list[Any]
     trained: int
 
 

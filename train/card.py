@@ -13,6 +13,7 @@ import yaml
 from core.command import ROOT
 from core.files import write_whole
 from train.recipe import Recipe
+from train.sections import Lora
 
 LOSSES = {
     "base16": "untouched base, 16 bit",
@@ -54,7 +55,7 @@ def write_card(
     checks = [f"- `{check}`: {reason}" for check, reason in waived.items()]
     sections = {
         "What was trained": table(("", ""), _trained(recipe, manifest)),
-        "Loss on the validation rows": table(("", "nats a token"), _losses(manifest, metrics)),
+        "Loss on the validation rows": table(("", unit_of(recipe)), _losses(manifest, metrics)),
         "Scores on the test rows": table(("", "before", "after"), _scores(scores)),
         "Calibration": table(("likelihood", "said", "happened", "rows"), _calibration(scores)),
         "Forecast and actual": table(("", "forecast", "actual"), _forecast(manifest)),
@@ -67,6 +68,11 @@ def write_card(
     parts = [_front_matter(recipe), f"# {name}", recipe.description, _synthetic(recipe)]
     parts += [f"## {heading}\n\n{text.strip(chr(10))}" for heading, text in sections.items() if text]
     write_whole(path, "\n\n".join(filter(None, parts)) + "\n")
+
+
+def unit_of(recipe: Recipe) -> str:
+    """What the loss is of."""
+    return "a pair" if recipe.dpo else "nats a token"
 
 
 def _next(folder: Path, name: str) -> str:
@@ -126,9 +132,14 @@ def _trained(recipe: Recipe, manifest: Mapping[str, Any]) -> list[Row]:
         width = f"4 bit ({recipe.bnb.bnb_4bit_quant_type})" if recipe.bnb.load_in_4bit else "8 bit"
     facts = manifest.get("data", {})
     at = f" at {model.revision}" if model.revision else ""
-    kind = ("rsLoRA" if lora.use_rslora else "LoRA") + (" with DoRA" if lora.use_dora else "")
-    rows: list[Row] = [("base", f"{base}{at}, {width}")]
-    rows.append(("adapter", f"{kind}, r {lora.r}, alpha {lora.lora_alpha:g}"))
+    rows: list[Row] = [("base", f"{base}{at}, {width}"), ("adapter", form(lora))]
+    if model.adapter:
+        folder = Path(model.adapter)
+        rows.append(("goes on from", folder.parent.name if folder.name == "adapter" else folder.name))
+    if recipe.dpo:
+        reference = "that adapter as it was" if model.adapter else "the base"
+        losses = " and ".join(recipe.dpo.loss_type)
+        rows.append(("preferences", f"DPO, loss {losses}, beta {recipe.dpo.beta:g}, from {reference}"))
     parts = facts.get("rows", {})  # of each split
     counts = "".join(f", {count:,} {split}" for split, count in parts.items())
     rows.append(("data", _shown(data.path) + counts + (" rows" if counts else "")))
@@ -152,6 +163,12 @@ def _trained(recipe: Recipe, manifest: Mapping[str, Any]) -> list[Row]:
     if versions:
         rows.append(("versions", ", ".join(f"{library} {version}" for library, version in versions.items())))
     return rows
+
+
+def form(lora: Lora) -> str:
+    """An adapter's form in a few words."""
+    kind = ("rsLoRA" if lora.use_rslora else "LoRA") + (" with DoRA" if lora.use_dora else "")
+    return f"{kind}, r {lora.r}, alpha {lora.lora_alpha:g}"
 
 
 def _losses(manifest: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[Row]:

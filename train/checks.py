@@ -14,9 +14,10 @@ from core.tokenizer import ChatTokenizer
 from train.examples import Encoded
 from train.layers import Linears, adapted_layers, targets
 from train.recipe import Recipe
-from train.sections import Sft, warmup_steps
+from train.sections import Arguments, warmup_steps
 from train.split import Prepared
 
+LENGTH = "SFTConfig.max_length"  # what the key is called, if nobody says otherwise
 MAX_LEFT_OUT = 0.5  # of the rows that were to be examples
 # Of the loss on shuffled tokens. SmolLM2 has 0.30 to 0.61 on codes, one-letter labels, hashes, DNA, prose and
 # languages that it doesn't know; with shuffled embeddings or another's token ids, 0.90 and more, but for
@@ -54,14 +55,15 @@ class Checks:
 
 def check_settings(checks: Checks, recipe: Recipe, model_type: str, steps: int) -> None:
     """What the recipe alone tells."""
-    if recipe.sft.fp16 and model_type.startswith("gemma"):
+    if recipe.args.fp16 and model_type.startswith("gemma"):
         checks.add(
-            "fp16_gemma", "SFTConfig.fp16: Gemma's activations overflow fp16 (NaN); leave it out for bf16"
+            "fp16_gemma",
+            f"{recipe.args.title}.fp16: Gemma's activations overflow fp16 (NaN); leave it out for bf16",
         )
-    checks.add("warmup", _warmup(recipe.sft, steps))
+    checks.add("warmup", _warmup(recipe.args, steps))
 
 
-def _warmup(sft: Sft, steps: int) -> str | None:
+def _warmup(sft: Arguments, steps: int) -> str | None:
     asked = warmup_steps(sft, steps)
     if asked and sft.lr_scheduler_type == "constant":
         return "lr_scheduler_type 'constant' ignores the warm-up; say constant_with_warmup, or no warm-up"
@@ -130,21 +132,21 @@ def check_rows(
     checks.add("bos", _bos(rows, tokenizer))
 
 
-def check_left_out(checks: Checks, data: Prepared, max_length: int) -> None:
+def check_left_out(checks: Checks, data: Prepared, max_length: int, key: str = LENGTH) -> None:
     """Refuse data of which most isn't trained, for reasons that nobody asked for."""
     loaded = data.loaded
     reasons = Counter({r: n for r, n in loaded.left_out.items() if r not in loaded.on_purpose})
     meant = loaded.rows_in - (loaded.left_out.total() - reasons.total())
     told = {reason: f"{reason} ({loaded.first[reason]})" for reason in reasons if reason in loaded.first}
     if data.too_long:
-        long = f"longer than SFTConfig.max_length {max_length:,}"
+        long = f"longer than {key} {max_length:,}"
         reasons[long], told[long] = data.too_long, f"{long} ({data.longest})"
     if meant and reasons.total() / meant > MAX_LEFT_OUT:
         named = "; ".join(f"{count:,} {told.get(reason, reason)}" for reason, count in reasons.most_common())
         checks.add("rows_left_out", f"{reasons.total():,} of {meant:,} rows are left out: {named}")
 
 
-def check_context(checks: Checks, rows: Sequence[Encoded], config: Any) -> None:
+def check_context(checks: Checks, rows: Sequence[Encoded], config: Any, key: str = LENGTH) -> None:
     """Rows must fit into what the base was made for: beyond it, positions mean nothing to it."""
     limit = context_of(config)
     lengths = [len(row.ids) for row in rows]
@@ -153,7 +155,7 @@ def check_context(checks: Checks, rows: Sequence[Encoded], config: Any) -> None:
         checks.add(
             "context",
             f"{beyond:,} of {len(lengths):,} rows are longer than the base's context of {limit:,} tokens, "
-            f"the longest {max(lengths):,}; say SFTConfig.max_length: {limit}",
+            f"the longest {max(lengths):,}; say {key}: {limit}",
         )
 
 

@@ -86,6 +86,8 @@ def settle(examples: Iterable[Example], tokenizer: ChatTokenizer, loaded: Loaded
 
 
 def _settled(example: Example, tokenizer: ChatTokenizer, loaded: Loaded) -> Example:
+    if example.rejected:
+        example = replace(example, rejected=_settled(example.rejected, tokenizer, loaded))
     if example.pair and control_in(example.pair[0], tokenizer):
         prompt, completion = example.pair
         loaded.change(RENDERED, example.row, _named(control_in(prompt, tokenizer)))

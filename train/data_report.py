@@ -11,7 +11,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from train.batches import pack
-from train.examples import Encoded, Loaded, lost
+from train.dpo_config import Dpo
+from train.examples import Encoded, Loaded, lost, sides
 from train.recipe import Recipe
 from train.sections import Data, Sft
 from train.split import Splits
@@ -38,13 +39,18 @@ def rows(data: Data, loaded: Loaded) -> str:
     return "\n".join(lines)
 
 
+def left_out(counts: Counter[str], loaded: Loaded) -> str:
+    """Rows that are no examples, by these reasons."""
+    return "\n".join(_counted("left out", counts, loaded))
+
+
 def notes(recipe: Recipe, prepared: Prepared) -> list[str]:
     """What happened to rows when they became token ids, and on the way there."""
     loaded = prepared.loaded
     lines = []
     if prepared.too_long:
         lines.append(
-            f"  left out: {prepared.too_long:,}, longer than max_length {recipe.sft.max_length:,} "
+            f"  left out: {prepared.too_long:,}, longer than max_length {recipe.args.max_length:,} "
             f"({prepared.longest})"
         )
         shares = {"validation": recipe.data.validation, "test": recipe.data.test}
@@ -80,7 +86,7 @@ def splits(found: Splits) -> str:
 
 def tokens(recipe: Recipe, tokenizer: ChatTokenizer, prepared: Prepared) -> str:
     """Lengths, the share that is trained, how full batches are, and one example."""
-    encoded = prepared.train + prepared.validation + prepared.test
+    encoded = sides(prepared.train + prepared.validation + prepared.test)
     lengths = [len(row.ids) for row in encoded]
     trained = sum(sum(row.mask) for row in encoded)
     lines = [
@@ -88,10 +94,14 @@ def tokens(recipe: Recipe, tokenizer: ChatTokenizer, prepared: Prepared) -> str:
         f"tokens: {sum(lengths):,}, {trained / sum(lengths):.1%} of them trained",
         f"tokens of a row (the longest has {max(lengths):,}):",
         histogram(lengths),
-        filling([len(row.ids) for row in prepared.train], recipe.sft),
+        filling([len(row.ids) for row in sides(prepared.train)], recipe.args),
         "\nOne example; trained is what is " + ("green:" if colours() else "in [[ ]]:"),
         example := marked(tokenizer, encoded[0], colours()),
     ]
+    if other := encoded[0].rejected:
+        rejected = marked(tokenizer, other, colours())
+        lines[-1:] = ["chosen:", example, "rejected:", rejected]
+        example += rejected
     if "\\<" in example or "\\[" in example:
         lines.append("A backslash is before what looks like a control token, and is plain text.")
     return "\n".join(lines)
@@ -113,13 +123,13 @@ def histogram(lengths: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def filling(lengths: Sequence[int], sft: Sft) -> str:
+def filling(lengths: Sequence[int], args: Sft | Dpo) -> str:
     """How much of what is computed in training is tokens of rows, the rest being padding or empty."""
-    if sft.packing:
-        blocks = pack(lengths, sft.max_length)
-        full = sum(lengths) / (len(blocks) * sft.max_length)
-        return f"packing: {len(blocks):,} blocks of {sft.max_length:,} tokens, {full:.1%} full"
-    size = sft.per_device_train_batch_size
+    if args.packing:
+        blocks = pack(lengths, args.max_length)
+        full = sum(lengths) / (len(blocks) * args.max_length)
+        return f"packing: {len(blocks):,} blocks of {args.max_length:,} tokens, {full:.1%} full"
+    size = args.per_device_train_batch_size
     batches = [lengths[at : at + size] for at in range(0, len(lengths), size)]
     full = sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
     return f"no packing: batches of {size} would be {full:.1%} full if padded to their longest row"

@@ -68,9 +68,9 @@ def evaluate(
 ) -> float:
     """Mean loss in nats over all trained tokens of `rows`; `between` is called after each batch."""
     adapted.eval()
-    size = recipe.sft.per_device_eval_batch_size or recipe.sft.per_device_train_batch_size
+    size = recipe.args.per_device_eval_batch_size or recipe.args.per_device_train_batch_size
     total, trained = torch.zeros((), device=device), 0
-    for batch in in_order(rows, recipe.sft.max_length, size):
+    for batch in in_order(rows, recipe.args.max_length, size):
         total += adapted(batch.to(device))
         between()
         trained += batch.trained

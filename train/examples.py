@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -15,7 +16,8 @@ class Example:
     that are context only. A text begins with `prompt`, which isn't trained; its control tokens are tokens
     where it is `rendered`, and characters where it isn't. `pair` is a prompt with its completion as they
     came, of which `messages` is the chat. `split` is what the data itself says. `row` is the row's number,
-    from 1; of equal examples it may differ.
+    from 1; of equal examples it may differ. Of a preference, this is what people chose, and `rejected` the
+    same with the other answer.
     """
 
     messages: list[dict[str, str]]
@@ -27,6 +29,7 @@ class Example:
     pair: tuple[str, str] | None = field(default=None, compare=False)
     split: str = field(default="", compare=False)
     row: int = field(default=0, compare=False)
+    rejected: Example | None = None
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,24 @@ class Encoded:
     """`mask[i]` is 1 where `ids[i]` is trained, else 0; both as long.
 
     `messages` is empty for a text, and where the template alone doesn't give these ids. Of its replies,
-    `untrained` are context only.
+    `untrained` are context only. `rejected` as of an example.
     """
 
     ids: list[int]
     mask: list[int]
     messages: list[dict[str, str]]
     untrained: int = 0
+    rejected: Encoded | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens; of a pair, those of its longer side."""
+        return max(len(side.ids) for side in sides([self]))
+
+
+def sides(rows: Iterable[Encoded]) -> list[Encoded]:
+    """The rows, and what is rejected of each beside it."""
+    return [side for row in rows for side in (row, row.rejected) if side]
 
 
 SHOWN = 70  # characters of an example

@@ -11,16 +11,18 @@ import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 
+from core.command import ROOT
 from core.errors import TrainError
 from core.files import write_json
 from train import data_report, forecast, sharding
 from train import folder as files
-from train.batches import Order
+from train.card import form
 from train.data import load_file, prepare
+from train.earlier import with_earlier
 from train.layers import adapted_layers
 from train.model import Adapted
 from train.recipe import Recipe, parse, read_yaml
-from train.run import Run, load_of
+from train.run import Run, load_of, order_of
 from train.session import Base, Session, device_of
 from train.shape import GPUS, Load, gpu_of
 from train.table import is_file
@@ -29,10 +31,11 @@ from train.table import is_file
 def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
     """Do the whole run in `outputs`/<name>; return the folder. Raises TrainError, or KeyboardInterrupt."""
     began = time.monotonic()
+    recipe = with_earlier(recipe, outputs)
     state = PartialState(cpu=not torch.cuda.is_available())  # or processes without a GPU ignore each other
     sharding.check(recipe, device_of(state), state.num_processes)
     with state.main_process_first():  # it writes what the others then find: the base, the encoded rows
-        loaded = load_file(recipe.data)
+        loaded = load_file(recipe)
         base = Base(recipe, files.rendered_at(outputs / recipe.name) if resume else "")
         data = prepare(recipe, base.tokenizer, loaded)
     run = Run(recipe, outputs / recipe.name, base, data, state)
@@ -65,7 +68,7 @@ def do(run: Run, resume: bool, began: float) -> None:
     if progress.stopped:
         run.say(f"stopped at step {progress.step}: {progress.stopped}")
     if progress.start_loss and not progress.best_loss < progress.start_loss:
-        learning_rate = f"learning_rate ({run.recipe.sft.learning_rate:g})"
+        learning_rate = f"learning_rate ({run.recipe.args.learning_rate:g})"
         if progress.stopped.startswith("diverged"):
             raise TrainError(
                 f"training broke, and no adapter of it is better than none. Lower {learning_rate}, and name "
@@ -78,7 +81,7 @@ def do(run: Run, resume: bool, began: float) -> None:
     if run.answers:
         run.wait()  # for the adapter to be written
         session.load_adapter(run.folder / "adapter")
-        after = run.ask(session)
+        after = run.ask(session, before)
     run.leave()
     if run.is_main:
         from train.report import write_report
@@ -119,6 +122,8 @@ def describe(run: Run) -> None:
         on = reached.get((layer.name, layer.out_features), 0)
         size = f"{layer.out_features:>6} x {layer.in_features:<6} x {layer.count:<3}"
         run.say(f"  {layer.name:<14} {size} {_on(on, layer.count)}")
+    if run.recipe.model.adapter:
+        run.say(f"goes on from {run.recipe.model.adapter} ({form(run.recipe.lora)})")
     trained, parameters = run.trainable, shape.parameters
     run.say(f"{trained:,} of {parameters:,} parameters are trained ({trained / parameters:.2%})")
     run.say(
@@ -140,19 +145,20 @@ def _on(adapters: int, layers: int) -> str:
     return "adapter" if adapters == layers else f"adapter on {adapters}" if adapters else "frozen"
 
 
-def print_plan(recipe: Recipe) -> None:
+def print_plan(recipe: Recipe, outputs: Path = ROOT / "outputs") -> None:
     """Print memory, speed and minutes on each GPU that we have figures for, this machine's first."""
+    recipe = with_earlier(recipe, outputs)
     is_file(recipe.data)  # raises for a missing one, before a base is asked for
     base = Base(recipe)
     cards = max(2, torch.cuda.device_count()) if recipe.fully_shard else 1
     try:
-        order = Order(prepare(recipe, base.tokenizer).train, recipe.sft, cards)
+        order = order_of(prepare(recipe, base.tokenizer).train, recipe, cards)
         load = load_of(order)
         steps = order.steps
         print(f"{len(order.rows):,} rows, {steps:,} steps, {load.tokens:,.0f} tokens a micro-batch")
     except TrainError as error:
-        steps, full = 0, recipe.sft.max_length * recipe.sft.per_device_train_batch_size
-        load = Load(full, full / 2, full, full / 2, recipe.sft.max_length / 4)
+        steps, full = 0, recipe.args.max_length * recipe.args.per_device_train_batch_size
+        load = Load(full, full / 2, full, full / 2, recipe.args.max_length / 4)
         print(f"note: {error}\nso this is for full blocks, half of whose tokens are trained")
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     known = [name for name, gpu in GPUS.items() if gpu is gpu_of(here)] or list(GPUS)
@@ -162,7 +168,7 @@ def print_plan(recipe: Recipe) -> None:
         gpu = GPUS[name]
         settled = forecast.settle(recipe, base.shape, load, gpu, gpu.memory, cards)
         foreseen = forecast.forecast(base.shape, settled, load, gpu, cards)
-        tokens = load.tokens * recipe.sft.gradient_accumulation_steps * steps
+        tokens = load.tokens * recipe.args.gradient_accumulation_steps * steps
         minutes = f"{tokens / foreseen.tokens_per_s / 60:,.1f}" if steps else "?"
         memory, host = f"{foreseen.memory_gb:.1f} GB", f"{foreseen.host_gb:.1f} GB"
         speed, mark = f"{foreseen.tokens_per_s:,.0f}", " *" if foreseen.waits else ""
@@ -177,6 +183,8 @@ def print_plan(recipe: Recipe) -> None:
         )
     if line := forecast.unfused(base.shape, recipe):
         print(line)
+    if recipe.dpo:
+        print("note: the forecast was fitted to training on answers; for preferences it wasn't measured")
     share = foreseen.trainable / base.shape.parameters
     print(f"{foreseen.trainable:,} of {base.shape.parameters:,} parameters are trained ({share:.2%})")
 

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from core.errors import DiskError, TrainError
 from core.files import PROMPTS, RECORD, Rendered, file_hash, write_json, write_whole
 from core.machine import human_size
-from train.examples import Encoded
+from train.examples import Encoded, sides
 from train.recipe import Recipe, parse, read_yaml
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def _refuse_another(folder: Path, recipe: Recipe, inputs: Inputs) -> None:
         print(f"note: {folder} has no record of its data and base; they are taken to be what they were")
     if begun:  # the content decides, below, and not what it is called
         data = before.data.model_copy(update={"path": recipe.data.path})
-        model = before.model.model_copy(update={"base_model": recipe.model.base_model})
+        where = {"base_model": recipe.model.base_model, "adapter": recipe.model.adapter}
+        model = before.model.model_copy(update=where)
         before = before.model_copy(update={"data": data, "model": model})
     if before.config_hash() != recipe.config_hash():
         raise TrainError(f"{folder} was begun with another recipe ({_differences(before, recipe)}); --name")
@@ -93,7 +94,8 @@ def inputs_of(base: Base, data: Prepared) -> Inputs:
 
 def changed_inputs(begun: Inputs, now: Inputs, recipe: Recipe) -> str:
     """Name what has other content than it had; empty if nothing has, or nobody noted it."""
-    names = {"data": recipe.data.path, "base": recipe.model.base_model or recipe.model.package}
+    model = recipe.model
+    names = {"data": recipe.data.path, "base": model.base_model or model.package, "adapter": model.adapter}
     differ = (kind for kind in names if kind in begun and now.get(kind, begun[kind]) != begun[kind])
     return " and the ".join(f"{kind} ({names[kind]})" for kind in differ)
 
@@ -119,12 +121,12 @@ def _differences(one: Recipe, other: Recipe) -> str:
         recipe.model_dump(by_alias=True, exclude={"name", "description", "waive"}) for recipe in (one, other)
     )
     found = []
-    for section, values in new.items():
-        if isinstance(values, dict) and isinstance(old[section], dict):
-            was = old[section]  # what nobody set of upstream's keywords is in neither
-            keys = dict.fromkeys([*was, *values])
+    for section in dict.fromkeys([*old, *new]):
+        was, values = old.get(section), new.get(section)
+        if isinstance(values, dict) and isinstance(was, dict):
+            keys = dict.fromkeys([*was, *values])  # what nobody set of upstream's keywords is in neither
             found += [f"{section}.{k}: {was.get(k)!r}" for k in keys if values.get(k) != was.get(k)]
-        elif values != old[section]:
+        elif values != was:
             found.append(section)
     return ", ".join(found[:5])
 
@@ -163,7 +165,7 @@ def rows_hash(*splits: Sequence[Encoded]) -> str:
     digest = hashlib.sha256()
     for rows in splits:
         digest.update(f"{len(rows)} rows".encode())
-        for row in rows:
+        for row in sides(rows):
             digest.update(repr((row.ids, row.mask)).encode())
     return digest.hexdigest()
 
@@ -204,13 +206,14 @@ def write_prompts(
     for split, rows in (("train", train), ("test", test)):
         chats = [row for row in rows if row.messages]
         for row in chats[:: max(1, len(chats) // KEPT_ROWS)][:KEPT_ROWS]:
-            lines.append(json.dumps(asdict(row) | {"split": split, "rendered": rendered}) + "\n")
+            kept = {key: value for key, value in asdict(row).items() if key != "rejected"}
+            lines.append(json.dumps(kept | {"split": split, "rendered": rendered}) + "\n")
     if lines:
         write_whole(folder / PROMPTS, "".join(lines))
     else:
         (folder / PROMPTS).unlink(missing_ok=True)
-    kept = {PROMPTS: file_hash(folder / PROMPTS)} if lines else {}
-    write_json(folder / RECORD, rendered_with | kept)
+    hashed = {PROMPTS: file_hash(folder / PROMPTS)} if lines else {}
+    write_json(folder / RECORD, rendered_with | hashed)
 
 
 def read_json(path: Path) -> Any:

@@ -49,8 +49,8 @@ def forecast(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, cards: int = 1)
         packed, scales = _parts(recipe)
         seconds = max(seconds, plan_sharded.seconds(shape, packed, cards, gpu))
         host = plan_sharded.host(shape, packed, scales, cards)
-    if recipe.sft.optim.startswith("paged"):
-        seconds += PAGED * adapter / recipe.sft.gradient_accumulation_steps
+    if recipe.args.optim.startswith("paged"):
+        seconds += PAGED * adapter / recipe.args.gradient_accumulation_steps
     return Plan(
         trainable=adapter,
         memory_gb=memory(shape, recipe, load, gpu, cards) / GB,
@@ -69,7 +69,7 @@ def memory(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu | None, cards: int
         packed, scales = _parts(recipe)
         stored = plan_sharded.stored(shape, packed, scales, cards) + plan_sharded.gathered(shape, packed)
     # parameters, gradients, optimizer, and copies in 16 bit
-    training = _adapter(shape, recipe) * (4 + 4 + _optimizer_bytes(recipe.sft.optim) + 2)
+    training = _adapter(shape, recipe) * (4 + 4 + _optimizer_bytes(recipe.args.optim) + 2)
     needed: float = stored + training + way.activations(shape, recipe, load)
     return needed
 

@@ -21,8 +21,11 @@ from typing import Any
 from core.errors import LeftOut, TrainError
 from train.cells import cell_text, missing
 from train.examples import Example, Loaded
+from train.pair_rows import SIDES
+from train.pairs import columns_of_pairs
 from train.row_columns import Beside, further, in_front, refuse_labels, thought
 from train.sections import Data
+from train.switches import is_judgement
 from train.table import Row, Table, group_of, say_columns, text_of
 from train.turn_lists import AS_TURNS, are_texts, listed, parsed, written_out, written_pair
 from train.turns import Chat, Messages, read_chat, read_content, trimmed
@@ -109,6 +112,8 @@ def find_format(table: Table, data: Data) -> tuple[str, dict[str, str]]:
     """Name the format, and its columns where they have other names. Raises TrainError, with the columns."""
     there = {*table.columns}
     said = [name for name, columns in COLUMNS.items() if {*columns} <= {*data.columns}]
+    if not data.columns and {*SIDES} <= there and not any(is_judgement(table.column(c)) for c in SIDES):
+        raise _preferences(table, SIDES[0])
     found = said or [name for name, columns in COLUMNS.items() if {*columns} <= there]
     if "text" in data.columns and not said:
         return "text", {}
@@ -132,16 +137,23 @@ def find_format(table: Table, data: Data) -> tuple[str, dict[str, str]]:
             return "prompt-completion", {"prompt": asked, "completion": replied}
     if "text" in there:
         return "text", {}
-    if {"chosen", "rejected"} <= there:
-        kind = "messages" if _hold_turns(table, "chosen") else "completion"
-        raise TrainError(
-            f"{table.where} has pairs of a chosen and a rejected answer: preferences, which aren't trained "
-            f"here. To train on the chosen answers alone, say {say_columns({kind: 'chosen'})}"
-        )
+    if pair := columns_of_pairs(there):
+        raise _preferences(table, pair[0])
     known = "; ".join(", ".join(columns) for columns in COLUMNS.values())
     cure = dict(zip(COLUMNS["prompt-completion"], table.columns, strict=False))
     cure = cure if len(cure) > 1 else {"text": table.columns[0]}
     raise _unclear(table, f"are of no known format. Known: {known}; text", cure)
+
+
+def _preferences(table: Table, chosen: str) -> TrainError:
+    kind = "messages" if _hold_turns(table, chosen) else "completion"
+    own = next((c for c in ("messages", "conversations", "completion") if c in table.columns), None)
+    alone = f"; to train on the column {own!r} alone, say {say_columns({own: own})}" if own else ""
+    return TrainError(
+        f"{table.where} has pairs of a chosen and a rejected answer: preferences. To train on them, say "
+        "DPOConfig in place of SFTConfig (with --data, add --set=DPOConfig.beta=0.1); to train on the chosen "
+        f"answers alone, say {say_columns({kind: chosen})}{alone}"
+    )
 
 
 def _unclear(table: Table, problem: str, cure: dict[str, str]) -> TrainError:

@@ -42,7 +42,7 @@ def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     """fp32 on a CPU, where it is as fast and rounds nothing; else what the recipe says."""
     if device.type == "cpu":
         return torch.float32
-    return torch.float16 if recipe.sft.fp16 else torch.bfloat16
+    return torch.float16 if recipe.args.fp16 else torch.bfloat16
 
 
 def load_base(folder: str | None, recipe: Recipe, device: torch.device, **options: Any) -> PreTrainedModel:
@@ -57,7 +57,7 @@ def load_base(folder: str | None, recipe: Recipe, device: torch.device, **option
     attention = attention_for(config, device)
     dtype = torch.float32  # on a CPU
     if device.type == "cuda":  # with fp16 all of it is: attention takes no mixture
-        dtype = torch.float16 if recipe.sft.fp16 else getattr(torch, recipe.model.dtype)
+        dtype = torch.float16 if recipe.args.fp16 else getattr(torch, recipe.model.dtype)
     if hasattr(config, "part_of"):
         options["key_mapping"] = KEY_MAPPING
     if gptq.is_gptq(config.to_dict()):
@@ -130,6 +130,9 @@ def _not_of_the_cast(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("MatMul8bitLt: inputs will be cast")
 
 
+ADAPTER = "default"  # what PEFT calls the one that is trained
+
+
 class Adapted(nn.Module):
     """The base with a fresh adapter; calling it gives the summed loss of a batch.
 
@@ -147,7 +150,7 @@ class Adapted(nn.Module):
             raise TrainError(f"none of {recipe.lora.target_modules} is a linear layer of this model")
         settings = lora_config(recipe.lora, there)
         settings.revision = recipe.model.revision  # of the base, for whoever merges the adapter into it
-        torch.manual_seed(recipe.sft.seed)  # before the adapter's A is drawn, or a seed repeats nothing
+        torch.manual_seed(recipe.args.seed)  # before the adapter's A is drawn, or a seed repeats nothing
         with warnings.catch_warnings():
             # peft 0.21 asks a transformers model for a property that transformers 5.23 has renamed
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -222,14 +225,15 @@ class Adapted(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the adapter as PEFT does, for the base as it is published."""
         # The embeddings are the base's: PEFT would ask the hub whether they still are.
-        self.peft.save_pretrained(str(folder), save_embedding_layers=False)
+        self.peft.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=[ADAPTER])
         if hasattr(self.base.config, "part_of"):
             name_for_whole(folder)
         write_template(self.template, folder)
 
-    def load(self, folder: Path) -> None:
-        """Give the adapter the weights of one that `save` wrote."""
-        peft.set_peft_model_state_dict(self.peft, text_tensors(folder))
+    def load(self, folder: Path) -> list[str]:
+        """Give the adapter the weights of one that `save` wrote; return those that have no place in it."""
+        result: Any = peft.set_peft_model_state_dict(self.peft, text_tensors(folder))
+        return list(result.unexpected_keys)
 
     def unload(self) -> None:
         """Take the adapter off the base, which is as it was then."""

@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
 
 SCRIPT = "train/qlora.py"
 PROG = f"python {SCRIPT}"
-KEY = re.compile(r"(?<![\w./-])(?:model|data|SFTConfig|LoraConfig|BitsAndBytesConfig)\.\w+")
+KEY = re.compile(r"(?<![\w./-])(?:model|data|SFTConfig|DPOConfig|LoraConfig|BitsAndBytesConfig)\.\w+")
 # Keys that have an option of their own, longer ones first.
 OPTIONS = {
     "model.base_model and model.gguf_file": "--model",
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
 
         try:
             if given.plan:
-                print_plan(recipe)
+                print_plan(recipe, outputs)
                 return 0
             made = train_run(recipe, outputs, given.resume)
         except DiskError as error:
@@ -124,7 +124,8 @@ def with_option(message: str) -> str:
 
 def recipe_of(given: Namespace) -> Recipe:
     """The recipe that the options ask for. Raises TrainError."""
-    recipe = load_recipe(given.recipe) if given.recipe else without_recipe(given.data, given.model)
+    pairs = any(option.startswith("DPOConfig.") for option in given.set)
+    recipe = load_recipe(given.recipe) if given.recipe else without_recipe(given.data, given.model, pairs)
     if given.name:
         recipe = recipe.model_copy(update={"name": given.name})
     if Path(recipe.name).name != recipe.name or recipe.name.startswith("."):
@@ -132,7 +133,7 @@ def recipe_of(given: Namespace) -> Recipe:
     if given.set:
         recipe = with_paths(changed(recipe, dict(map(setting, given.set)), "--set"), Path.cwd())
     if given.max_steps:
-        recipe = changed(recipe, {"SFTConfig.max_steps": given.max_steps}, "--max-steps")
+        recipe = changed(recipe, {f"{recipe.args.title}.max_steps": given.max_steps}, "--max-steps")
     waive = dict.fromkeys([*recipe.waive, *(name for names in given.waive for name in names.split(","))])
     return changed(recipe, {"waive": list(waive)}, "--waive")
 
@@ -148,8 +149,11 @@ def setting(given: str) -> tuple[str, Any]:
     raise TrainError(f"--set {given!r} isn't KEY=VALUE, as in --set SFTConfig.max_length=4096")
 
 
-def without_recipe(data: str, model: str) -> Recipe:
-    """The recipe for somebody's own data and base: our defaults, with what the QLoRA paper recommends."""
+def without_recipe(data: str, model: str, pairs: bool = False) -> Recipe:
+    """The recipe for somebody's own data and base: our defaults, with what the QLoRA paper recommends.
+
+    Preferences (`pairs`) are read once, as in TRL's own example.
+    """
     data, model = located(data, Path.cwd()), located(model, Path.cwd())
     path = Path(model)
     base = {"base_model": model, "license": "unknown"}
@@ -163,6 +167,9 @@ def without_recipe(data: str, model: str) -> Recipe:
         "BitsAndBytesConfig": {"load_in_4bit": True},
         "SFTConfig": {"num_train_epochs": 3, "warmup_ratio": 0.03, "early_stopping_patience": 2},
     }
+    if pairs:
+        content["DPOConfig"] = {"warmup_ratio": 0.1}
+        del content["SFTConfig"]
     return parse(content, f"--data {data} --model {model}")
 
 

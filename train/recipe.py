@@ -10,22 +10,27 @@ import difflib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from core.command import ROOT
 from core.errors import TrainError
-from train.refused import REFUSED, instead, why_not
+from train import mistakes
+from train.dpo_config import Dpo
 from train.sections import BitsAndBytes, Data, Gptq, Lora, Model, Sft
 from train.upstream import Section
 
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".tsv", ".gguf")  # no name on the hub ends like these
-MANY = 6  # choices, from which on the nearest is named
 RECIPES = Path(__file__).with_name("recipes")
 
 # What a recipe may break on purpose, by name; each is printed when it is waived.
@@ -54,10 +59,45 @@ class Recipe(Section):
     gptq: Gptq | None = Field(None, alias="GPTQConfig")
     lora: Lora = Field(Lora(), alias="LoraConfig")
     sft: Sft = Field(Sft(), alias="SFTConfig")
+    dpo: Dpo | None = Field(None, alias="DPOConfig")  # in place of SFTConfig
     memory: Literal["auto", "lean", "fast"] = "auto"  # the fastest that the plan says will fit
     fully_shard: bool = False  # share the base out among several GPUs, each of which keeps a part
     save_minutes: Annotated[float, Field(gt=0)] = 10.0  # the longest between two checkpoints
     waive: list[Check] = Field([])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_trainer(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "DPOConfig" not in content:
+            return content
+        if content.get("SFTConfig") is not None:
+            raise ValueError(
+                "SFTConfig trains on answers and DPOConfig on preferences between two: keep one of the two "
+                "(an adapter that SFTConfig made is gone on with by model.adapter)"
+            )
+        defaults = {"DPOConfig": content["DPOConfig"] or {}}  # also where nothing stands below its name
+        return {key: value for key, value in content.items() if key != "SFTConfig"} | defaults
+
+    @model_serializer(mode="wrap")
+    def _one_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the section of the trainer that isn't used."""
+        unused = ("dpo", "DPOConfig") if self.dpo is None else ("sft", "SFTConfig")
+        return {name: value for name, value in handler(self).items() if name not in unused}
+
+    @model_validator(mode="after")
+    def _pairs_on_whole_cards(self) -> Recipe:
+        if self.dpo and self.fully_shard:
+            raise ValueError("fully_shard is for SFTConfig: preferences want the whole base on each GPU")
+        return self
+
+    @model_validator(mode="after")
+    def _dropout_that_counts(self) -> Recipe:
+        if self.dpo and self.dpo.disable_dropout and self.lora.lora_dropout:
+            raise ValueError(
+                "LoraConfig.lora_dropout does nothing while DPOConfig.disable_dropout is on, as it is if "
+                "nothing is said: leave lora_dropout out, or say disable_dropout: false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_quantisation(self) -> Recipe:
@@ -88,9 +128,14 @@ class Recipe(Section):
     @property
     def fast(self) -> bool:
         """Whether to keep what the backward pass needs, and not to compute it again."""
-        if self.sft.gradient_checkpointing:
-            return self.sft.gradient_checkpointing == "none"
+        if self.args.gradient_checkpointing:
+            return self.args.gradient_checkpointing == "none"
         return self.memory == "fast"
+
+    @property
+    def args(self) -> Sft | Dpo:
+        """The trainer's arguments: those of DPOConfig where it is there, else of SFTConfig."""
+        return self.dpo or self.sft
 
     @property
     def pace(self) -> str:
@@ -101,6 +146,8 @@ class Recipe(Section):
         """The first 12 hexadecimal digits of a SHA-256 of everything that changes the result."""
         aside = {"name", "description", "memory", "save_minutes", "waive"}
         content = self.model_dump(exclude=aside, by_alias=True)
+        if not self.model.adapter:  # as in runs that were begun before there was such a key
+            del content["model"]["adapter"]
         path = Path(self.data.path)
         content["data"]["path"] = path.name if path.is_file() else self.data.path  # wherever the file lies
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -113,6 +160,7 @@ SECTIONS: dict[str, type[Section]] = {
     "GPTQConfig": Gptq,
     "LoraConfig": Lora,
     "SFTConfig": Sft,
+    "DPOConfig": Dpo,
 }
 
 
@@ -137,8 +185,10 @@ def parse(content: dict[str, Any], where: Path | str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        mistakes = "\n  ".join(map(sentence, error.errors()))
-        raise TrainError(f"{where}:\n  {mistakes}") from None
+        told = "\n  ".join(map(sentence, error.errors()))
+        if "DPOConfig" in content and "SFTConfig" not in content:
+            told = told.replace("say SFTConfig.", "say DPOConfig.")
+        raise TrainError(f"{where}:\n  {told}") from None
 
 
 def changed(recipe: Recipe, values: dict[str, Any], where: str) -> Recipe:
@@ -158,50 +208,7 @@ def changed(recipe: Recipe, values: dict[str, Any], where: str) -> Recipe:
 
 def sentence(error: Mapping[str, Any]) -> str:
     """One mistake in words, with the value and the nearest known key."""
-    place = ".".join(str(part) for part in error["loc"]) or "recipe"
-    if error["type"] == "extra_forbidden":
-        section, *key = map(str, error["loc"])
-        if key and (why := REFUSED.get(section, {}).get(key[0])):
-            return f"{place}: can't be set: {why}"
-        return f"{place}: unknown key; {_known_instead(error['loc'])}"
-    if error["type"] == "missing":
-        return f"{place}: is missing"
-    if error["type"] == "literal_error" and (said := _choice_instead(error)):
-        return f"{place}: {said}"
-    given = "" if isinstance(error["input"], dict | list) else f" (given: {error['input']!r})"
-    return f"{place}: {error['msg'].removeprefix('Value error, ')}{given}"
-
-
-def _choice_instead(error: Mapping[str, Any]) -> str:
-    """Why a choice of upstream's is refused, or the nearest of many; empty where there is neither."""
-    keys, given = [part for part in error["loc"] if isinstance(part, str)], error["input"]
-    if why := why_not(keys[-1], given):
-        return f"{given!r} is refused: {why}"
-    known = re.findall(r"'(.*?)'", error["ctx"]["expected"])
-    if len(known) < MANY:
-        return ""
-    near = difflib.get_close_matches(str(given).lower(), known, n=1, cutoff=0.5)
-    if not near:
-        return ""
-    return (
-        f"{given!r} is none of its values; did you mean {near[0]!r}? Known are {', '.join(map(repr, known))}"
-    )
-
-
-def _known_instead(place: tuple[int | str, ...]) -> str:
-    """Which key is right where `place` isn't one: of another section, of other programs, or the nearest."""
-    key, inside = str(place[-1]), len(place) > 1
-    section = SECTIONS.get(str(place[0]), Recipe) if inside else Recipe
-    homes = [f"{name}.{key}" for name, home in SECTIONS.items() if key in home.model_fields]
-    if inside and key in Recipe.model_fields:
-        homes.append(f"{key}, beside the sections")
-    if homes:
-        return f"say {' or '.join(homes)}"
-    if answer := instead(key):
-        return answer
-    known = [field.alias or name for name, field in section.model_fields.items()]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return mistakes.sentence(error, SECTIONS, Recipe)
 
 
 class _Loader(yaml.SafeLoader):

@@ -139,10 +139,32 @@ _SAID: dict[str, list[tuple[str, str]]] = {
         ),
     ],
 }
+# Of DPOConfig, what SFTConfig hasn't or has for another reason; the rest is refused as there.
+_PAIRS: list[tuple[str, str]] = [
+    (
+        "a pair is trained whole, padded to the longest of its batch, or left out and counted; leave it out",
+        "padding_free pad_to_multiple_of truncation_mode",
+    ),
+    (
+        "the reference stays what the model was before the first step; leave it out",
+        "sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
+    ),
+    ("its noise would be in the reference, too; leave it out", "neftune_noise_alpha"),
+    ("say DPOConfig.label_smoothing, with loss_type robust", "label_smoothing_factor"),
+    ("it is for mixtures of experts; leave it out", "router_aux_loss_coef"),
+]
+_SFT_ALONE = """chat_template_path eos_token dataset_kwargs shuffle_dataset packing_strategy eval_packing
+    completion_only_loss dataset_text_field loss_type"""
+
 REFUSED: dict[str, dict[str, str]] = {
     section: {key: said for said, keys in answers for key in keys.split()}
     for section, answers in _SAID.items()
 }
+REFUSED["DPOConfig"] = {
+    key: said.replace("SFTConfig", "DPOConfig")
+    for key, said in REFUSED["SFTConfig"].items()
+    if key not in _SFT_ALONE.split()
+} | {key: said for said, keys in _PAIRS for key in keys.split()}
 
 _FULL = (
     "it is for training all of a model, and an adapter is small already; leave it out for adamw_torch_fused"
@@ -211,6 +233,15 @@ _FOREIGN = {
         gradient_accumulation grad_accum grad_accumulation_steps accumulation_steps""",
     "say SFTConfig.num_train_epochs": "epochs num_epochs n_epochs max_epochs",
     "say SFTConfig.learning_rate": "lr rate",
+    "say DPOConfig.beta": "rl_beta dpo_beta pref_beta",
+    "say DPOConfig.loss_type": "dpo_loss pref_loss dpo_loss_type",
+    "say DPOConfig.loss_type: [sigmoid, sft], with loss_weights": "rpo_alpha pref_ftx dpo_ftx dpo_nll_loss",
+    "say DPOConfig.label_smoothing, with loss_type robust": "dpo_label_smoothing",
+    "say SFTConfig.max_length, of prompt and answer together": """
+        max_prompt_length max_completion_length max_target_length""",
+    "say DPOConfig in place of SFTConfig, which trains on preferences": "rl stage preference dpo",
+    "TRL has dropped it; the reference is the base, or the adapter of model.adapter": """
+        reference_free force_use_ref_model ref_model ref_adapter_name model_adapter_name""",
     "say SFTConfig.lr_scheduler_type": "scheduler lr_scheduler lr_schedule",
     "say SFTConfig.warmup_steps or SFTConfig.warmup_ratio": "warmup num_warmup_steps",
     "say SFTConfig.optim": "optimizer optimizer_type",

@@ -15,7 +15,7 @@ import torch
 from core.files import RECORD, write_json, write_whole
 from train import folder as files
 from train.base import package_folder
-from train.card import table, write_card
+from train.card import table, unit_of, write_card
 from train.evaluation import Progress
 from train.run import Run
 
@@ -38,8 +38,8 @@ def write_samples(
     write_whole(path, intro + table(("prompt", "before", "after"), rows) + "\n")
 
 
-def plot_loss(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw a run's metrics as a PNG: training and validation loss in nats a token, the best point marked."""
+def plot_loss(metrics: Sequence[dict[str, Any]], path: Path, unit: str = "nats a token") -> None:
+    """Draw a run's metrics as a PNG: training and validation loss, the best point marked."""
     from matplotlib.figure import Figure  # takes half a second; draws on Agg without pyplot's global state
     from matplotlib.ticker import MaxNLocator
 
@@ -55,7 +55,7 @@ def plot_loss(metrics: Sequence[dict[str, Any]], path: Path) -> None:
         axes.plot([at], [best], marker="o", markersize=12, fillstyle="none", color=_VALIDATION)
     axes.plot(steps, losses, color=_VALIDATION, linewidth=2, marker="o", markersize=4, label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="step", ylabel="loss (nats a token)")
+    axes.set(xlabel="step", ylabel=f"loss ({unit})")
     axes.grid(color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -80,7 +80,7 @@ def write_report(run: Run, progress: Progress, before: Any, after: Any, seconds:
     manifest = make_manifest(run, progress, before, after, seconds)
     write_json(run.folder / files.MANIFEST, manifest)
     write_samples(run.folder / "samples.md", before["prompts"], before["replies"], after["replies"])
-    plot_loss(metrics, run.folder / "loss.png")
+    plot_loss(metrics, run.folder / "loss.png", unit_of(run.recipe))
     write_card(run.folder / "README.md", run.recipe, manifest, metrics, manifest["scores"], run.checks.waived)
 
 
@@ -113,11 +113,12 @@ def make_manifest(run: Run, progress: Progress, before: Any, after: Any, seconds
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "processes": run.order.processes,
-        "seed": run.recipe.sft.seed,
+        "seed": run.recipe.args.seed,
         "wall_seconds": seconds,
         "config_hash": run.recipe.config_hash(),
         "trainable_parameters": run.trainable,
         "parameters": run.base.shape.parameters,
+        "trainer": run.recipe.args.title,
         "steps": progress.step,
         "stopped": progress.stopped,
         "tokens": progress.tokens,

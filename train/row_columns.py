@@ -47,6 +47,7 @@ USED: Mapping[str, tuple[str, ...]] = {
     "alpaca": (*SYSTEM, *MORE, *THOUGHT_COLUMNS, "history"),
     "prompt-completion": (*SYSTEM, "context", *THOUGHT_COLUMNS, "history"),
     "text": (),
+    "preferences": (*SYSTEM, *MORE, "history"),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,21 @@ from train.arguments import check_arguments
 from train.batches import Order
 from train.checks import check_reading
 from train.data import lost
+from train.dpo import DPOTrainer
+from train.earlier import begin_from, check_base, content_of
 from train.evaluation import Progress, evaluate
-from train.examples import Encoded, Example
+from train.examples import Encoded, Example, sides
 from train.layers import trainable
 from train.model import Adapted
+from train.pair_batches import PairOrder
+from train.preference_scores import margins, preference_scores
 from train.recipe import Recipe
 from train.session import Base, Session, device_of
+from train.sft import SFTTrainer
 from train.shape import Gpu, Load, gpu_of
 from train.split import Prepared
 from train.tasks import code_instructions, quotes, sms
 from train.tasks.scored import Scored
-from train.trainer import SFTTrainer
 
 SAMPLES = 4  # prompts answered before and after
 LOOKED_AT = 1000  # steps
@@ -44,7 +48,7 @@ class Run:
         self.device = device_of(state)
         self.is_main: bool = state.is_main_process
         self.answers = self.is_main or recipe.fully_shard  # with a base that is shared out, all at once
-        self.order = Order(data.train, recipe.sft, state.num_processes, state.process_index)
+        self.order = order_of(data.train, recipe, state.num_processes, state.process_index)
         self.checks = check.Checks(recipe.waive, self.say)
         self.recipe = self._settled(recipe)
 
@@ -83,14 +87,16 @@ class Run:
     def check(self) -> None:
         """Everything that can be known before the weights are there. Raises TrainError."""
         self.base.check_device(self.device)
+        check_base(self.recipe, self.base.content, self.base.folder)
         names = (self.data.train, self.data.validation, self.data.test)
         check.check_settings(self.checks, self.recipe, self.base.config.model_type, self.order.steps)
         check.check_targets(self.checks, self.recipe, self.base.shape.linears, self.base.shape.beside)
         check_arguments(self.recipe, self.order.steps, self.folder, self.device)
-        rows = [row for part in names for row in part]
+        rows = sides(row for part in names for row in part)
         check.check_rows(self.checks, rows, self.base.tokenizer, lost(self.data.loaded), self._prose)
-        check.check_left_out(self.checks, self.data, self.recipe.sft.max_length)
-        check.check_context(self.checks, rows, self.base.config)
+        key = f"{self.recipe.args.title}.max_length"
+        check.check_left_out(self.checks, self.data, self.recipe.args.max_length, key)
+        check.check_context(self.checks, rows, self.base.config, key)
         self.checks.end()
 
     @property
@@ -100,7 +106,7 @@ class Run:
 
     def inputs(self) -> files.Inputs:
         """The hashes of what is trained on, and by which a run that goes on knows it."""
-        return files.inputs_of(self.base, self.data)
+        return files.inputs_of(self.base, self.data) | content_of(self.recipe)
 
     def forecast(self) -> forecast.Plan | None:
         """Memory and speed on this machine's GPU; None where we have no figures for it."""
@@ -122,6 +128,8 @@ class Run:
         """Load the base and put a fresh adapter on it."""
         model = self.base.load(self.recipe, self.device)
         adapted = Adapted(model, self.recipe, self.device)
+        if self.recipe.model.adapter:
+            begin_from(adapted, self.recipe)
         return Session(adapted, self.base.tokenizer, self.recipe, self.device)
 
     def check_first_loss(self, session: Session) -> None:
@@ -135,20 +143,31 @@ class Run:
         check_reading(self.checks, self.data.train, bos, loss)
         self.checks.end()
 
-    def ask(self, session: Session) -> dict[str, Any]:
-        """Samples and scores of the model as it is now."""
-        examples = self.data.examples
+    def ask(self, session: Session, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Samples and scores of the model as it is now; `before`: what it said before the training."""
+        examples, dpo = self.data.examples, self.recipe.dpo
         asked = examples.test or examples.validation or examples.train
         chats = [e.messages[:-1] for e in asked if e.messages][:SAMPLES]
-        return {
+        said: dict[str, Any] = {
             "prompts": chats,
             "replies": session.answer(chats, SAMPLE_TOKENS) if chats else [],
-            "scores": score(self.data.loaded.layout, session, examples.test, examples.train),
         }
+        if not dpo:
+            return said | {"scores": score(self.data.loaded.layout, session, examples.test, examples.train)}
+        found = margins(session.adapted, self.data.test, self.device)
+        scores = preference_scores(found, before["margins"] if before else [], dpo.beta)
+        if examples.test:
+            scores["loss_of_chosen"] = session.loss(examples.test)
+        return said | {"margins": found, "scores": scores}
 
     def base16_loss(self) -> float | None:
         """Validation loss of the base in 16 bit, where the base is small and was quantised."""
-        if self.recipe.bnb is None or self.base.shape.parameters > SMALL or not self.data.validation:
+        if (
+            self.recipe.dpo
+            or self.recipe.bnb is None
+            or self.base.shape.parameters > SMALL
+            or not self.data.validation
+        ):
             return None
         recipe = self.recipe.model_copy(update={"bnb": None, "fully_shard": False})
         adapted = Adapted(self.base.load(recipe, self.device), recipe, self.device)
@@ -172,12 +191,11 @@ class Run:
                 bar.set_postfix(shown, refresh=False)
                 bar.update(line["step"] - bar.n)
             else:
-                tqdm.write(f"step {line['step']}: validation loss {line['eval_loss']:.4f}")
+                tqdm.write(f"step {line['step']}: validation loss {line['eval_loss']:.4f}{_order(line)}")
             files.append_metrics(self.folder, line)
 
-        trainer = SFTTrainer(
-            session.adapted, self.recipe, self.order, self.data.validation, self.folder, note
-        )
+        kind = DPOTrainer if self.recipe.dpo else SFTTrainer
+        trainer = kind(session.adapted, self.recipe, self.order, self.data.validation, self.folder, note)
         if resume:
             trainer.resume()
             if self.is_main:
@@ -195,31 +213,44 @@ class Run:
 
     def minutes(self, tokens_per_s: float) -> float:
         """Minutes of all steps at this speed of one GPU."""
-        tokens = self.load.tokens * self.recipe.sft.gradient_accumulation_steps * self.order.steps
+        tokens = self.load.tokens * self.recipe.args.gradient_accumulation_steps * self.order.steps
         return tokens / tokens_per_s / 60
 
     def too_large(self) -> str:
         """What to do when the memory wasn't enough."""
-        sft = self.recipe.sft
+        args = self.recipe.args
         cures = []
         if self.order.processes > 1 and not self.recipe.fully_shard:
             cures.append("fully_shard: true (beside SFTConfig)")
         if self.recipe.fast:
-            cures.append("memory: lean (beside SFTConfig)")
-        if sft.per_device_train_batch_size > 1:
-            half = sft.per_device_train_batch_size // 2
-            twice = 2 * sft.gradient_accumulation_steps
+            cures.append(f"memory: lean (beside {args.title})")
+        if args.per_device_train_batch_size > 1:
+            half = args.per_device_train_batch_size // 2
+            twice = 2 * args.gradient_accumulation_steps
             cures.append(f"per_device_train_batch_size: {half} with gradient_accumulation_steps: {twice}")
-        cures.append(f"max_length: {sft.max_length // 2}")
-        return f"the GPU's memory is too small for a step; in SFTConfig, try {', then '.join(cures)}"
+        cures.append(f"max_length: {args.max_length // 2}")
+        return f"the GPU's memory is too small for a step; in {args.title}, try {', then '.join(cures)}"
+
+
+def _order(line: Mapping[str, Any]) -> str:
+    """What an evaluation says of pairs; nothing before the first step, as the reference prefers neither."""
+    if not line.get("eval_margin"):
+        return ""
+    return f", {line['eval_accuracy']:.0%} of the pairs in order, by {line['eval_margin']:.3f}"
+
+
+def order_of(rows: list[Encoded], recipe: Recipe, processes: int = 1, process: int = 0) -> Order:
+    """The micro-batches of a run."""
+    kind = PairOrder if recipe.dpo else Order
+    return kind(rows, recipe.args, processes, process)
 
 
 def load_of(order: Order) -> Load:
     """What the micro-batches of a run hold; of a long run, its first steps."""
-    lengths = [len(row.ids) for row in order.rows]
-    trained = [sum(row.mask[1:]) for row in order.rows]
+    lengths = [row.length for row in order.rows]
+    trained = [sum(sum(side.mask[1:]) for side in sides([row])) for row in order.rows]
     batches = [rows for step in range(min(order.steps, LOOKED_AT)) for rows in order.micro_batches(step)]
-    tokens = [sum(lengths[row] for row in rows) for rows in batches]
+    tokens = [order.tokens(rows) for rows in batches]
     counted = [sum(trained[row] for row in rows) for rows in batches]
     return Load(
         tokens=sum(tokens) / len(batches),

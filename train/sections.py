@@ -31,6 +31,7 @@ Above0 = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # torch.manual_seed takes more, and drops the rest on a CPU
 Pattern = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[int, Field(gt=7)]
 
 
 def _whole(given: float) -> float:
@@ -59,6 +60,7 @@ class Model(Section):
     revision: str | None = None
     license: str  # of the base, for the model card
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    adapter: str = ""  # an earlier run, or a folder with an adapter: training goes on from it
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
@@ -183,22 +185,21 @@ def _listed(value: Any) -> Any:
     return ([] if value == "none" else [value]) if isinstance(value, str) else value
 
 
-@of(
-    "SFTConfig",
-    adam_beta1=Share,
-    adam_beta2=Share,
-    adam_epsilon=Positive,
-    ddp_bucket_cap_mb=Above0 | None,
-    report_to=Annotated[list[Literal[tuple(trackers())]], BeforeValidator(_listed)],  # type: ignore[misc]
-)
-class Sft(Upstream):
-    """The training itself."""
+# Of both configs of trainers: what they share with TrainingArguments, whose keys have no bounds.
+SHARED: dict[str, Any] = {
+    "adam_beta1": Share,
+    "adam_beta2": Share,
+    "adam_epsilon": Positive,
+    "ddp_bucket_cap_mb": Above0 | None,
+    "report_to": Annotated[list[Literal[tuple(trackers())]], BeforeValidator(_listed)],  # type: ignore[misc]
+}
+
+
+class Arguments(Upstream):
+    """What is said of the training itself, whatever the loss."""
 
     rest: ClassVar[frozenset[str]] = frozenset({"project"})
 
-    max_length: Annotated[int, Field(gt=7)] = 2048  # tokens of a block; a longer chat is left out and counted
-    packing: bool = True
-    assistant_only_loss: bool = True
     per_device_train_batch_size: Above0 = 4
     per_device_eval_batch_size: Above0 | None = None  # otherwise as in training
     gradient_accumulation_steps: Annotated[int, Field(gt=0, le=2**16)] = 1
@@ -222,9 +223,24 @@ class Sft(Upstream):
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _fits(self) -> Sft:
+    def _some_steps(self) -> Arguments:
         if not self.max_steps:
             raise ValueError("max_steps: 0 trains nothing; leave it out to train by num_train_epochs")
+        return self
+
+
+@of("SFTConfig", **SHARED)
+class Sft(Arguments):
+    """Training on answers as they are."""
+
+    title: ClassVar[str] = "SFTConfig"
+
+    max_length: Tokens = 2048  # tokens of a block; a longer chat is left out and counted
+    packing: bool = True
+    assistant_only_loss: bool = True
+
+    @model_validator(mode="after")
+    def _fits(self) -> Sft:
         if self.group_by_length and self.packing:
             raise ValueError(
                 "group_by_length sorts rows by their length, and packed blocks have one; say packing: false"
@@ -237,6 +253,6 @@ def steps_of(given: float, steps: int) -> int:
     return math.ceil(given * steps) if given < 1 else int(given)
 
 
-def warmup_steps(sft: Sft, steps: int) -> int:
+def warmup_steps(args: Arguments, steps: int) -> int:
     """Steps until the learning rate is reached."""
-    return steps_of(sft.warmup_steps, steps) or round(sft.warmup_ratio * steps)
+    return steps_of(args.warmup_steps, steps) or round(args.warmup_ratio * steps)

@@ -47,7 +47,7 @@ def run_sweep(sweep: Sweep, todo: list[Cell], folder: Path, run_cell: RunCell) -
         if key in rows:
             continue
         said = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in cell.values.items())
-        rate = cell.recipe.sft.learning_rate
+        rate = cell.recipe.args.learning_rate
         print(f"{number} of {len(todo)}: {said}, learning rate {rate:g} ({cell.arm}), seed {cell.seed}")
         measured = run_cell(cell.recipe, folder / key)
         row = {"config": key, **cell.values, "learning_rate": rate, "seed": cell.seed, **measured}

@@ -48,7 +48,7 @@ class Trainer:
         if recipe.fully_shard:
             raise TrainError("a sweep trains on one GPU, which has all of the base; leave fully_shard out")
         base, data, inputs = self._found(recipe)
-        stored = [recipe.model, recipe.bnb, recipe.gptq, recipe.sft.fp16]
+        stored = [recipe.model, recipe.bnb, recipe.gptq, recipe.args.fp16]
         model: PreTrainedModel = self._keep("model", stored, lambda: base.load(recipe, device))
         run = Run(recipe, folder, base, data, self._state)
         run.check()
@@ -97,7 +97,7 @@ class Trainer:
         is_file(recipe.data)  # raises for a missing one, before a base is asked for
         base: Base = self._keep("base", recipe.model, lambda: Base(recipe, self._rendered))
         self._rendered = base.tokenizer.rendered
-        sft = recipe.sft
+        sft = recipe.args
         rows = [recipe.model, recipe.data, sft.max_length, sft.assistant_only_loss]
         data: Prepared = self._keep("data", rows, lambda: prepare(recipe, base.tokenizer))
         return base, data, self._keep("inputs", rows, lambda: files.inputs_of(base, data))

@@ -88,20 +88,22 @@ def cells(sweep: Sweep, max_steps: int | None = None) -> list[Cell]:
     """All runs, in the order of the file. Raises TrainError with every mistake of the grid."""
     base = load_recipe(sweep.recipe)
     mistakes = []
+    if base.model.adapter:
+        mistakes.append(f"{sweep.recipe}: model.adapter: the runs of a sweep begin anew; leave it out")
     if base.data.validation == 0:
         mistakes.append(f"{sweep.recipe}: data.validation: 0 leaves nothing to compare runs by")
     for key, value in [(key, value) for key, values in sweep.grid.items() for value in values]:
         try:
-            if key in ("SFTConfig.seed", "name", "description"):
+            if key in (f"{base.args.title}.seed", "name", "description"):
                 raise TrainError(f"grid: {key} can't be swept; seeds has a key of its own")
             changed(base, {key: value}, "grid")
         except TrainError as error:
             mistakes += [text.strip() for text in str(error).splitlines() if not text.endswith(":")]
     if mistakes:
         raise TrainError("\n  ".join([f"{sweep.name}:", *dict.fromkeys(mistakes)]))
-    steps = {"SFTConfig.max_steps": max_steps} if max_steps else {}
+    steps = {f"{base.args.title}.max_steps": max_steps} if max_steps else {}
     return [
-        Cell(arm, values, seed, _recipe(base, arm, values | steps | {"SFTConfig.seed": seed}))
+        Cell(arm, values, seed, _recipe(base, arm, values | steps | {f"{base.args.title}.seed": seed}))
         for arm in sweep.arms
         for values in _combinations(sweep.grid)
         for seed in sweep.seeds
@@ -117,8 +119,9 @@ def _recipe(base: Recipe, arm: Arm, values: dict[str, Any]) -> Recipe:
     other = changed(base, values, "grid")
     if arm == "fixed":
         return other
-    rate = other.sft.learning_rate * scale(base.lora) / scale(other.lora)
-    return other.model_copy(update={"sft": other.sft.model_copy(update={"learning_rate": rate})})
+    rate = other.args.learning_rate * scale(base.lora) / scale(other.lora)
+    section = "dpo" if other.dpo else "sft"
+    return other.model_copy(update={section: other.args.model_copy(update={"learning_rate": rate})})
 
 
 def scale(lora: Lora) -> float:

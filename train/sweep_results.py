@@ -77,7 +77,7 @@ def _table(sweep: Sweep, groups: Sequence[Group]) -> str:
                 group.cell.arm,
                 *map(str, group.cell.values.values()),
                 f"{scale(recipe.lora):g}",
-                f"{recipe.sft.learning_rate:.3g}",
+                f"{recipe.args.learning_rate:.3g}",
                 _cell(group.spread("best_eval_loss"), "{:.3f}"),
                 _cell(group.spread("last_eval_loss"), "{:.3f}"),
                 _cell(group.spread("grad_norm_max"), "{:.3g}"),

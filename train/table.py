@@ -29,6 +29,10 @@ class Table:
     columns: list[str]
     where: str
 
+    def column(self, name: str) -> list[Any]:
+        """The cells of a column, None where a row hasn't one."""
+        return [row.get(name) for row in self.rows]
+
     def require(self, *columns: str) -> None:
         """Raise TrainError, which names the columns that are there, if one of `columns` isn't."""
         missing = [column for column in columns if column not in self.columns]

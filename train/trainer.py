@@ -1,4 +1,4 @@
-"""Training by TRL's SFTTrainer: its loop, schedules, optimizers and callbacks, around our order and our loss.
+"""What our trainers share, around TRL's: its loop, schedules, optimizers and callbacks, and our order.
 
 A step of the order is one item of the trainer's data, so that accumulation, the tokens that count and a
 resume mean the same for any number of processes. Evaluations are means over all tokens (upstream's is a mean
@@ -8,7 +8,6 @@ of batch means), and checkpoints are written aside and renamed (upstream's aren'
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,30 +18,31 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainerControl
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
-from trl.trainer.sft_trainer import SFTTrainer as Upstream
 
 from core.errors import TrainError
 from core.files import partial_of, recover_folder, whole_folder
 from train.arguments import arguments
 from train.batches import Order, loader
-from train.evaluation import Progress, evaluate
+from train.evaluation import Progress
 from train.examples import Encoded
 from train.folder import disk_errors
+from train.logged import Logged, Report
 from train.model import Adapted
 from train.recipe import Recipe
 from train.stops import on_stop
 
 PROGRESS = "progress.json"  # in a checkpoint, beside transformers' files
 
-Report = Callable[[dict[str, Any]], None]  # gets a line of metrics.jsonl
 
+class Training(Logged):
+    """One adapter's training in `folder`, with rows to train on and rows to evaluate on (maybe none).
 
-class SFTTrainer(Upstream):
-    """One adapter's training in `folder`, with rows to train on and rows to evaluate on (maybe none)."""
+    A trainer of TRL's comes after it among a class's parents: `train.sft`, `train.dpo`.
+    """
 
-    loss_is_scaled_for_ga: Any = True  # by the tokens of the whole step
+    loss_is_scaled_for_ga: Any = True  # by what counts in the whole step
     control: TrainerControl
 
     def __init__(
@@ -66,11 +66,22 @@ class SFTTrainer(Upstream):
             "data_collator": list,
             "processing_class": PreTrainedTokenizerBase(),  # type: ignore[no-untyped-call]
         }
-        model: Any = adapted
         args = arguments(recipe, order.steps, folder, device)
-        super().__init__(model, args, callbacks=[_Calls(self)], **unused)
+        super().__init__(self.model_of(adapted), args=args, callbacks=[_Calls(self)], **unused)
         self.processing_class = None  # or its special tokens would replace the model's
         self.remove_callback(PrinterCallback)
+
+    def model_of(self, adapted: Adapted) -> Any:
+        """What TRL's trainer gets as its model."""
+        raise NotImplementedError
+
+    def loss_of(self, model: Any, batch: Any) -> torch.Tensor:
+        """The loss of a micro-batch, summed over what counts in it."""
+        raise NotImplementedError
+
+    def validated(self, between: Callable[[], None]) -> dict[str, float]:
+        """`eval_loss`, a mean over what counts in the validation rows, and perhaps more figures."""
+        raise NotImplementedError
 
     def resume(self) -> None:
         """Go back to the checkpoint, if there is one. Raises TrainError."""
@@ -108,14 +119,9 @@ class SFTTrainer(Upstream):
     def begin(self) -> None:
         """Right before the first step, or the first after a break."""
         if not self.progress.step:  # of dropout: whatever was drawn before, and another for each process
-            torch.manual_seed((self.recipe.sft.seed + self.order.process) % 2**64)
+            torch.manual_seed((self.recipe.args.seed + self.order.process) % 2**64)
         self._saved = time.monotonic()
         self._window()
-
-    def _window(self) -> None:
-        """Begin to measure anew."""
-        self._began, self._tokens = time.perf_counter(), self.progress.tokens
-        self._norm_max = torch.zeros((), device=self.args.device)
 
     def step_ended(self) -> None:
         """Decide what follows a step: a line of the log, an evaluation, a checkpoint, the end."""
@@ -170,7 +176,7 @@ class SFTTrainer(Upstream):
         for number, batch in enumerate(inputs.batches, 1):
             waits = self._ddp and number < len(inputs.batches)
             with self.accelerator.no_sync(model) if waits else nullcontext():
-                loss = model(batch.to(self.args.device)) * scale
+                loss = self.loss_of(model, batch.to(self.args.device)) * scale
                 self.accelerator.backward(loss)
             total += loss.detach()
             self.progress.tokens += batch.tokens * self.order.processes
@@ -181,41 +187,6 @@ class SFTTrainer(Upstream):
         norm: torch.Tensor = self.accelerator.clip_grad_norm_(ours, self.args.max_grad_norm)
         self._norm_max = torch.maximum(self._norm_max, norm)
         return norm
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """None: upstream's count walks all parameters."""
-        return 0
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what only this trainer knows; pass it to trackers and to metrics.jsonl. Raises TrainError."""
-        progress = self.progress
-        self.state.epoch = progress.step / self.order.steps_per_epoch
-        if "loss" in logs:  # it waited for the device: the time is the work's
-            seconds = time.perf_counter() - self._began
-            progress.seconds += seconds
-            norm = self._norm_max.item()
-            if math.isfinite(norm):  # one that overflowed fp16 was no step
-                progress.grad_norm_max = max(progress.grad_norm_max, norm)
-            logs["tokens_per_s"] = (progress.tokens - self._tokens) / seconds
-            if torch.cuda.is_available():
-                logs["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-            self.report(
-                {
-                    "step": progress.step,
-                    "loss": logs["loss"],
-                    "grad_norm": logs["grad_norm"],
-                    "lr": logs["learning_rate"],
-                    "tokens": progress.tokens,
-                    "tokens_per_s": logs["tokens_per_s"],
-                    "memory_gb": logs.get("memory_gb"),
-                    "epoch": self.state.epoch,
-                }
-            )
-            progress.refuse_no_numbers(logs["loss"], norm, self.args.fp16, self.args.learning_rate)
-            self._window()
-        elif "eval_loss" in logs:
-            self.report({"step": progress.step, "eval_loss": logs["eval_loss"], "tokens": progress.tokens})
-        Trainer.log(self, logs)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -234,7 +205,7 @@ class SFTTrainer(Upstream):
         progress = self.progress
         if self.validation:
             loss, last = self._evaluated(), progress.step == self.order.steps
-            patience = None if last else self.recipe.sft.early_stopping_patience
+            patience = None if last else self.recipe.args.early_stopping_patience
             if progress.judge(loss, patience):
                 self._save_adapter()
         else:
@@ -252,10 +223,10 @@ class SFTTrainer(Upstream):
                     self._save_checkpoint(self.model)
                 raise KeyboardInterrupt
 
-        found = evaluate(self.adapted, self.validation, self.recipe, self.args.device, stopped)
-        (loss,) = self._agreed(found)
-        self.log({"eval_loss": loss})
-        return float(loss)
+        found = self.validated(stopped)
+        agreed = dict(zip(found, self._agreed(*found.values()), strict=True))
+        self.log(agreed)
+        return float(agreed["eval_loss"])
 
     def _save_adapter(self) -> None:
         if self.order.process == 0:
@@ -290,7 +261,7 @@ class SFTTrainer(Upstream):
 class _Calls(TrainerCallback):
     """Tells the trainer where its loop is."""
 
-    def __init__(self, trainer: SFTTrainer) -> None:
+    def __init__(self, trainer: Training) -> None:
         self._trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:

@@ -27,6 +27,11 @@ SOURCES: dict[str, list[Source]] = {
         ("trl", "trainer/base_config.py", "_BaseConfig"),
         ("trl", "trainer/sft_config.py", "SFTConfig"),
     ],
+    "DPOConfig": [
+        ("transformers", "training_args.py", "TrainingArguments"),
+        ("trl", "trainer/base_config.py", "_BaseConfig"),
+        ("trl", "trainer/dpo_config.py", "DPOConfig"),
+    ],
     "LoraConfig": [
         ("peft", "config.py", "PeftConfigMixin"),
         ("peft", "config.py", "PeftConfig"),
@@ -76,6 +81,14 @@ def trackers() -> list[str]:
     if not table:
         raise ImportError(_OTHER.format("transformers", "INTEGRATION_TO_CALLBACK", "integration_utils.py"))
     return re.findall(r'"(\w+)":', table[1])
+
+
+def names_in(package: str, file: str, pattern: str) -> list[str]:
+    """What the source of a library has where `pattern` has its group, each once; at least one."""
+    found = list(dict.fromkeys(re.findall(pattern, _read(package, file), re.DOTALL)))
+    if not found:
+        raise ImportError(_OTHER.format(package, pattern, file))
+    return found
 
 
 def _of_class(package: str, file: str, name: str) -> Iterator[tuple[str, Keyword]]:

@@ -31,7 +31,7 @@ from train.examples import Encoded
 from train.fused.fuse import fused, unfuse
 from train.model import Adapted
 from train.recipe import Recipe, parse
-from train.trainer import SFTTrainer
+from train.sft import SFTTrainer
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU, and there is none", allow_module_level=True)

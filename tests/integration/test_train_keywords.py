@@ -19,7 +19,7 @@ from train.examples import Encoded
 from train.layers import linears, others, trainable
 from train.model import Adapted, load_base
 from train.recipe import Recipe
-from train.trainer import SFTTrainer
+from train.sft import SFTTrainer
 
 CPU = torch.device("cpu")
 ROWS = [Encoded(list(range(1, 20)), [0] * 5 + [1] * 14, [])] * 4

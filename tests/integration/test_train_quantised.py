@@ -18,12 +18,13 @@ from train.base import find_base
 from train.batches import Order, collate
 from train.evaluation import evaluate
 from train.examples import Encoded, Example
+from train.generate import greedy
 from train.labels import encode
+from train.logged import Report
 from train.model import Adapted, load_base
 from train.recipe import Recipe
 from train.sections import Model
-from train.session import greedy
-from train.trainer import Report, SFTTrainer
+from train.sft import SFTTrainer
 
 CPU = torch.device("cpu")
 LAYERS = 3

@@ -240,7 +240,7 @@ def test_a_stop_during_an_evaluation_doesnt_wait_for_it(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("train.trainer.evaluate", cut)
+        patch.setattr("train.sft.evaluate", cut)
         with pytest.raises(KeyboardInterrupt):
             train_run(recipe, tmp_path, False)
     state = json.loads((tmp_path / "run" / "checkpoint" / "progress.json").read_text())

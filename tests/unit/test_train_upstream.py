@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from core.command import missing
 from core.errors import TrainError
 from train import upstream
+from train.dpo_config import DIVERGENCES, LOSSES, SMOOTHED, WITH_DIVERGENCE
 from train.recipe import SECTIONS, Recipe, changed, parse
 from train.refused import REFUSED
 from train.sections import steps_of
@@ -38,7 +40,7 @@ def installed(section: str) -> set[str]:
     import peft
     import trl
 
-    fields = dataclasses.fields(peft.LoraConfig if section == "LoraConfig" else trl.SFTConfig)
+    fields = dataclasses.fields(getattr(peft if section == "LoraConfig" else trl, section))
     return {field.name for field in fields if field.init}
 
 
@@ -47,7 +49,7 @@ def test_each_installed_keyword_works_or_is_refused(section: str) -> None:
     there, works, refused = installed(section), set(SECTIONS[section].model_fields), set(REFUSED[section])
     assert set(keywords(section)) == there
     assert works & refused == set()
-    assert (works | refused) - there == (OURS if section == "SFTConfig" else set())
+    assert (works | refused) - there == (OURS if section in ("SFTConfig", "DPOConfig") else set())
     assert there - works - refused == set()
 
 
@@ -63,10 +65,12 @@ def test_the_choices_are_the_libraries_own() -> None:
 
 def test_defaults_that_nobody_set_are_the_classes_own() -> None:
     import peft
-    import trl
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.sft_config import SFTConfig
 
-    rest = SECTIONS["SFTConfig"].rest | SECTIONS["LoraConfig"].rest  # type: ignore[attr-defined]
-    for section, made in (("SFTConfig", trl.SFTConfig), ("LoraConfig", peft.LoraConfig)):
+    made_of = {"SFTConfig": SFTConfig, "DPOConfig": DPOConfig, "LoraConfig": peft.LoraConfig}
+    for section, made in made_of.items():
+        rest = SECTIONS[section].rest  # type: ignore[attr-defined]
         for field in dataclasses.fields(made):
             if field.name in rest - {"project"} and field.default is not dataclasses.MISSING:
                 assert SECTIONS[section].model_fields[field.name].default == field.default, field.name
@@ -99,6 +103,34 @@ def test_a_recipe_is_read_without_torch() -> None:
         ("SFTConfig", "lr_scheduler_kwargs", "min_lr=0", r"lr_scheduler_kwargs: .*dictionary"),
         ("SFTConfig", "neftune_noise_alpha", 5, r"can't be set: its noise is scaled by a row's length"),
         ("SFTConfig", "save_steps", 50, r"can't be set: a checkpoint is kept .* every save_minutes"),
+        ("DPOConfig", "beta", 0, r"DPOConfig.beta: .*greater than 0"),
+        ("DPOConfig", "beta", -0.1, r"DPOConfig.beta: .*greater than 0"),
+        ("DPOConfig", "loss_type", "sigmod", r"'sigmod' is none .*did you mean 'sigmoid'\?"),
+        ("DPOConfig", "loss_type", [], r"DPOConfig.loss_type: .*at least 1"),
+        ("DPOConfig", "loss_type", ["sft", "sft"], r"loss_type: a loss is there twice"),
+        ("DPOConfig", "loss_type", "exo_pair", r"exo_pair needs label_smoothing"),
+        ("DPOConfig", "loss_weights", [1.0, 2.0], r"loss_weights: 2 for the 1 of loss_type"),
+        ("DPOConfig", "loss_weights", [0], r"loss_weights.0: .*greater than 0"),
+        ("DPOConfig", "label_smoothing", 0.5, r"label_smoothing: .*less than 0.5"),
+        (
+            "DPOConfig",
+            "label_smoothing",
+            0.1,
+            r"label_smoothing does nothing here; .* robust",
+        ),
+        ("DPOConfig", "ld_alpha", 1.5, r"ld_alpha: .*less than or equal to 1"),
+        ("DPOConfig", "f_divergence_type", "kl", r"f_divergence_type: .*'reverse_kl'"),
+        ("DPOConfig", "f_alpha_divergence_coef", 0.3, r"does nothing here; .* alpha_divergence"),
+        ("DPOConfig", "discopop_tau", 0.1, r"does nothing here; it is for loss_type discopop"),
+        ("DPOConfig", "precompute_ref_batch_size", 4, r"does nothing without precompute_ref_log_probs"),
+        ("DPOConfig", "sync_ref_model", True, r"can't be set: the reference stays"),
+        ("DPOConfig", "save_steps", 50, r"can't be set: .*\(DPOConfig.eval_steps\)"),
+        ("DPOConfig", "truncation_mode", "keep_end", r"can't be set: a pair is trained whole"),
+        ("DPOConfig", "reference_free", True, r"reference_free: unknown key; TRL has dropped it"),
+        ("DPOConfig", "rpo_alpha", 1.0, r"say DPOConfig.loss_type: \[sigmoid, sft\]"),
+        ("DPOConfig", "lr", 1.0, r"DPOConfig.lr: unknown key; say DPOConfig.learning_rate"),
+        ("DPOConfig", "packing", True, r"DPOConfig.packing: unknown key; it is SFTConfig's alone"),
+        ("SFTConfig", "beta", 0.1, r"SFTConfig.beta: unknown key; it is DPOConfig's.* in place of SFTConfig"),
         ("LoraConfig", "r", 0, r"LoraConfig.r: .*greater than 0"),
         ("LoraConfig", "lora_dropout", 1, r"LoraConfig.lora_dropout: .*less than 1"),
         ("LoraConfig", "rank_pattern", {"q_proj": 0}, r"rank_pattern.q_proj: .*greater than 0"),
@@ -147,3 +179,28 @@ def test_a_package_that_is_missing_is_told_as_an_import_of_it_would_be() -> None
     with pytest.raises(ModuleNotFoundError) as raised:
         upstream._read("no_such_package", "config.py")
     assert missing(raised.value).startswith("error: the package 'no_such_package' isn't installed: pip ")
+
+
+def test_one_trainer_has_its_section() -> None:
+    pairs = recipe_of("DPOConfig", beta=0.2)
+    assert pairs.args is pairs.dpo
+    assert "SFTConfig" not in pairs.model_dump(by_alias=True)
+    assert changed(pairs, {"DPOConfig.seed": 1}, "--set").args.seed == 1
+    assert recipe_of("SFTConfig").args.title == "SFTConfig"
+    assert "DPOConfig" not in recipe_of("SFTConfig").model_dump(by_alias=True)
+    with pytest.raises(TrainError, match=r"SFTConfig trains on answers and DPOConfig on preferences"):
+        parse(GOOD | {"SFTConfig": {"seed": 1}, "DPOConfig": {"seed": 1}}, "test")
+    with pytest.raises(TrainError, match=r"lora_dropout does nothing while DPOConfig.disable_dropout is on"):
+        parse(GOOD | {"LoraConfig": {"lora_dropout": 0.1}, "DPOConfig": {}}, "test")
+
+
+def test_the_losses_are_trls_own() -> None:
+    """Their names are read from the trainer's source, and the config's help names the same."""
+    from trl.trainer.dpo_config import DPOConfig
+
+    (field,) = (field for field in dataclasses.fields(DPOConfig) if field.name == "loss_type")
+    assert set(LOSSES) == set(re.findall(r"`'(\w+)'`", field.metadata["help"]))
+    (field,) = (field for field in dataclasses.fields(DPOConfig) if field.name == "f_divergence_type")
+    assert set(DIVERGENCES) <= set(re.findall(r"`(\w+)`", field.metadata["help"]))
+    assert set(WITH_DIVERGENCE) < set(LOSSES)
+    assert set(SMOOTHED) < set(LOSSES)

@@ -60,6 +60,7 @@ def setting(recipe: Recipe) -> str:
     keys = {
         "fully_shard": recipe.fully_shard,
         "BitsAndBytesConfig.load_in_8bit": eight_bits,
+        "DPOConfig": recipe.dpo is not None,
         "SFTConfig.fp16": recipe.sft.fp16,
         "LoraConfig.lora_dropout": lora.lora_dropout,
         "LoraConfig.use_dora": lora.use_dora,
