@@ -37,7 +37,6 @@ from train.fused.frozen import Frozen
 from train.fused.fuse import fuse, fused, unfuse
 from train.fused.lora_linear import Projection
 from train.model import Adapted
-from train.optimizer import make_optimizer
 from train.recipe import Recipe, parse
 
 RESULTS = Path(__file__).with_name("results") / "train-levers.json"
@@ -47,7 +46,7 @@ KINDS = {  # the first that a kernel's name matches
     "matrix products": r"nvjet|gemm|cutlass::Kernel|splitKreduce",
     "attention": r"flash|fmha|cudnn",
     "NF4 decoding": r"_decode|kDequantize",
-    "norms, gates, rotation, loss": r"_rms_norm|_gated|_turn|_cross_entropy",
+    "norms, gates, rotation, loss": r"_rms_norm|_gated|_rotate|_cross_entropy",
     "copies to and from the host, beside the rest": r"Memcpy (HtoD|DtoH)",
 }
 Lever = Callable[[Stack], None]
@@ -153,7 +152,8 @@ class Measured:
 
     def __init__(self, adapted: Adapted, recipe: Recipe, batches: list[Batch]) -> None:
         self.adapted, self.batches, self.sft = adapted, batches, recipe.sft
-        self.optimizer = make_optimizer(adapted.parameters_to_train(), recipe.sft)
+        rate = recipe.sft.learning_rate
+        self.optimizer = torch.optim.AdamW(adapted.parameters_to_train(), lr=rate, fused=True)
 
     def step(self, number: int) -> int:
         """One step of training; return its tokens."""

@@ -61,6 +61,35 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, node.module
 
 
+def test_what_is_imported_from_our_own_files_is_there() -> None:
+    """Also in commands that no test can run, as they need a GPU."""
+    defined = {name_of(path): set(_top_names(ast.parse(path.read_text()))) for path in FILES}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] not in FOLDERS:
+                continue
+            home = f"{(node.module or '').replace('.', '/')}.py"
+            for alias in node.names:
+                is_module = (ROOT / home.removesuffix(".py") / f"{alias.name}.py").exists()
+                where = f"{name_of(path)}:{node.lineno}"
+                assert is_module or alias.name in defined.get(home, ()), (
+                    f"{where} {alias.name} isn't in {home}"
+                )
+
+
+def _top_names(tree: ast.AST) -> Iterator[str]:
+    """What a file defines or imports, in any block but a function's or a class's."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from ((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        else:
+            yield from _top_names(node)
+
+
 def test_folders_import_only_what_the_arrow_allows() -> None:
     ours = {"app", *FOLDERS}
     for path in FILES:

@@ -28,7 +28,7 @@ def test_forecasts_are_near_what_was_measured() -> None:
         assert plan.memory_gb * 1e9 / 2**30 == pytest.approx(row["peak_gib"], rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["qwen3-4b"])
+@pytest.mark.parametrize("name", ["qwen3-4b", "gemma-3-4b"])
 def test_forecasts_of_models_that_they_were_not_fitted_to(name: str) -> None:
     shape = shape_of(CONFIGS[MODELS[name]])
     rows = json.loads((RESULTS / "train.json").read_text())
