@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests.integration.fused_models import BATCH, CONFIGS, NF4, adapted, recipe_of
@@ -77,3 +77,22 @@ def test_a_model_that_is_not_known_is_refused_with_its_reason() -> None:
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"](hidden_act="relu"))
     with pytest.raises(ValueError, match="its activation is neither SiLU nor GELU"):
         fuse(model)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "why"),
+    [
+        (LoraConfig(use_dora=True), "is more than LoRA's two matrices"),
+        (LoraConfig(lora_bias=True), "is more than LoRA's two matrices"),
+        (LoraConfig(lora_dropout=0.1), "has dropout"),
+        (LoraConfig(modules_to_save=["embed_tokens"]), "embed_tokens.* is trained too"),
+        (LoraConfig(target_modules=["q_proj", "embed_tokens"]), "embed_tokens.* is trained too"),
+        (IA3Config(target_modules=["q_proj"], feedforward_modules=[]), "is no LoRA"),
+    ],
+    ids=["DoRA", "biases", "dropout", "whole modules", "embeddings", "IA3"],
+)
+def test_other_adapters_are_refused_with_their_reason(adapter: Any, why: str) -> None:
+    adapter.target_modules = adapter.target_modules or ["q_proj"]
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"](attention_bias=True))
+    with pytest.raises(ValueError, match=why):
+        fuse(get_peft_model(model, adapter))

@@ -10,21 +10,22 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from train.batches import Packed
 from train.fused.decoder import Stack
 from train.fused.lora_linear import active_adapters
-from train.fused.supports import obstacle
+from train.fused.supports import adapters_obstacle, obstacle
 
 
 def fuse(model: Any, dtype: torch.dtype = torch.bfloat16, fast: bool = True) -> None:
     """Let `model`, a transformers model or PEFT's around one, pass packed rows through `Stack`.
 
     From then on its decoder, called with `input_ids` and `position_ids` (1, T) and the rows' beginnings
-    (`cu_seq_lens_q`, `max_length_q`, as transformers' FlashAttention takes them), gives the
-    last hidden states (1, T, hidden) in `dtype`, differentiable by the parameters of the adapters that are
-    active. Whatever comes in another form (a cache, a mask, embeddings) goes the model's own way.
+    (`cu_seq_lens_q`, `max_length_q`, as transformers' FlashAttention takes them), gives the last hidden
+    states (1, T, hidden) in `dtype`, differentiable by the parameters of the active adapters, which have
+    gradients of zero while they are disabled. Whatever comes in another form (a cache, a mask, embeddings)
+    goes the model's own way.
 
     `fast` keeps what the backward pass needs and decoded matrices; else most is computed again.
-    Raises ValueError for a model that `obstacle` names a reason for.
+    Raises ValueError for a model or an adapter that can't be done so, with the reason.
     """
-    if why := obstacle(model):
+    if why := obstacle(model) or adapters_obstacle(model):
         raise ValueError(why)
     unfuse(model)
     decoder = model.get_decoder()

@@ -48,6 +48,22 @@ def _rope_types(config: Any) -> set[str]:
     return {str(part.get("rope_type", "default")) for part in of_kinds or [rope]}
 
 
+def adapters_obstacle(model: Any) -> str:
+    """Why `Stack` can't compute what PEFT's layers in the model's decoder would; empty if it can."""
+    for name, module in model.get_decoder().named_modules():
+        if hasattr(module, "base_layer") and not hasattr(module, "lora_A"):
+            return f"the adapter of {name} is no LoRA"
+        for adapter in getattr(module, "lora_A", ()):
+            if adapter in module.lora_variant or module.lora_bias[adapter]:
+                return f"the adapter {adapter!r} of {name} is more than LoRA's two matrices"
+            if getattr(module.lora_dropout[adapter], "p", 0):
+                return f"the adapter {adapter!r} of {name} has dropout"
+    for name, parameter in model.get_decoder().named_parameters():
+        if parameter.requires_grad and ".lora_A." not in name and ".lora_B." not in name:
+            return f"{name} is trained too"
+    return ""
+
+
 def fits(model: Any) -> bool:
     """Whether `Stack` computes what this causal language model would."""
     return not obstacle(model)
