@@ -113,4 +113,5 @@ def check_arguments(recipe: Recipe, steps: int, folder: Path, device: torch.devi
     except torch.OutOfMemoryError:
         raise
     except REFUSES as error:
-        raise TrainError(f"{args.title}.{key}: {' '.join(str(error).split())[:400]}") from None
+        cure = f"; what it needs goes into {args.title}.lr_scheduler_kwargs" if key.startswith("lr_") else ""
+        raise TrainError(f"{args.title}.{key}: {' '.join(str(error).split())[:400]}{cure}") from None
