@@ -115,7 +115,7 @@ def test_a_base_is_stored_as_the_recipe_says(base: Path) -> None:
         ({"report_to": ["wandb"]}, r"SFTConfig.report_to: .*pip install wandb"),
         (
             {"lr_scheduler_type": "cosine_with_min_lr"},
-            r"lr_scheduler_type cosine_with_min_lr: .*min_lr.*; what it needs goes into SFTConfig.lr_scheduler_kw",
+            r"lr_scheduler_type cosine_with_min_lr: .*min_lr.*it needs goes into SFTConfig.lr_sched",
         ),
         ({"lr_scheduler_kwargs": {"no_such": 1}}, r"lr_scheduler_type cosine: .*no_such"),
         ({"optim": "grokadamw"}, r"SFTConfig.optim grokadamw: .*grokadamw"),
