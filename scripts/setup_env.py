@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         if arguments[0] in ("lint", "test"):
             install_tools(environment, ROOT)
         problems = install_extras(environment, ROOT) if arguments[0] == "test" else []
+        environment.compile()
     except SetupError as error:
         sys.exit(f"error: {error}")
     for problem in problems:

@@ -10,16 +10,13 @@ from pathlib import Path
 import pytest
 
 from chat.model_host import Host
-from convert.verify.run import chat_model
 from core.from_gguf import checkpoint_from_gguf
 from core.registry import load_registry
-from core.rows import plain_rows, save_rows
 from tests.integration.asked import answers
 from tests.integration.commands import run
-from tests.integration.tiny_models import first_layers, lora
+from tests.integration.tiny_models import lora
 
 pytestmark = pytest.mark.timeout(600)
-LAYERS = 2
 
 
 def to_gguf(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -27,11 +24,10 @@ def to_gguf(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def root(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like the repository's, with one run: an adapter on the embedded model."""
+def root(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the repository's, with one run: an adapter on those two layers."""
     root = tmp_path_factory.mktemp("root")
-    checkpoint_from_gguf(embedded_model, root / "whole")
-    first_layers(root / "whole", root / "base", LAYERS)
+    checkpoint_from_gguf(short_model, root / "base")
     (root / "outputs").mkdir()
     lora(root / "base", root / "outputs" / "quotes" / "adapter")
     return root
@@ -87,23 +83,6 @@ def test_another_type_starts_from_the_16_bit_file(
     took = more.stdout.split("What it took")[1]
     assert "Q8_0" in took
     assert "merge" not in took
-
-
-def test_a_runs_own_data_chooses_the_base_weighs_the_errors_and_is_tested_on(
-    root: Path, embedded_model: Path
-) -> None:
-    run = root / "outputs" / "with-data"
-    lora(root / "base", run / "adapter")
-    with chat_model(embedded_model) as model:
-        save_rows(run / "prompts.jsonl", plain_rows(model.encoder, model.file.vocab.eog_ids))
-    done = to_gguf(root, "with-data", "--quant", "q4")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Held-out loss: adapter on NF4" in done.stdout
-    took = done.stdout.split("What it took")[1]
-    assert "imatrix" in took
-    assert "rows" not in took  # they are the run's
-    quality = json.loads((root / "models" / "with-data-Q4_K_M.quality.json").read_text())
-    assert quality["tested_on"] == "the run's test split"
 
 
 def test_the_adapter_alone_is_a_gguf_for_its_base(root: Path) -> None:

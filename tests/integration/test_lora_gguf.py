@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,6 +28,7 @@ from tests.integration.merge_bases import changed, edit_json, merged, save_adapt
 from tests.integration.tiny_models import lora, tiny
 
 EMBEDDING = "base_model.model.model.embed_tokens.weight"
+IN_GGUF = "blk.0.attn_q.weight.lora_"
 LORA_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
@@ -70,37 +73,44 @@ def test_what_scales_an_update_goes_into_it(
     assert any(re.search(r"updates +6 of 6 layers have at least (0\.99|1\.0)", line) for line in said)
 
 
-def left_out(tensors: dict[str, torch.Tensor]) -> None:
-    del tensors[LORA_A], tensors[LORA_A.replace("lora_A", "lora_B")]
+def left_out(file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_z.weight"))
 
 
-def twice_the_scale(tensors: dict[str, torch.Tensor]) -> None:
-    tensors[LORA_A] *= 2
+def twice_the_scale(file: Path) -> None:
+    tensors(file)[f"{IN_GGUF}a"][:] *= 2
 
 
-def transposed(tensors: dict[str, torch.Tensor]) -> None:
+def transposed(file: Path) -> None:
     """The update of a square layer, small beside the base, which no prediction shows."""
-    b = LORA_A.replace("lora_A", "lora_B")
-    tensors[LORA_A], tensors[b] = tensors[b].T.contiguous(), tensors[LORA_A].T.contiguous()
+    found = tensors(file)
+    a, b = found[f"{IN_GGUF}a"], found[f"{IN_GGUF}b"]
+    a[:], b[:] = b.T.copy(), a.T.copy()
+
+
+def tensors(file: Path) -> dict[str, Any]:
+    """A GGUF's tensors as they lie in it: what is written into them is in the file."""
+    return {tensor.name: tensor.data for tensor in gguf.GGUFReader(file, "r+").tensors}
 
 
 def test_a_file_that_does_something_else_than_peft_fails(base: Path, tmp_path: Path) -> None:
     """Also where the update is too small for any prediction to show it."""
     adapter = lora(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
-    with changed(adapter / WEIGHTS) as tensors:
-        for name in tensors:
-            tensors[name] *= 0.01
+    with changed(adapter / WEIGHTS) as weights:
+        for name in weights:
+            weights[name] *= 0.01
     with closing(Adapted(MergeInputs(base, adapter))) as adapted:
         layers = list(adapted.layers())
     quantise.convert_checkpoint(base, tmp_path / "base.gguf", "bf16", "base", lambda done, total: None)
+    write_plain(Adapter(adapter), tmp_path / "plain")
+    quantise.convert_adapter(tmp_path / "plain", base, tmp_path / "made.gguf")
     equal = Scores(tokens=9, loss=4.0, perplexity=55.0, kl_mean=0.0, kl_99=0.0, same_top=1.0)
-    for number, breaks in enumerate((None, left_out, twice_the_scale, transposed)):
-        plain, made = tmp_path / f"plain{number}", tmp_path / f"{number}.gguf"
-        write_plain(Adapter(adapter), plain)
+    for breaks in (None, left_out, twice_the_scale, transposed):
+        made = tmp_path / f"{breaks and breaks.__name__}.gguf"
+        shutil.copyfile(tmp_path / "made.gguf", made)
         if breaks:
-            with changed(plain / WEIGHTS) as tensors:
-                breaks(tensors)
-        quantise.convert_adapter(plain, base, made)
+            breaks(made)
+            assert made.read_bytes() != (tmp_path / "made.gguf").read_bytes()
         found = arrived_beside(LoraFile(tmp_path / "base.gguf", made).outputs(layers))
         checks = check_merge(equal, found, made="adapter")
         assert len(found) == 4

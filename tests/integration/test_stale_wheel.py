@@ -84,3 +84,12 @@ def test_make_compiles_for_this_processor_with_tools_and_a_space_for_any(
     portable = {"GGML_NATIVE": "OFF", "GGML_AVX2": "ON", "GGML_FMA": "ON", "GGML_F16C": "ON"}
     assert settings_in(environment) == portable | {"LLAVA_BUILD": "OFF"}
     assert missing_tools(environment.site_packages) == list(TOOLS)  # so that it is built within minutes
+
+
+def test_what_was_installed_is_compiled_afterwards(tmp_path: Path, environment: Environment) -> None:
+    wheel = write_wheel(tmp_path / "index", "small==1", ("small/module.py",))
+    environment.pip("install", "--quiet", str(wheel))
+    compiled = environment.site_packages / "small" / "__pycache__"
+    assert not compiled.exists()
+    environment.compile()
+    assert [path.name.partition(".")[0] for path in compiled.iterdir()] == ["module"]

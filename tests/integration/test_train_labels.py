@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from convert.from_gguf import main as from_gguf
 from core.errors import TemplateError, TrainError
+from core.from_gguf import checkpoint_from_gguf
 from core.prompt import FALLBACK_TEMPLATE, Messages
 from core.tokenizer import ChatTokenizer
 from tests.integration.tiny_models import tiny
@@ -63,7 +63,7 @@ SYSTEM = {"role": "system", "content": "Answer in one line."}
 
 @pytest.fixture(scope="module")
 def load(
-    tmp_path_factory: pytest.TempPathFactory, embedded_model: Path, llama_models: Path
+    tmp_path_factory: pytest.TempPathFactory, short_model: Path, llama_models: Path
 ) -> Callable[[str], ChatTokenizer]:
     """Give a model's tokenizer by its name in MODELS."""
 
@@ -72,7 +72,7 @@ def load(
         folder = tmp_path_factory.mktemp("labels") / (family or "smollm2")
         if family:
             return tiny(family, folder)
-        assert from_gguf([str(embedded_model), "--out", str(folder)]) == 0
+        checkpoint_from_gguf(short_model, folder)
         return folder
 
     @cache

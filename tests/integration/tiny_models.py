@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 import tempfile
 import warnings
@@ -17,7 +15,6 @@ import llama_cpp
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -29,7 +26,6 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from core.checkpoint import SINGLE, Checkpoint
 from core.gguf_tokenizer import Tokens, read_tokens, write_tokenizer
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
@@ -134,18 +130,6 @@ def lora(checkpoint: Path, folder: Path, auto: Any = AutoModelForCausalLM, **opt
         if parameter.requires_grad:  # a new adapter's B is zero: it changes nothing
             parameter.data += torch.randn_like(parameter) * 0.02
     adapted.save_pretrained(str(folder))
-    return folder
-
-
-def first_layers(checkpoint: Path, folder: Path, count: int) -> Path:
-    """Write a checkpoint again into the new `folder`, with its first `count` layers alone."""
-    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": count}))
-    whole = Checkpoint(checkpoint)
-    layer = re.compile(r"\.layers\.(\d+)\.")
-    kept = [name for name in whole.names if not (found := layer.search(name)) or int(found[1]) < count]
-    save_file({name: whole.read(name) for name in kept}, folder / SINGLE, {"format": "pt"})
     return folder
 
 
