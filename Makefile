@@ -20,18 +20,23 @@ convert:  ## turn the newest run into a GGUF: make convert ARGS="--quant q4,q5"
 
 test:  ## install what is missing, check style and types, run every test that this machine can run
 	@$(PYTHON) scripts/setup_env.py test
-	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory style
+	@$(MAKE) --no-print-directory -j2 types run-tests
+
+.PHONY: run-tests
+run-tests:
 	$(IN_VENV) -m pytest -m '$(if $(GPU),not gpu)' -rs -n auto --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS) || [ $$? = 5 ]
 	$(if $(GPU),$(IN_VENV) -m pytest -m gpu -rs --durations=10 $(ARGS) || [ $$? = 5 ])
 
 lint:  ## check style and types
 	@$(PYTHON) scripts/setup_env.py lint
-	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory style types
 
-.PHONY: check
-check:
+.PHONY: style types
+style:
 	$(IN_VENV) -m ruff check
 	$(IN_VENV) -m ruff format --check
+types:
 	$(IN_VENV) -m mypy
 
 fix:  ## repair what the linter can repair
