@@ -82,12 +82,22 @@ def misfit(tokenizer: ChatTokenizer) -> str:
 
 def settle(examples: Iterable[Example], tokenizer: ChatTokenizer, loaded: Loaded) -> list[Example]:
     """The examples as this tokenizer is to encode them; what is changed or strange is counted."""
-    return [_settled(example, tokenizer, loaded) for example in examples]
+    return [_both(e, tokenizer, loaded) if e.rejected else _settled(e, tokenizer, loaded) for e in examples]
+
+
+def _both(example: Example, tokenizer: ChatTokenizer, loaded: Loaded) -> Example:
+    """A pair with both of its sides settled, which count as one row."""
+    assert example.rejected
+    seen = Loaded()
+    rejected = _settled(example.rejected, tokenizer, seen)
+    settled = replace(_settled(example, tokenizer, seen), rejected=rejected)
+    for counts, count in ((seen.changed, loaded.change), (seen.noticed, loaded.notice)):
+        for reason in counts:
+            count(reason, example.row, seen.first[reason].partition(": ")[2])
+    return settled
 
 
 def _settled(example: Example, tokenizer: ChatTokenizer, loaded: Loaded) -> Example:
-    if example.rejected:
-        example = replace(example, rejected=_settled(example.rejected, tokenizer, loaded))
     if example.pair and control_in(example.pair[0], tokenizer):
         prompt, completion = example.pair
         loaded.change(RENDERED, example.row, _named(control_in(prompt, tokenizer)))

@@ -53,7 +53,9 @@ class DPOTrainer(Training, Upstream):
         dpo = self.recipe.dpo
         if dpo and dpo.precompute_ref_log_probs:
             size = dpo.precompute_ref_batch_size or dpo.per_device_train_batch_size
-            self.order.reference = self._reference(self.order.rows, size)
+            rows = self.order.visited
+            known = self._reference([self.order.rows[row] for row in rows], size)
+            self.order.reference = dict(zip(rows, known, strict=True))
             self._known = self._reference(self.validation, size)
             self.precompute_ref_logps = True
 

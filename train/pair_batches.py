@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,14 +65,22 @@ def collate_pairs(rows: Sequence[Encoded], reference: Sequence[Logps] = (), trai
 class PairOrder(Order):
     """The micro-batches of a run on preferences; what counts are pairs, whatever their length.
 
-    `reference` has the reference's log probabilities of each row, where they are computed beforehand.
+    `reference` has the reference's log probabilities of the rows, where they are computed beforehand.
     """
 
-    reference: Sequence[Logps] = ()
+    reference: Mapping[int, Logps] = {}
+
+    @property
+    def visited(self) -> list[int]:
+        """The rows that the run comes to, in their own order."""
+        if self.steps >= self.steps_per_epoch:
+            return list(range(len(self.rows)))
+        batches = (rows for step in range(self.steps) for rows in self.micro_batches(step))
+        return sorted(row for rows in batches for row in rows)
 
     def batch(self, rows: list[int]) -> Any:
         """A micro-batch of these pairs; of one that doesn't count where there are none."""
-        chosen = rows or [0]
+        chosen = rows or [min(self.reference, default=0)]
         known = [self.reference[row] for row in chosen] if self.reference else ()
         return collate_pairs([self.rows[row] for row in chosen], known, len(rows))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 
 from core.errors import TrainError
 from train.data import load_examples
-from train.examples import Example, Loaded
+from train.dpo_config import Dpo
+from train.examples import Encoded, Example, Loaded
+from train.pair_batches import PairOrder, pair_of
+from train.preference_scores import preference_scores
 from train.recipe import RECIPES
 from train.sections import Data
 from train.tasks import make_quote_pairs
@@ -236,3 +240,57 @@ def test_the_tours_pairs_are_made_from_its_quotes(tmp_path: Path) -> None:
     assert len(loaded.examples) == 262
     assert not loaded.left_out
     assert not loaded.not_used
+
+
+def encoded(length: int, other: int) -> Encoded:
+    """A pair of such lengths, whose last two tokens count."""
+    sides = [Encoded([7] * n, [0] * (n - 2) + [1, 1], []) for n in (length, other)]
+    return replace(sides[0], rejected=sides[1])
+
+
+def test_pairs_are_padded_and_each_counts_once() -> None:
+    rows = [encoded(4 + number, 9 - number) for number in range(5)]
+    order = PairOrder(rows, Dpo(per_device_train_batch_size=2, num_train_epochs=2))
+    assert (order.steps_per_epoch, order.steps) == (3, 6)
+    assert sorted(row for step in range(3) for rows in order.micro_batches(step) for row in rows) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert [order.trained(step) for step in range(3)] == [2, 2, 1]
+    assert order.visited == [0, 1, 2, 3, 4]
+    batch = order.batch([0, 4])
+    assert batch.input_ids.shape == (4, 9)
+    assert batch.tokens == 4 + 8 + 9 + 5
+    assert order.tokens([0, 4]) == 4 * 9
+    assert batch.attention_mask.sum(1).tolist() == [4, 8, 9, 5]  # chosen, chosen, rejected, rejected
+    assert batch.completion_mask[2].tolist() == [0] * 7 + [1, 1]
+    short = PairOrder(rows, Dpo(per_device_train_batch_size=2, max_steps=2))
+    short.reference = {row: (-float(row), -9.0) for row in short.visited}
+    assert len(short.visited) == 4
+    known = short.batch(short.micro_batches(0)[0]).inputs()
+    assert known["ref_chosen_logps"].tolist() == [-float(row) for row in short.micro_batches(0)[0]]
+    assert known["ref_rejected_logps"].tolist() == [-9.0, -9.0]
+    assert short.batch([]).trained == 0  # of a process that has no pairs left in a step
+
+
+def test_a_pair_that_a_base_makes_equal_is_left_out() -> None:
+    example = Example([ASK, GOOD], "", "", row=3, rejected=Example([ASK, BAD], "", ""))
+    one = Encoded([1, 2], [0, 1], [])
+    loaded = Loaded([example], 1)
+    assert pair_of(example, [one], [one], loaded) == []
+    assert loaded.left_out == {"chosen and rejected are the same for this base": 1}
+    assert not loaded.examples
+    assert pair_of(example, [one], [replace(one, ids=[1, 3])], Loaded()) != []
+    assert pair_of(example, [one, one], [one], loaded) == []
+
+
+def test_scores_are_of_the_margins_before_and_after() -> None:
+    assert preference_scores([2.0, -1.0, 0.0, 1.0], [], 0.1) == {"preferred": 0.5, "margin": 0.5}
+    after = preference_scores([2.0, -1.0, 3.0, 1.0], [1.0, 0.0, 1.0, 1.0], 0.1)
+    assert after["preferred"] == 0.75
+    assert after["reward_accuracy"] == 0.5
+    assert after["reward_margin"] == pytest.approx(0.05)
+    assert preference_scores([], [], 0.1) == {}
