@@ -12,11 +12,12 @@ import pytest
 
 from core.registry import load_registry
 from tests.integration.asked import answers
+from tests.integration.commands import run
 from train.tasks.quotes import parts
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(1200)
-RUN = "smollm2-quotes"
+RUN, STEPS = "smollm2-quotes", 22
 UNSEEN = (
     "Success is not",
     "The best way",
@@ -31,19 +32,22 @@ UNSEEN = (
 )
 
 
-def run(*command: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def root(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tour's run, in 22 of its 54 steps: enough for the format."""
+    root = tmp_path_factory.mktemp("root")
+    done = run("train/qlora.py", RUN, "--max-steps", STEPS, "--root", root)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done
+    return root
 
 
 @pytest.fixture(scope="module")
-def root(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the tour was run: the run and its GGUF."""
-    root = tmp_path_factory.mktemp("root")
-    run(ROOT / "train" / "qlora.py", RUN, "--root", root)
-    run(ROOT / "convert" / "to_gguf.py", RUN, "--quant", "q5", "--root", root)
-    return root
+def converted(root: Path) -> str:
+    """What the conversion of that run says."""
+    command = [ROOT / "convert" / "to_gguf.py", RUN, "--quant", "q6", "--root", root]
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,18 @@ def test_quotes_come_in_their_format(manifest: dict[str, Any]) -> None:
     assert after["test_loss"] < before["test_loss"] - 0.7
 
 
-def test_the_chat_answers_in_that_format(root: Path, manifest: dict[str, Any]) -> None:
+def test_the_runs_own_data_choose_the_base_weigh_the_errors_and_are_tested_on(
+    root: Path, converted: str
+) -> None:
+    assert "Held-out loss: adapter on NF4" in converted
+    took = converted.split("What it took")[1]
+    assert "imatrix" in took
+    assert "rows" not in took  # they are the run's
+    (quality,) = (root / "models").glob("*.quality.json")
+    assert json.loads(quality.read_text())["tested_on"] == "the run's test split"
+
+
+def test_the_chat_answers_in_that_format(root: Path, converted: str) -> None:
     seen = (root / "outputs" / RUN / "prompts.jsonl").read_text()
     prompts = [f"Quote: {words}" for words in UNSEEN]
     assert not [prompt for prompt in prompts if f'"{prompt}"' in seen]
