@@ -25,7 +25,7 @@ LAUNCH = 1.7e-3
 LAUNCH_ADAPTER = 0.25e-3  # and one adapter in it; as much again for its dropout
 AGAIN = 1.25  # times what a layer keeps, while it is computed again and its gradients are made
 RESERVE = 0.25e9  # workspaces, the context's own buffers
-LOGIT = 2 + 2 + 8  # bytes a logit of a chunk, with a soft cap's
+LOGIT, CAPPED = 2 + 2, 8  # bytes a logit of a chunk, and those of a soft cap
 
 
 def _saved_per_token(shape: Shape, names: Sequence[str]) -> float:
@@ -50,7 +50,8 @@ def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
     names = [layer.name for layer in there]
     layer = (_saved_per_token(shape, names) + _dropout_per_token(shape, recipe, there)) * load.most_tokens
     positions = min(chunk(shape.vocabulary), load.most_trained)
-    head = positions * shape.vocabulary * LOGIT + 4 * shape.hidden * load.most_trained
+    logit = LOGIT + CAPPED * shape.softcap
+    head = positions * shape.vocabulary * logit + 4 * shape.hidden * load.most_trained
     if recipe.fast:
         return 1.035 * layer * shape.layers + head + RESERVE
     return 2 * shape.hidden * load.most_tokens * shape.layers + max(head, AGAIN * layer) + RESERVE

@@ -35,6 +35,7 @@ class Shape:
     obstacle: str  # why train/fused can't do its layers' passes; empty if it can
     windows: tuple[int | None, ...]  # of each layer's attention; None where it sees all
     norms_after: bool  # of attention and MLP, beside those before them
+    softcap: bool  # of the logits
 
     @property
     def by_hand(self) -> bool:
@@ -80,6 +81,7 @@ def shape_of(config: PreTrainedConfig) -> Shape:
         obstacle=obstacle(model),
         windows=tuple(window_of(getattr(layer, "self_attn", None), config) for layer in layers),
         norms_after=hasattr(layers[0], "pre_feedforward_layernorm"),
+        softcap=bool(getattr(config, "final_logit_softcapping", None)),
     )
 
 
