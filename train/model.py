@@ -158,7 +158,8 @@ class Adapted(nn.Module):
                 self.peft = peft.get_peft_model(base, settings)
             except ValueError as error:
                 raise TrainError(f"LoraConfig: {' '.join(str(error).split())[:300]}") from None
-        for parameter in self.parameters_to_train():  # copies of a base's modules are as it was stored
+        self._trained = [parameter for parameter in self.peft.parameters() if parameter.requires_grad]
+        for parameter in self._trained:  # copies of a base's modules are as it was stored
             parameter.data = parameter.data.float()
         self._fast = recipe.fast
         if has_kernels(device) and allows(recipe) and fits(base):
@@ -188,7 +189,7 @@ class Adapted(nn.Module):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Of the adapter's parameters alone: the base has thousands, and no gradients."""
-        for parameter in self.parameters_to_train():
+        for parameter in self._trained:
             parameter.grad = None
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -220,7 +221,7 @@ class Adapted(nn.Module):
 
     def parameters_to_train(self) -> list[nn.Parameter]:
         """The adapter's, in fp32."""
-        return [parameter for parameter in self.peft.parameters() if parameter.requires_grad]
+        return self._trained
 
     def save(self, folder: Path) -> None:
         """Write the adapter as PEFT does, for the base as it is published."""

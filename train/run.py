@@ -220,7 +220,7 @@ class Run:
         """What to do when the memory wasn't enough."""
         args = self.recipe.args
         cures = []
-        if self.order.processes > 1 and not self.recipe.fully_shard:
+        if self.order.processes > 1 and not (self.recipe.fully_shard or self.recipe.dpo):
             cures.append("fully_shard: true (beside SFTConfig)")
         if self.recipe.fast:
             cures.append(f"memory: lean (beside {args.title})")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from trl.trainer.sft_trainer import SFTTrainer as Upstream
 
+from train import sharding
 from train.evaluation import evaluate
 from train.model import Adapted
 from train.trainer import Training
@@ -19,6 +20,13 @@ class SFTTrainer(Training, Upstream):
     def model_of(self, adapted: Adapted) -> Any:
         """Without PEFT's wrapper, whose hooks take 17 ms a call."""
         return adapted
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        """A base that is shared out isn't accelerate's, which refuses to replicate what is beside it."""
+        model = super()._wrap_model(model, training, dataloader)
+        if self.adapted.shared and model is self.adapted:
+            return sharding.replicated(model, self.args.device, self.accelerator.ddp_handler.to_kwargs())
+        return model
 
     def loss_of(self, model: Any, batch: Any) -> torch.Tensor:
         """In nats, of the batch's trained tokens."""

@@ -121,10 +121,17 @@ def shard(model: Any, device: torch.device) -> Shared:
     if tied:
         _share_head(head, tied)
     base._is_fsdp_managed_module = True  # transformers' generate then goes on until all processes have ended
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    ignore: Any = DistributedDataParallel
-    ignore._set_params_and_buffers_to_ignore_for_model(model, frozen)
     return Shared(tied or head)
+
+
+def replicated(model: nn.Module, device: torch.device, settings: dict[str, Any]) -> nn.Module:
+    """The model with gradients averaged over all processes; `settings` are DistributedDataParallel's."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    parallel: Any = DistributedDataParallel
+    parallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+    here = [device.index] if device.type == "cuda" else None
+    made: nn.Module = parallel(model, device_ids=here, **settings)
+    return made
 
 
 def _move(module: nn.Module, device: torch.device) -> None:
