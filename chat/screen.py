@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
+
 from chat import page_html as parts
 from chat import space
 from chat.address import bare, bracketed, opens_at, without_proxies
 from chat.events import CONCURRENT_TURNS, TURNS, Handlers, add_api
 from chat.gradio_import import gr, loops_closed
+from chat.guard import Guard, names_of
 from chat.model_host import Host
 from chat.page import SAMPLING_KEYS, Page
 from chat.reply import Sessions
@@ -161,6 +164,8 @@ def launch(
             show_error=True,
             ssr_mode=False,
             enable_monitoring=False,
+            run_history=False,  # it would keep a copy of what was written, and the chats are kept already
+            app_kwargs={"openapi_url": None, "middleware": [Middleware(Guard, names_of(bare(host)))]},
             max_file_size="8mb",  # a saved chat; browsers keep 5 MB
             footer_links=["api"],
             theme=theme.set(

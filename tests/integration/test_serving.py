@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,26 @@ def start(folder: Path) -> Iterator[Callable[..., App]]:
         app.process.wait()
 
 
+def check_what_is_refused(app: App) -> None:
+    """Foreign pages, unknown names, other kinds of bodies, and the pages that Gradio has beside ours."""
+    join = "/gradio_api/queue/join"
+    cases: list[tuple[int, str, bytes | None, dict[str, str]]] = [
+        (403, "/", None, {"Host": "evil.example"}),
+        (403, "/config", None, {"Origin": "http://evil.example"}),
+        (403, join, b"{}", {"Origin": "http://evil.example", "Content-Type": "application/json"}),
+        (415, join, b"{}", {"Content-Type": "text/plain"}),
+        (413, join, b" " * 10_000_000, {"Content-Type": "application/json"}),
+        (404, "/openapi.json", None, {}),
+        (404, "/gradio_api/runs", None, {}),
+    ]
+    for status, path, body, headers in cases:
+        request = urllib.request.Request(app.url + path, body, headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=PATIENCE_S)
+        assert refused.value.code == status, path
+        refused.value.close()
+
+
 def test_what_is_good_in_models_json_is_served_and_the_rest_is_named(
     folder: Path, start: Callable[..., App]
 ) -> None:
@@ -54,6 +75,7 @@ def test_what_is_good_in_models_json_is_served_and_the_rest_is_named(
     app = start("--engine", "in-process")
     page = app.wait_until_it_answers()
     assert "SmolLM2-135M-Instruct" in page
+    check_what_is_refused(app)
     log = app.log.read_text()
     assert "Typo is left out of the menu: unknown key 'n_ctxx'; did you mean 'n_ctx'?" in log
     assert "Text is left out of the menu: 'n_ctx' is \"many\"" in log
