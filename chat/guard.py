@@ -42,10 +42,10 @@ class Refused(Exception):
 
 
 class Guard:
-    """ASGI middleware around the whole app, which is reached by `names` and by addresses."""
+    """ASGI middleware around the whole app, which is reached by `names`, by addresses, or by any name at all."""
 
-    def __init__(self, app: Any, names: frozenset[str]) -> None:
-        self._app, self._names, self._open = app, names, 0
+    def __init__(self, app: Any, names: frozenset[str], any_host: bool = False) -> None:
+        self._app, self._names, self._any_host, self._open = app, names, any_host, 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -56,7 +56,8 @@ class Guard:
         try:
             if self._open > CROWD:
                 raise Refused(503, f"{CROWD} requests are open already; try again in a moment")
-            self._check_host(headers)
+            if not self._any_host:
+                self._check_host(headers)
             self._check_origin(headers)
             if scope.get("method") in WRITES:
                 _check_type(scope["path"], headers)

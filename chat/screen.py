@@ -153,6 +153,8 @@ def launch(
 ) -> None:
     """Serve the page until Ctrl-C; `ready` is told its address. Raises OSError when the port is taken."""
     theme = gr.themes.Default(primary_hue="indigo", radius_size="lg", font=["system-ui", "sans-serif"])
+    # What is on the internet anyway gains nothing from a check of the name that it was asked by.
+    guard = Middleware(Guard, names_of(bare(host)), any_host=space.is_one())
     with loops_closed(), without_proxies():
         demo.launch(
             server_name=bracketed(bare(host)),
@@ -165,7 +167,7 @@ def launch(
             ssr_mode=False,
             enable_monitoring=False,
             run_history=False,  # it would keep a copy of what was written, and the chats are kept already
-            app_kwargs={"openapi_url": None, "middleware": [Middleware(Guard, names_of(bare(host)))]},
+            app_kwargs={"openapi_url": None, "middleware": [guard]},
             max_file_size="8mb",  # a saved chat; browsers keep 5 MB
             footer_links=["api"],
             theme=theme.set(

@@ -10,9 +10,14 @@ EVERY_ADDRESS = "0.0.0.0"  # a Space's own proxy comes from another machine
 NOTE = "The model runs on the processor; the GPU of this Space is not used."
 
 
+def is_one() -> bool:
+    """Whether this runs on a Hugging Face Space."""
+    return bool(os.environ.get("SPACE_ID"))
+
+
 def default_address() -> str | None:
     """The address to serve on if the user says none; None is Gradio's own default, this machine only."""
-    return EVERY_ADDRESS if os.environ.get("SPACE_ID") else None
+    return EVERY_ADDRESS if is_one() else None
 
 
 def zero_gpu() -> bool:

@@ -23,11 +23,11 @@ async def echo(request: Request) -> JSONResponse:
     return JSONResponse({"got": len(await request.body())})
 
 
-def app(names: frozenset[str] = frozenset({"localhost"})) -> Starlette:
+def app(names: frozenset[str] = frozenset({"localhost"}), any_host: bool = False) -> Starlette:
     routes = [
         Route(path, echo, methods=["GET", "POST", "PUT"]) for path in ("/", "/login", "/gradio_api/upload")
     ]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, names)])
+    return Starlette(routes=routes, middleware=[Middleware(Guard, names, any_host)])
 
 
 def asked(method: str = "POST", path: str = "/", body: bytes = b"{}", /, **headers: str) -> tuple[int, str]:
@@ -64,6 +64,14 @@ def test_a_name_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
     # Behind a proxy that says another Host than the browser did.
     headers = JSON | {"host": "127.0.0.1:7860", "origin": "https://chat.example"}
     assert client.post("/", json={}, headers=headers).status_code == 200
+
+
+def test_a_space_is_asked_by_whatever_name_its_proxy_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_HOST", "me-tune2chat.hf.space")
+    client = TestClient(app(names_of("0.0.0.0"), any_host=True))
+    for origin, status in (("https://me-tune2chat.hf.space", 200), ("https://evil.example", 403)):
+        headers = JSON | {"host": "pod-7.internal:7860", "origin": origin}
+        assert client.post("/", json={}, headers=headers).status_code == status
 
 
 JSON_ = {"content_type": "application/json"}
