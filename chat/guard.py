@@ -42,7 +42,7 @@ class Refused(Exception):
 
 
 class Guard:
-    """ASGI middleware around the whole app, which is reached by `names`, by addresses, or by any name at all."""
+    """ASGI middleware around the app, which is reached by `names`, by addresses, or by any name at all."""
 
     def __init__(self, app: Any, names: frozenset[str], any_host: bool = False) -> None:
         self._app, self._names, self._any_host, self._open = app, names, any_host, 0
