@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from starlette.middleware import Middleware
-
 from chat import page_html as parts
 from chat import space
 from chat.address import bare, bracketed, opens_at, without_proxies
@@ -154,7 +152,7 @@ def launch(
     """Serve the page until Ctrl-C; `ready` is told its address. Raises OSError when the port is taken."""
     theme = gr.themes.Default(primary_hue="indigo", radius_size="lg", font=["system-ui", "sans-serif"])
     # What is on the internet anyway gains nothing from a check of the name that it was asked by.
-    guard = Middleware(Guard, names_of(bare(host)), any_host=space.is_one())
+    guard = (Guard, (names_of(bare(host)),), {"any_host": space.is_one()})  # as Starlette unpacks it
     with loops_closed(), without_proxies():
         demo.launch(
             server_name=bracketed(bare(host)),
