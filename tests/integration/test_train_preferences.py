@@ -205,5 +205,5 @@ def test_two_steps_of_the_tour(tmp_path: Path) -> None:
     assert qlora.main([*given, *(f"--set={key}" for key in small)]) == 0
     made = tmp_path / "outputs" / "smollm2-quotes-dpo"
     losses = [loss for (loss,) in metrics_of(made, "loss") if loss is not None]
-    assert losses[0] == pytest.approx(0.693147, abs=1e-5)
+    assert losses[0] == pytest.approx(0.693147, abs=1e-4)
     assert "| preferred |" in (made / "README.md").read_text()
