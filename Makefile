@@ -2,7 +2,6 @@
 PYTHON ?= python3
 ARGS ?=
 IN_VENV := .venv/bin/python
-GPU := $(shell command -v nvidia-smi)
 
 .PHONY: chat train convert test lint fix bench clean
 
@@ -23,10 +22,11 @@ test:  ## install what is missing, check style and types, run every test that th
 	@$(MAKE) --no-print-directory style
 	@$(MAKE) --no-print-directory -j2 types run-tests
 
+# A page is asked as a person would, with a stop in the middle of a reply: nothing else may take its cores then.
 .PHONY: run-tests
 run-tests:
-	$(IN_VENV) -m pytest -m '$(if $(GPU),not gpu)' -rs -n auto --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS) || [ $$? = 5 ]
-	$(if $(GPU),$(IN_VENV) -m pytest -m gpu -rs --durations=10 $(ARGS) || [ $$? = 5 ])
+	$(IN_VENV) -m pytest -m 'unit or integration' -rs -n auto --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS) || [ $$? = 5 ]
+	$(IN_VENV) -m pytest -m 'e2e or gpu' -rs --durations=10 $(ARGS) || [ $$? = 5 ]
 
 lint:  ## check style and types
 	@$(PYTHON) scripts/setup_env.py lint

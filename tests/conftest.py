@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 # The files that take longest, longest first: they begin while there is much else to run beside them.
 LONGEST = (
-    *("test_train_arrow", "test_convert_arrow", "test_families", "test_tiny_models", "test_stopping"),
-    *("test_train_resume", "test_verify", "test_train_run", "test_lora_gguf", "test_convert_kill"),
-    *("test_gptq_arrow", "test_from_gguf", "test_page", "test_talking", "test_models"),
-    *("test_many", "test_tabs"),
+    *("test_train_arrow", "test_convert_arrow", "test_families", "test_tiny_models", "test_train_resume"),
+    *("test_verify", "test_train_run", "test_lora_gguf", "test_convert_kill", "test_gptq_arrow"),
+    "test_from_gguf",
 )
 SYSTEM_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
