@@ -18,7 +18,7 @@ from core.registry import Registry, load_registry
 FILE_CONTEXT = 4096  # tokens, as the conversion gives a new model
 APP = ("app.py", "requirements.txt", "LICENSE")
 PACKAGES = ("chat", "core")
-SUFFIXES = (".py", ".css", ".js")
+SUFFIXES = (".py", ".css", ".js", ".jsonl")
 MARK = "tune2chat"  # the tag by which a repository of ours is known
 UNKNOWN_REVISION = "0" * 40  # until the model is there: as long as a real one
 LONGEST_NAME = 90  # characters of a repository's name; the hub allows 96 with its owner
