@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -103,6 +103,13 @@ class Loaded:
         """Count a row with a column or a key that isn't used."""
         self.not_used[name] += 1
         self._keep(name, row, seen)
+
+    def tell(self, row: int, changed: Mapping[str, str], not_used: Mapping[str, str]) -> None:
+        """Count, by reason and name, what an example's row lost or had changed; each with what was seen."""
+        for reason, seen in changed.items():
+            self.change(reason, row, seen)
+        for name, seen in not_used.items():
+            self.ignore(name, row, seen)
 
     def _keep(self, reason: str, row: int, seen: str) -> None:
         if reason not in self.first:

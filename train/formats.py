@@ -101,10 +101,7 @@ def read_any(table: Table, data: Data, loaded: Loaded) -> None:
         except UnicodeDecodeError:
             loaded.leave_out("bytes that are no text", number)
             continue
-        for change, what in chat.changed.items():
-            loaded.change(change, number, what)
-        for name, value in (chat.not_used | beside.not_used(cells)).items():
-            loaded.ignore(name, number, value)
+        loaded.tell(number, chat.changed, chat.not_used | beside.not_used(cells))
         add_once(example, seen, loaded)
 
 

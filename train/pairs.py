@@ -69,11 +69,9 @@ def read_pairs(table: Table, data: Data, loaded: Loaded) -> None:
         }
         assert example.rejected
         example = replace(example, **placed, rejected=replace(example.rejected, **placed))
-        for change, what in {k: v for chat in chats for k, v in chat.changed.items()}.items():
-            loaded.change(change, number_, what)
-        not_used = {k: v for chat in chats for k, v in chat.not_used.items()} | beside.not_used(cells)
-        for name, value in not_used.items():
-            loaded.ignore(name, number_, value)
+        changed = {k: v for chat in chats for k, v in chat.changed.items()}
+        not_used = {k: v for chat in chats for k, v in chat.not_used.items()}
+        loaded.tell(number_, changed, not_used | beside.not_used(cells))
         _add_once(example, seen, loaded)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -36,7 +37,7 @@ from train.stops import on_stop
 PROGRESS = "progress.json"  # in a checkpoint, beside transformers' files
 
 
-class Training(Logged):
+class Training(Logged, ABC):
     """One adapter's training in `folder`, with rows to train on and rows to evaluate on (maybe none).
 
     A trainer of TRL's comes after it among a class's parents: `train.sft`, `train.dpo`.
@@ -71,17 +72,17 @@ class Training(Logged):
         self.processing_class = None  # or its special tokens would replace the model's
         self.remove_callback(PrinterCallback)
 
+    @abstractmethod
     def model_of(self, adapted: Adapted) -> Any:
         """What TRL's trainer gets as its model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss_of(self, model: Any, batch: Any) -> torch.Tensor:
         """The loss of a micro-batch, summed over what counts in it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def validated(self, between: Callable[[], None]) -> dict[str, float]:
         """`eval_loss`, a mean over what counts in the validation rows, and perhaps more figures."""
-        raise NotImplementedError
 
     def resume(self) -> None:
         """Go back to the checkpoint, if there is one. Raises TrainError."""

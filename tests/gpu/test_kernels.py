@@ -17,7 +17,8 @@ from train.fused.rotary import Angles
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA GPU, and there is none", allow_module_level=True)
 
-from train.fused import capped_attention, triton_ops  # need Triton, which comes with PyTorch for CUDA
+from train.fused import triton_ops  # needs Triton, which comes with PyTorch for CUDA
+from train.fused.capped_attention import Capped
 
 CUDA = torch.device("cuda")
 
@@ -57,8 +58,8 @@ def test_capped_attention_is_that_of_fp32(heads: tuple[int, int, int], window: i
     starts = torch.tensor([0, 37, 237, 238, 900], dtype=torch.int32, device=CUDA)
     qkv = torch.randn(900, (shape.query + 2 * shape.key) * shape.head, device=CUDA, dtype=torch.bfloat16)
     gradient = torch.randn(900, shape.query * shape.head, device=CUDA, dtype=torch.bfloat16)
-    out, lse = capped_attention.attend(qkv, shape, starts)
-    made = [out, *capped_attention.attend_backward(gradient, qkv, out, lse, shape, starts)]
+    out, lse = Capped(shape).forward(qkv, starts)
+    made = [out.flatten(1), *Capped(shape).backward(gradient, qkv, out, lse, starts)]
     exact = shape.split(qkv.float())
     wanted = reference_ops.attend(exact, shape, starts)
     of_parts = reference_ops.attend_backward(gradient.float().view_as(wanted), exact, shape, starts)

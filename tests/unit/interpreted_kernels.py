@@ -120,7 +120,8 @@ def rotate_backward(ops: ModuleType, draw: Draw, turn: Turn) -> list[torch.Tenso
 
 def capped(ops: ModuleType, draw: Draw, heads: Heads, gradients: bool) -> list[torch.Tensor]:
     """Attention with capped scores of three rows; its kernels aren't among `triton_ops`."""
-    from train.fused import capped_attention, reference_ops
+    from train.fused import reference_ops
+    from train.fused.capped_attention import Capped
 
     starts = torch.tensor([0, 70, 71, 150], dtype=torch.int32)
     qkv = 2 * draw(150, (heads.query + 2 * heads.key) * heads.head)
@@ -131,10 +132,10 @@ def capped(ops: ModuleType, draw: Draw, heads: Heads, gradients: bool) -> list[t
             return [reference_ops.attend(parts, heads, starts).flatten(1)]
         of_out = gradient.view(150, heads.query, heads.head)
         return list(reference_ops.attend_backward(of_out, parts, heads, starts))
-    out, lse = capped_attention.attend(qkv, heads, starts)
+    out, lse = Capped(heads).forward(qkv, starts)
     if not gradients:
-        return [out]
-    return list(capped_attention.attend_backward(gradient, qkv, out, lse, heads, starts))
+        return [out.flatten(1)]
+    return list(Capped(heads).backward(gradient, qkv, out, lse, starts))
 
 
 def cross_entropy(ops: ModuleType, draw: Draw, vocabulary: int) -> list[torch.Tensor]:

@@ -17,17 +17,13 @@ from train.fused.reference_ops import Heads
 
 def attend(qkv: torch.Tensor, heads: Heads, batch: Packed) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the heads' results (T, query head) and what the backward pass needs, their log sums."""
-    if plan := plan_for(qkv, heads, batch):
+    if plan := _plan(qkv, heads, batch):
         out, lse = plan.forward(qkv, batch.cu_seq_lens)
         return out.flatten(1), lse
     q, k, v = heads.split(qkv)
     if not qkv.is_cuda:
         out = reference_ops.attend((q, k, v), heads, batch.cu_seq_lens)
         return out.flatten(1), qkv.new_empty(0)
-    if heads.softcap is not None:
-        from train.fused import capped_attention  # needs Triton
-
-        return capped_attention.attend(qkv, heads, batch.cu_seq_lens)
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         q, k, v, *_packed(batch), False, scale=heads.scale, **_window(heads, batch)
     )
@@ -43,18 +39,15 @@ def attend_backward(
     batch: Packed,
 ) -> tuple[torch.Tensor, ...]:
     """The gradients of queries, keys and values (T, heads, head) from that of `out` (T, query head)."""
-    if plan := plan_for(qkv, heads, batch):
-        return plan.backward(gradient, qkv, out, lse, batch.cu_seq_lens)
-    if qkv.is_cuda and heads.softcap is not None:
-        from train.fused import capped_attention
-
-        return capped_attention.attend_backward(gradient, qkv, out, lse, heads, batch.cu_seq_lens)
+    if plan := _plan(qkv, heads, batch):
+        gradients: tuple[torch.Tensor, ...] = plan.backward(gradient, qkv, out, lse, batch.cu_seq_lens)
+        return gradients
     q, k, v = heads.split(qkv)
     gradient = gradient.view_as(q)
     if not qkv.is_cuda:
         return reference_ops.attend_backward(gradient, (q, k, v), heads, batch.cu_seq_lens)
     unused = gradient.new_empty(0)  # the random state of dropout
-    gradients: tuple[torch.Tensor, ...] = torch.ops.aten._flash_attention_backward(
+    gradients = torch.ops.aten._flash_attention_backward(
         gradient,
         q,
         k,
@@ -68,6 +61,15 @@ def attend_backward(
         **_window(heads, batch),
     )
     return gradients
+
+
+def _plan(qkv: torch.Tensor, heads: Heads, batch: Packed) -> Any:
+    """Kernels for this batch that PyTorch hasn't, or None: those with a cap, or cuDNN's."""
+    if heads.softcap is not None and qkv.is_cuda:
+        from train.fused.capped_attention import Capped  # needs Triton
+
+        return Capped(heads)
+    return plan_for(qkv, heads, batch)
 
 
 def _packed(batch: Packed) -> tuple[Any, ...]:

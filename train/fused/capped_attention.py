@@ -174,39 +174,46 @@ def _backward_keys(
     tl.store(of_v + place, made_v, inside & (columns < WIDTH))
 
 
-def attend(qkv: torch.Tensor, heads: Heads, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the heads' results (T, query head) and their log sums (T, query), fp32.
+class Capped:
+    """What `cudnn_attention.Plan` is, for heads whose scores are capped."""
 
-    `starts` (rows + 1, int32) are a batch's `cu_seq_lens`.
-    """
-    out = qkv.new_empty(len(qkv), heads.query * heads.head)
-    lse = torch.empty(len(qkv), heads.query, dtype=torch.float32, device=qkv.device)
-    first, _ = _bounds(heads, starts, len(qkv))
-    grid, given, sizes = _launch(qkv, heads, heads.query)
-    _forward[grid](*heads.split(qkv), out, lse, first, *given, **sizes)
-    return out, lse
+    def __init__(self, heads: Heads) -> None:
+        self.heads = heads
 
+    def forward(self, qkv: torch.Tensor, starts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the heads' results (T, query, head) and their log sums (T, query), fp32.
 
-def attend_backward(
-    gradient: torch.Tensor,
-    qkv: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    heads: Heads,
-    starts: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """The gradients of queries, keys and values (T, heads, head) from that of `out` (T, query head)."""
-    first, last = _bounds(heads, starts, len(qkv))
-    gradient = gradient.contiguous()
-    delta = (gradient.float() * out).view(len(qkv), heads.query, heads.head).sum(2)
-    counts = (heads.query, heads.key, heads.key)
-    of_q, of_k, of_v = (qkv.new_empty(len(qkv), count, heads.head) for count in counts)
-    inputs = (*heads.split(qkv), gradient, lse, delta)
-    grid, given, sizes = _launch(qkv, heads, heads.query)
-    _backward_queries[grid](*inputs, of_q, first, *given, **sizes)
-    grid, given, sizes = _launch(qkv, heads, heads.key)
-    _backward_keys[grid](*inputs, of_k, of_v, first, last, *given, **sizes)
-    return of_q, of_k, of_v
+        `starts` (rows + 1, int32) are a batch's `cu_seq_lens`.
+        """
+        heads = self.heads
+        out = qkv.new_empty(len(qkv), heads.query, heads.head)
+        lse = torch.empty(out.shape[:2], dtype=torch.float32, device=qkv.device)
+        first, _ = _bounds(heads, starts, len(qkv))
+        grid, given, sizes = _launch(qkv, heads, heads.query)
+        _forward[grid](*heads.split(qkv), out, lse, first, *given, **sizes)
+        return out, lse
+
+    def backward(
+        self,
+        gradient: torch.Tensor,
+        qkv: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        starts: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """The gradients of queries, keys and values (T, heads, head) from that of `out`."""
+        heads = self.heads
+        first, last = _bounds(heads, starts, len(qkv))
+        gradient = gradient.contiguous()
+        delta = (gradient.float() * out.view_as(gradient)).view(len(qkv), heads.query, heads.head).sum(2)
+        counts = (heads.query, heads.key, heads.key)
+        of_q, of_k, of_v = (qkv.new_empty(len(qkv), count, heads.head) for count in counts)
+        inputs = (*heads.split(qkv), gradient, lse, delta)
+        grid, given, sizes = _launch(qkv, heads, heads.query)
+        _backward_queries[grid](*inputs, of_q, first, *given, **sizes)
+        grid, given, sizes = _launch(qkv, heads, heads.key)
+        _backward_keys[grid](*inputs, of_k, of_v, first, last, *given, **sizes)
+        return of_q, of_k, of_v
 
 
 def _bounds(heads: Heads, starts: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:

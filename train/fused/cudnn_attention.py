@@ -151,8 +151,6 @@ def plan_for(qkv: torch.Tensor, heads: Heads, batch: Packed) -> Plan | None:
     """The plan for this batch, or None where FlashAttention has to do it."""
     if qkv.dtype != torch.bfloat16 or heads.head % 16:  # of other heads cuDNN's gradients aren't right
         return None
-    if heads.softcap is not None:
-        return None
     if heads.window is not None and heads.window < batch.max_length:
         return None
     if not is_there(qkv.device) or not _is_right(heads, qkv.device):

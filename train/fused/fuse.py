@@ -62,16 +62,13 @@ class Forward:
         max_length_q: int | None = None,
         **others: Any,
     ) -> Any:
-        packed = input_ids is not None and position_ids is not None and cu_seq_lens_q is not None
         strange = any(others.get(name) for name in ("past_key_values", "use_cache", "adapter_names"))
         strange |= any(others.get(name) is not None for name in ("attention_mask", "inputs_embeds"))
-        if not packed or strange or any(layer.merged for layer in self._layers):
+        strange |= any(layer.merged for layer in self._layers)
+        if input_ids is None or position_ids is None or cu_seq_lens_q is None or strange:
             given = {"cu_seq_lens_q": cu_seq_lens_q, "max_length_q": max_length_q}
             given = {name: value for name, value in given.items() if value is not None}
             return self._own(input_ids=input_ids, position_ids=position_ids, **given, **others)
-        assert input_ids is not None
-        assert position_ids is not None
-        assert cu_seq_lens_q is not None
         longest = max_length_q or int(cu_seq_lens_q.diff().max())
         batch = Packed(
             input_ids=input_ids, position_ids=position_ids, cu_seq_lens=cu_seq_lens_q, max_length=longest
