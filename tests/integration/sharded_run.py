@@ -1,6 +1,8 @@
-"""Whole runs with fully_shard on CPUs, which the command refuses; several processes, as it is launched.
+"""A whole run with fully_shard on CPUs, which the command refuses; several processes, as it is launched.
 
-python -m tests.integration.sharded_run ROOT RECIPE... [--resume]
+One run, as the command's: gloo can't bring processes together a second time over the same store.
+
+python -m tests.integration.sharded_run ROOT RECIPE [--resume]
 """
 
 from __future__ import annotations
@@ -40,8 +42,5 @@ def main(root: Path, path: Path, resume: bool, state: PartialState) -> None:
 
 
 if __name__ == "__main__":
-    resume = "--resume" in sys.argv
-    root, *paths = (Path(word) for word in sys.argv[1:] if word != "--resume")
     with on_stop(interrupt):
-        for path in paths:
-            main(root, path, resume and path is paths[0], PartialState(cpu=True))
+        main(Path(sys.argv[1]), Path(sys.argv[2]), "--resume" in sys.argv, PartialState(cpu=True))
