@@ -174,9 +174,9 @@ def main() -> None:
             else:
                 row = command(folder, given, name == "command")
             rows[name] = about | row
+            given.out.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
             print(line(row), flush=True)
     report(list(rows.values()))
-    given.out.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
 
 
 if __name__ == "__main__":
