@@ -71,6 +71,7 @@ def save_base(config: PreTrainedConfig, folder: Path) -> None:
 def arm(name: str, cards: int, folder: Path, given: argparse.Namespace, storage: str) -> dict[str, Any]:
     """Run an arm in processes of its own; its figures, or the end of what it said."""
     about = [folder, "--steps", given.steps, "--length", given.length, "--storage", storage]
+    about += ["--deterministic"] if given.deterministic else []
     done, _ = launched(["-m", "bench.train_sharded_arm", name, *about], cards)
     for line in done.stdout.splitlines():
         if line.startswith(FIGURES):
@@ -84,6 +85,7 @@ def launched(command: list[Any], cards: int) -> tuple[subprocess.CompletedProces
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", cards]
     # The first card alone: with several in sight, one process would be refused.
     seen = os.environ | ({"CUDA_VISIBLE_DEVICES": "0"} if cards == 1 else {})
+    seen |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # cuBLAS is deterministic with it alone
     words = [sys.executable, *(launcher if cards > 1 else []), *command]
     began = time.perf_counter()
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=ROOT, env=seen)
@@ -156,6 +158,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--length", type=int, default=LENGTH)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--deterministic", action="store_true", help="slower; equal runs give equal losses")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     cuda = torch.cuda.device_count() >= CARDS

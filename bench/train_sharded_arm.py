@@ -1,11 +1,12 @@
 """One arm of `bench/train_sharded.py`, as one of its processes: the first prints a line of figures.
 
-python -m bench.train_sharded_arm ARM FOLDER [--steps N] [--length N] [--storage TYPE]
+python -m bench.train_sharded_arm ARM FOLDER [--steps N] [--length N] [--storage TYPE] [--deterministic]
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import shutil
@@ -127,7 +128,10 @@ def whole_digests(base: Path, given: argparse.Namespace, device: torch.device) -
     """SHA-256 of the packed weights as one GPU has them, by layer."""
     recipe = recipe_of(base, given, 1, False, "uint8")
     adapted = Adapted(load_base(str(base), recipe, device), recipe, device)
-    return {name: digest_of(layer.weight) for name, layer in packed(adapted)}
+    digests = {name: digest_of(layer.weight) for name, layer in packed(adapted)}
+    del adapted
+    gc.collect()  # its parts know each other, and would count among what the arm keeps
+    return digests
 
 
 def packed(adapted: Adapted) -> Iterator[tuple[str, Any]]:
@@ -169,7 +173,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--length", type=int, default=LENGTH)
     parser.add_argument("--storage", default="uint8")
-    work(parser.parse_args())
+    parser.add_argument("--deterministic", action="store_true")
+    given = parser.parse_args()
+    torch.use_deterministic_algorithms(given.deterministic)
+    work(given)
 
 
 if __name__ == "__main__":
