@@ -10,17 +10,18 @@ defects (each has a test in tests/integration/test_agent_contract.py):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from llama_cpp_agent import LlamaCppAgent
 from llama_cpp_agent.chat_history import BasicChatHistory
 from llama_cpp_agent.chat_history.messages import Roles
+from llama_cpp_agent.llm_output_settings import LlmStructuredOutputSettings, LlmStructuredOutputType
 from llama_cpp_agent.messages_formatter import MessagesFormatter
 from llama_cpp_agent.providers.provider_base import LlmProvider, LlmProviderId, LlmSamplingSettings
 
-from core.engine import Engine, Generation, Sampling
+from core.engine import Engine, Generation, Request, Sampling, TokenLogProb
 
 Messages = list[dict[str, str]]
 
@@ -43,9 +44,12 @@ class IdsFormatter(MessagesFormatter):  # type: ignore[misc]  # the library has 
 
 @dataclass
 class EngineSettings(LlmSamplingSettings):  # type: ignore[misc]
-    """Carries our sampling settings through the agent, which copies them and asks whether to stream."""
+    """Carries a request but for its ids and grammar through the agent, which copies them and asks whether to
+    stream."""
 
     sampling: Sampling
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    logprobs: int | None = None
 
     def get_provider_identifier(self) -> LlmProviderId:
         return LlmProviderId.llama_cpp_python
@@ -67,13 +71,27 @@ class EngineSettings(LlmSamplingSettings):  # type: ignore[misc]
         return self.sampling.model_dump()
 
 
+class GrammarSettings(LlmStructuredOutputSettings):  # type: ignore[misc]
+    """Carries a grammar through the agent. The library's own is wrong for half of the types that a schema
+    has, and its parser prints what is no JSON: the reply stays text, checked by `chat/structured.py`."""
+
+    grammar: str
+    output_type: LlmStructuredOutputType = LlmStructuredOutputType.object_instance
+    output_raw_json_string: bool = True
+
+    def get_gbnf_grammar(self) -> str:
+        return self.grammar
+
+
 class EngineProvider(LlmProvider):  # type: ignore[misc]
     """Lets an agent draw its replies from one of our engines."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.generation: Generation | None = None
-        self.prompt_done = 0  # prompt tokens evaluated so far; the agent passes text only
+        # The agent passes text only.
+        self.prompt_done = 0  # prompt tokens evaluated so far
+        self.logprobs: list[TokenLogProb] = []  # of the text so far, where they are asked for
 
     def is_using_json_schema_constraints(self) -> bool:
         return False
@@ -87,12 +105,17 @@ class EngineProvider(LlmProvider):  # type: ignore[misc]
     def create_completion(
         self, prompt: list[int], structured_output_settings: Any, settings: EngineSettings, bos_token: str
     ) -> Iterator[dict[str, Any]]:
-        self.generation = self._engine.generate(prompt, settings.sampling)
+        given = isinstance(structured_output_settings, GrammarSettings)
+        grammar = structured_output_settings.get_gbnf_grammar() if given else ""
+        self.generation = self._engine.generate(
+            Request(prompt, settings.sampling, grammar, settings.adapters, settings.logprobs)
+        )
         return self._chunks(self.generation)
 
     def _chunks(self, generation: Generation) -> Iterator[dict[str, Any]]:
         for chunk in generation:
             self.prompt_done = max(self.prompt_done, chunk.prompt_done)
+            self.logprobs += chunk.logprobs
             yield {"choices": [{"text": chunk.text}]}
 
     def create_chat_completion(self, messages: Any, structured_output_settings: Any, settings: Any) -> Any:
@@ -102,10 +125,8 @@ class EngineProvider(LlmProvider):  # type: ignore[misc]
         return self._engine.tokenize(prompt, False)
 
 
-def start_reply(
-    provider: EngineProvider, messages: Messages, ids: list[int], sampling: Sampling
-) -> Iterator[str]:
-    """Start the reply to `messages`, which are `ids` as a prompt, and yield its text piece by piece.
+def start_reply(provider: EngineProvider, messages: Messages, request: Request) -> Iterator[str]:
+    """Start the reply to `messages`, which are `request.ids` as a prompt, and yield its text piece by piece.
 
     Empty pieces are signs of progress: `provider.prompt_done` has grown.
     """
@@ -114,14 +135,15 @@ def start_reply(
     agent = LlamaCppAgent(
         provider,
         system_prompt=messages[0]["content"] if has_system else "",
-        custom_messages_formatter=IdsFormatter(ids),
+        custom_messages_formatter=IdsFormatter(list(request.ids)),
         chat_history=history,
         add_tools_and_structures_documentation_to_system_prompt=False,
     )
     for message in messages[has_system:]:
         history.add_message({"role": Roles(message["role"]), "content": message["content"]})
     reply: Iterator[str] = agent.get_chat_response(
-        llm_sampling_settings=EngineSettings(sampling),
+        llm_sampling_settings=EngineSettings(request.sampling, request.adapters, request.logprobs),
+        structured_output_settings=GrammarSettings(grammar=request.grammar) if request.grammar else None,
         returns_streaming_generator=True,
         add_response_to_chat_history=False,
     )

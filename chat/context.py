@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from core.engine import Engine, Generation, Sampling, Stats
+from core.engine import Engine, Generation, Request, Sampling, Stats
 from core.errors import ChatError
 from core.prompt import Messages
 
@@ -134,7 +134,7 @@ class Turn:
         started = time.perf_counter()
         progress = TurnState(prefix, prompt_tokens=len(planned.ids), left_out=planned.left_out)
         provider = EngineProvider(engine)
-        pieces = start_reply(provider, planned.messages, planned.ids, sampling)
+        pieces = start_reply(provider, planned.messages, Request(planned.ids, sampling))
         generation = self._generation = provider.generation
         assert generation is not None
         text = prefix

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-from core.engine import CHUNK_INTERVAL_S, PENALTY_WINDOW, Chunk, Sampling, Stats
+from core.engine import CHUNK_INTERVAL_S, PENALTY_WINDOW, Chunk, Request, Stats, TokenLogProb
 from core.errors import ChatError, EngineDied
 
 
@@ -30,11 +30,13 @@ class Server(Protocol):
 class LlamaServerGeneration:
     """One reply, read from the server's event stream."""
 
-    def __init__(self, engine: Server, ids: list[int], sampling: Sampling) -> None:
-        self.stats = Stats(prompt_tokens=len(ids), seed=sampling.seed or 0)
+    def __init__(self, engine: Server, request: Request, scales: list[float]) -> None:
+        self.stats = Stats(prompt_tokens=len(request.ids), seed=request.sampling.seed or 0)
         self._engine = engine
-        n_predict = min(sampling.max_tokens, engine.n_ctx - len(ids))
-        self._request = completion(ids, sampling, n_predict, preserved_tokens=list(engine.shown))
+        self._top = request.logprobs
+        self._logprobs: list[TokenLogProb] = []  # of the reply's ids, where they are asked for
+        n_predict = min(request.sampling.max_tokens, engine.n_ctx - len(request.ids))
+        self._request = completion(request, scales, n_predict, preserved_tokens=list(engine.shown))
         self._connection = http.client.HTTPConnection("127.0.0.1", engine.port)
         self._socket: socket.socket | None = None
         self._cancelled = False
@@ -64,7 +66,7 @@ class LlamaServerGeneration:
         self.stats.generated_tokens = len(self.stats.ids)
 
     def _chunks(self, started: float) -> Iterator[Chunk]:
-        text, newest, fresh, last = "", "", 0, 0.0
+        text, newest, ready, given, last = "", "", 0, 0, 0.0
         for event, waited in self._until_stopped():
             if progress := event.get("prompt_progress"):
                 self.stats.cached_tokens = progress["cache"]
@@ -74,18 +76,24 @@ class LlamaServerGeneration:
                 text += "" if self._finish(event) else newest
                 break
             text += newest
-            fresh += self._take_ids(event)
+            ready = len(self.stats.ids)
+            self._take_ids(event)
             newest = event["content"]  # kept back: a stop token that is user-defined has a text
             now = time.perf_counter()
             self.stats.first_token_s = self.stats.first_token_s or now - started
             # Sleep, then drain: two wake-ups an interval instead of one a token leave the cores to llama.cpp.
             if text and (waited or not last) and now - last >= CHUNK_INTERVAL_S:
-                yield Chunk(text, tuple(self.stats.ids[-fresh:]) if fresh else ())
-                text, fresh, last = "", 0, now
+                yield self._chunk(text, given, ready)
+                text, given, last = "", ready, now
                 time.sleep(CHUNK_INTERVAL_S)
         else:
             text += newest  # the server hung up: what it sent stays
-        yield Chunk(text, tuple(self.stats.ids[len(self.stats.ids) - fresh :]))
+        yield self._chunk(text, given, len(self.stats.ids))
+
+    def _chunk(self, text: str, start: int, end: int) -> Chunk:
+        """Return `text` with the reply's ids from `start` to `end`."""
+        logprobs = tuple(self._logprobs[start:end])
+        return Chunk(text, tuple(self.stats.ids[start:end]), logprobs=logprobs)
 
     def _until_stopped(self) -> Iterator[tuple[dict[str, Any], bool]]:
         """Yield the events; a Stop ends them without an error, so that the text of all ids is handed on."""
@@ -114,7 +122,7 @@ class LlamaServerGeneration:
                 yield json.loads(line[6:]), now - before > 0.001
                 before = time.perf_counter()
 
-    def _take_ids(self, event: dict[str, Any]) -> int:
+    def _take_ids(self, event: dict[str, Any]) -> None:
         """Add the event's ids to the reply's. A character of several tokens arrives with its last id only:
         the others are found by tokenising it; where that fails, the history falls back to the text."""
         gap = event["tokens_predicted"] - len(self.stats.ids)
@@ -123,7 +131,8 @@ class LlamaServerGeneration:
             found = self._engine.tokenize(event["content"], False)[-gap:]
             ids = found if len(found) == gap and found[-1] == ids[-1] else [-1] * (gap - 1) + ids
         self.stats.ids += ids
-        return len(ids)
+        if self._top is not None:
+            self._logprobs += _logprobs(event, ids, self._top)
 
     def _finish(self, event: dict[str, Any]) -> bool:
         """Note how the reply ended; True if its newest id was the stop token, which is no part of it."""
@@ -131,6 +140,7 @@ class LlamaServerGeneration:
         stopped: bool = ended and event["tokens_predicted"] == len(self.stats.ids)
         if stopped:
             self.stats.ids.pop()
+            del self._logprobs[len(self.stats.ids) :]
         self.stats.finish_reason = "stop" if ended else "length"
         timings = event["timings"]
         self.stats.cached_tokens = timings["cache_n"]
@@ -139,13 +149,34 @@ class LlamaServerGeneration:
         return stopped
 
 
+def _logprobs(event: dict[str, Any], ids: list[int], top: int) -> list[TokenLogProb]:
+    """Return the event's log-probabilities, one for each of its `ids`."""
+
+    def read(token: dict[str, Any], alternatives: tuple[TokenLogProb, ...] = ()) -> TokenLogProb:
+        return TokenLogProb(token["id"], bytes(token["bytes"]), token["logprob"], alternatives)
+
+    told = event.get("completion_probabilities", [])
+    silent = [TokenLogProb(i, b"", None) for i in ids[: len(ids) - len(told)]]
+    return silent + [read(token, tuple(map(read, token["top_logprobs"][:top]))) for token in told]
+
+
 def completion(
-    ids: list[int], sampling: Sampling, n_predict: int, stream: bool = True, **more: list[str]
+    request: Request, scales: list[float], n_predict: int, stream: bool = True, **more: list[str]
 ) -> str:
-    """The body of a request: our fields only, never what a client sent."""
+    """The body of a request: our fields only, never what a client sent. `scales` are those of all adapters:
+    without one of them the server would take what its cache has from another adapter."""
+    sampling = request.sampling
     fields = sampling.model_dump(exclude={"max_tokens"})
-    fields |= {"prompt": ids, "n_predict": n_predict, "repeat_last_n": PENALTY_WINDOW, "cache_prompt": stream}
+    fields |= {
+        "prompt": list(request.ids),
+        "n_predict": n_predict,
+        "repeat_last_n": PENALTY_WINDOW,
+        "cache_prompt": stream,
+    }
     fields |= {"stream": stream, "return_tokens": True, "return_progress": stream, "response_fields": None}
+    fields |= {"lora": [{"id": i, "scale": scale} for i, scale in enumerate(scales)]} if scales else {}
+    fields |= {"grammar": request.grammar} if request.grammar else {}
+    fields |= {"n_probs": max(1, request.logprobs)} if request.logprobs is not None else {}
     fields |= more
     if sampling.temperature == 0:
         fields |= {"samplers": ["penalties", "top_k"], "top_k": 1}  # greedy: nothing else to compute

@@ -14,8 +14,9 @@ import sys
 import sysconfig
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from core import child
 from core.engine import (
     LOOK_AGAIN_S,
     LoadCancelled,
+    Request,
     Sampling,
     first_reason,
     server_errors,
     wanted,
 )
 from core.errors import ChatError, EngineDied, ModelFileError
+from core.lora import Adapter, strengths
 
 CACHE_RAM_MIB = 256  # prompts of other chats kept ready; llama-server's default of 8 GiB has filled machines
 BATCH_TIME_S = 0.45  # a batch can't be interrupted, and Stop may have to wait for two
@@ -57,14 +60,14 @@ class LlamaServerEngine:
         path: Path,
         n_ctx: int,
         n_threads: int,
-        adapters: list[str] | None = None,
+        adapters: Sequence[Adapter] = (),
         slots: int = 1,
         cancelled: Callable[[], bool] = wanted,
         overrides: Mapping[str, int] | None = None,
     ) -> None:
         self.n_ctx = n_ctx
         self.shown: Mapping[str, int] = {}
-        self._path, self._n_threads, self.slots, self._adapters = path, n_threads, slots, adapters or []
+        self._path, self._n_threads, self.slots, self._adapters = path, n_threads, slots, adapters
         self._overrides = overrides or {}
         self.batch = FIRST_BATCH
         self._process: child.Process | None = None
@@ -137,11 +140,12 @@ class LlamaServerEngine:
             "--threads-http": self.slots + 2,
             "--batch-size": self.batch,
             "--ubatch-size": self.batch,
-            "--cache-ram": CACHE_RAM_MIB,
+            # It isn't keyed by adapter: the prompt of a chat with one would be taken for a chat without.
+            "--cache-ram": 0 if self._adapters else CACHE_RAM_MIB,
             "--chat-template": "chatml",
             "--log-colors": "off",
         }
-        adapters = [word for adapter in self._adapters for word in ("--lora", adapter)]
+        adapters = [word for a in self._adapters for word in ("--lora-scaled", f"{a.path}:0")]
         overrides = [
             word for key, i in self._overrides.items() for word in ("--override-kv", f"{key}=int:{i}")
         ]
@@ -169,7 +173,8 @@ class LlamaServerEngine:
         vocabulary = self.tokenize(
             "The quick brown fox jumps over the lazy dog, again and again. " * 8, False
         )
-        request = completion(vocabulary[:PROBE_TOKENS], Sampling(temperature=0, seed=0), 1, stream=False)
+        probe = Request(vocabulary[:PROBE_TOKENS], Sampling(temperature=0, seed=0))
+        request = completion(probe, strengths(self._adapters, {}), 1, stream=False)
         speed = self._request("POST", "/completion", request)["timings"]["prompt_per_second"] or 1.0
         batch = MIN_BATCH
         while batch * 2 <= min(speed * BATCH_TIME_S, MAX_BATCH):
@@ -196,11 +201,13 @@ class LlamaServerEngine:
         finally:
             connection.close()
 
-    def generate(self, ids: list[int], sampling: Sampling) -> LlamaServerGeneration:
-        """Start a reply to the prompt `ids`; a free slot takes it, or the first that becomes free."""
+    def generate(self, request: Request) -> LlamaServerGeneration:
+        """Start a reply; a free slot takes it, or the first that becomes free."""
+        ids = request.ids
         if not ids or len(ids) >= self.n_ctx:
             raise ChatError(f"A prompt of {len(ids)} tokens does not fit a context of {self.n_ctx} tokens.")
-        return LlamaServerGeneration(self, ids, sampling.seeded())
+        scales = strengths(self._adapters, request.adapters)
+        return LlamaServerGeneration(self, replace(request, sampling=request.sampling.seeded()), scales)
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None

@@ -154,7 +154,8 @@ class Host:
     def _load(self, name: str, cancelled: Callable[[], bool] = wanted) -> Model:
         entry, path = self._find(name)
         replies = self._model.replies if self._model and self._model.name == name else Replies()
-        adapters = [str(self.registry.folder / adapter) for adapter in entry.adapters]
+        folder = self.registry.folder
+        adapters = [a.model_copy(update={"path": str(folder / a.path)}) for a in entry.adapters]
 
         def start(file: GgufFile, n_ctx: int, overrides: dict[str, int]) -> Engine:
             self._unload()  # two models at once may not fit

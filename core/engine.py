@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -56,12 +56,41 @@ class Sampling(BaseModel):
 
 
 @dataclass(frozen=True)
+class Request:
+    """What an engine is asked for: a reply to the prompt `ids`.
+
+    `grammar` is GBNF that llama.cpp's converter made of a checked schema (`chat/structured.py`), never what
+    a client wrote: llama.cpp ends its process on some. `adapters` are strengths by name; without any the
+    model's own apply, otherwise those that aren't named are off. `logprobs` asks for the log-probability of
+    each token of the reply and of that many likeliest alternatives.
+    """
+
+    ids: Sequence[int]
+    sampling: Sampling
+    grammar: str = ""
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogProb:
+    """How likely the model thought a token, before any sampler or grammar: natural logarithm."""
+
+    id: int
+    text: bytes  # the token's part of the text, perhaps half a character; a control token has none
+    # Of a character of several tokens, llama-server tells the last one's only, with the text of all.
+    logprob: float | None
+    top: tuple[TokenLogProb, ...] = ()  # the likeliest tokens at this place, the likeliest first
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of a reply, or (with empty text) a sign of progress on the prompt."""
 
     text: str = ""
     ids: tuple[int, ...] = ()
     prompt_done: int = 0  # prompt tokens evaluated so far, those from the cache included
+    logprobs: tuple[TokenLogProb, ...] = ()  # of `ids`, where the request asked for them
 
 
 @dataclass
@@ -102,8 +131,8 @@ class Engine(Protocol):
         """Ids of `text`, no BOS added; `special` lets the surface of a control token become that token."""
         ...
 
-    def generate(self, ids: list[int], sampling: Sampling) -> Generation:
-        """Start a reply to the prompt `ids`. Raises ChatError (EngineDied when the engine is gone)."""
+    def generate(self, request: Request) -> Generation:
+        """Start a reply. Raises ChatError (EngineDied when the engine is gone)."""
         ...
 
     def alive(self) -> bool: ...

@@ -12,10 +12,19 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from core.engine import Sampling
 from core.gguf_reader import part_names
+from core.lora import Adapter
 
 _KINDS = '"path"; "package" and "filename"; "repo_id" and "filename"'
 # huggingface_hub.utils.validate_repo_id has the same rule; importing it takes half a second.
@@ -89,13 +98,21 @@ class Entry(_Closed):
     n_ctx: int = Field(ge=256, le=2**24)
     system_prompt: str | None = None
     sampling: Sampling = Sampling()
-    adapters: list[str] = []
+    adapters: list[Adapter] = []
     base: str | None = None
     run: str | None = None
     quant: str | None = None
     quality: dict[str, float | int | str | bool | None] = {}
     size_bytes: int | None = Field(None, gt=0, lt=2**50)
     kv_bytes_per_token: int | None = Field(None, ge=0, lt=2**40)
+
+    @field_validator("adapters")
+    @classmethod
+    def _named_apart(cls, adapters: list[Adapter]) -> list[Adapter]:
+        names = [adapter.name for adapter in adapters]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f'two adapters are called {twice[0]!r}; give one of them another "name"')
+        return adapters
 
 
 def parse_entry(content: Any) -> Entry:
@@ -111,7 +128,7 @@ def hub_source(entry: Entry) -> Source | None:
     return next((source for source in entry.sources if source.repo_id), None)
 
 
-_KNOWN: dict[str, type[BaseModel]] = {"sources": Source, "sampling": Sampling}
+_KNOWN: dict[str, type[BaseModel]] = {"sources": Source, "sampling": Sampling, "adapters": Adapter}
 
 
 def _sentence(error: Any) -> str:

@@ -11,14 +11,16 @@ import codecs
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
-from core.engine import CHUNK_INTERVAL_S, Chunk, Sampling, Stats, wanted
+from core.engine import CHUNK_INTERVAL_S, Chunk, Request, Stats, TokenLogProb, wanted
 from core.errors import ChatError
 from core.llama import LlamaModel
+from core.llama_sampler import Sampler
+from core.lora import Adapter, strengths
 
 FIRST_BATCH, MIN_BATCH = 128, 32
 BATCH_TIME_S = 0.5  # how often a long prompt reports progress
@@ -28,10 +30,9 @@ LONGEST_CHARACTER = 4  # bytes, and so tokens, in UTF-8
 class InProcessGeneration:
     """One reply, produced by the owner thread and read by another."""
 
-    def __init__(self, ids: list[int], sampling: Sampling) -> None:
-        self.ids = ids
-        self.sampling = sampling
-        self.stats = Stats(prompt_tokens=len(ids), seed=sampling.seed or 0)
+    def __init__(self, request: Request, scales: list[float]) -> None:
+        self.request, self.ids, self.scales = request, list(request.ids), scales
+        self.stats = Stats(prompt_tokens=len(self.ids), seed=request.sampling.seed or 0)
         self.flag = ctypes.create_string_buffer(2)
         self.out: SimpleQueue[Chunk | BaseException | None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -68,13 +69,15 @@ class InProcessEngine:
         path: Path,
         n_ctx: int,
         n_threads: int,
-        adapters: list[str] | None = None,
+        adapters: Sequence[Adapter] = (),
         cancelled: Callable[[], bool] = wanted,
         overrides: Mapping[str, int] | None = None,
     ) -> None:
         self.entered = 0  # replies inside the model now, and the most there ever were: for the tests
         self.most_entered = 0
-        self._model = LlamaModel(path, n_ctx, n_threads, adapters or [], cancelled, overrides)
+        self._adapters = adapters
+        files = [adapter.path for adapter in adapters]
+        self._model = LlamaModel(path, n_ctx, n_threads, files, cancelled, overrides)
         self.n_ctx = self._model.n_ctx
         self.shown: Mapping[str, int] = {}
         self._jobs: SimpleQueue[InProcessGeneration | None] = SimpleQueue()
@@ -87,12 +90,14 @@ class InProcessEngine:
         self._require_alive()
         return self._model.tokenize(text, special)
 
-    def generate(self, ids: list[int], sampling: Sampling) -> InProcessGeneration:
-        """Queue a reply to the prompt `ids`; replies are made one after the other."""
+    def generate(self, request: Request) -> InProcessGeneration:
+        """Queue a reply; replies are made one after the other."""
+        ids = request.ids
         if not ids or len(ids) >= self.n_ctx or not all(0 <= i < self._model.n_vocab for i in ids):
             raise ChatError(f"A prompt of {len(ids)} tokens does not fit a context of {self.n_ctx} tokens.")
         self._require_alive()
-        job = InProcessGeneration(list(ids), sampling.seeded())
+        scales = strengths(self._adapters, request.adapters)
+        job = InProcessGeneration(replace(request, sampling=request.sampling.seeded()), scales)
         self._unfinished.add(job)
         self._jobs.put(job)
         return job
@@ -130,7 +135,8 @@ class InProcessEngine:
     def _reply(self, job: InProcessGeneration) -> None:
         started = time.perf_counter()
         self._model.abort_when(job.flag)
-        chain = self._model.sampler(job.sampling, job.ids)
+        self._model.adapt(job.scales)
+        sampler = self._model.sampler(job.request)
         try:
             if not self._prefill(job):
                 job.stats.finish_reason = "cancelled"
@@ -138,11 +144,11 @@ class InProcessEngine:
             prefilled = time.perf_counter()
             evaluated = len(job.ids) - job.stats.cached_tokens
             job.stats.prompt_per_s = evaluated / (prefilled - started)
-            self._decode(job, chain, started)
+            self._decode(job, sampler, started)
             job.stats.generated_tokens = len(job.stats.ids)
             job.stats.generated_per_s = len(job.stats.ids) / (time.perf_counter() - prefilled)
         finally:
-            self._model.free_sampler(chain)
+            sampler.free()
 
     def _prefill(self, job: InProcessGeneration) -> bool:
         """Evaluate what the context does not hold yet; False when stopped."""
@@ -160,28 +166,31 @@ class InProcessEngine:
             batch = max(MIN_BATCH, min(self._model.n_batch, int(speed * BATCH_TIME_S)))
         return True
 
-    def _decode(self, job: InProcessGeneration, chain: Any, started: float) -> None:
+    def _decode(self, job: InProcessGeneration, sampler: Sampler, started: float) -> None:
         """Draw tokens until one ends the reply. Text leaves as whole characters, some times a second."""
         model, stats, decoder = self._model, job.stats, codecs.getincrementaldecoder("utf-8")("replace")
         # A reply that is continued may have been cut inside a character: its first bytes are in the prompt.
         decoder.decode(b"".join(map(model.bytes_of, job.ids[-LONGEST_CHARACTER:])))
-        limit = min(job.sampling.max_tokens, self.n_ctx - len(job.ids))
+        limit = min(job.request.sampling.max_tokens, self.n_ctx - len(job.ids))
+        top = job.request.logprobs
         text, fresh, last_put = "", 0, 0.0
+        logprobs: list[TokenLogProb] = []
         while not stats.finish_reason:
-            token = model.sample(chain)
+            token = model.sample(sampler)
             if model.ends_reply(token):
                 stats.finish_reason = "stop"
                 break
             stats.ids.append(token)
+            logprobs += [model.log_prob(token, top)] if top is not None else []
             text += decoder.decode(model.bytes_of(token, token in self.shown.values()))
             fresh += 1
             now = time.perf_counter()
             stats.first_token_s = stats.first_token_s or now - started
             if now - last_put >= CHUNK_INTERVAL_S and text:
-                job.out.put(Chunk(text, tuple(stats.ids[-fresh:])))
-                text, fresh, last_put = "", 0, now
+                job.out.put(Chunk(text, tuple(stats.ids[-fresh:]), logprobs=tuple(logprobs)))
+                text, fresh, last_put, logprobs = "", 0, now, []
             if len(stats.ids) >= limit:
                 stats.finish_reason = "length"
             elif not model.evaluate([token]):
                 stats.finish_reason = "cancelled"
-        job.out.put(Chunk(text, tuple(stats.ids[len(stats.ids) - fresh :])))
+        job.out.put(Chunk(text, tuple(stats.ids[len(stats.ids) - fresh :]), logprobs=tuple(logprobs)))

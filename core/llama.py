@@ -6,14 +6,16 @@ import ctypes
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 
-from core.engine import PENALTY_WINDOW, LoadCancelled, Sampling, first_reason, wanted
+from core.engine import LoadCancelled, Request, TokenLogProb, first_reason, wanted
 from core.errors import ChatError, ModelFileError
+from core.llama_sampler import Sampler, likeliest, log_softmax, logits
 
 MAX_BATCH = 512  # llama.cpp's physical batch: larger ones evaluate no faster
 ABORTED = 2  # llama_decode's return value after the abort callback said so
@@ -57,7 +59,9 @@ class LlamaModel:
         self.n_ctx = min(n_ctx, llama_cpp.llama_n_ctx(self._context))  # it rounds up to blocks of 256
         self.n_batch = min(MAX_BATCH, llama_cpp.llama_n_batch(self._context))
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._adapt(path, adapters)
+        self._scales: list[float] = []
+        self._loras = self._load_adapters(path, adapters)
+        self.adapt([1.0] * len(adapters))
         self._one = (llama_cpp.llama_token * 1)()
         self._batch_of_one = llama_cpp.llama_batch_get_one(self._one, 1)
         self._piece = ctypes.create_string_buffer(1024)
@@ -74,17 +78,27 @@ class LlamaModel:
             raise ModelFileError(f"{path.name} loads, but a context of {n_ctx} tokens does not: {_reason()}")
         return context
 
-    def _adapt(self, path: Path, adapters: list[str]) -> None:
+    def _load_adapters(self, path: Path, adapters: list[str]) -> list[Any]:
         _errors.clear()
         files = map(os.fsencode, adapters)
         loras = [llama_cpp.llama_adapter_lora_init(self._model, file) for file in files]
         if not all(loras):
             self.close()
             raise ModelFileError(f"{path.name}: an adapter of {adapters} does not load: {_reason()}")
-        if loras:
-            array = (llama_cpp.llama_adapter_lora_p_ctypes * len(loras))(*loras)
-            scales = (ctypes.c_float * len(loras))(*[1.0] * len(loras))
-            llama_cpp.llama_set_adapters_lora(self._context, array, len(loras), scales)
+        return loras
+
+    def adapt(self, scales: Sequence[float]) -> None:
+        """Let the adapters apply with `scales`, one for each. Another choice forgets what the context holds:
+        its keys and values come from the adapters it was evaluated with."""
+        if list(scales) == self._scales:
+            return
+        self._scales = list(scales)
+        array = (llama_cpp.llama_adapter_lora_p_ctypes * len(scales))(*self._loras)
+        llama_cpp.llama_set_adapters_lora(
+            self._context, array, len(scales), (ctypes.c_float * len(scales))(*scales)
+        )
+        self.cached.clear()
+        llama_cpp.llama_memory_clear(self._memory, True)
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Ids of `text`, no BOS added. Reads the vocabulary only, so any thread may call it."""
@@ -160,34 +174,23 @@ class LlamaModel:
             finally:
                 llama_cpp.llama_batch_free(batch)
 
-    def sampler(self, s: Sampling, prompt: list[int]) -> Any:
-        """llama.cpp's default order, as llama-server has it; free it with `free_sampler`."""
-        chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        add = llama_cpp.llama_sampler_chain_add
-        if s.repeat_penalty != 1:
-            window = llama_cpp.llama_sampler_init_penalties(
-                self.n_vocab, PENALTY_WINDOW, s.repeat_penalty, 0.0, 0.0
-            )
-            add(chain, window)
-            for token in prompt[-PENALTY_WINDOW:]:
-                llama_cpp.llama_sampler_accept(window, token)
-        if s.temperature == 0:
-            add(chain, llama_cpp.llama_sampler_init_greedy())
-            return chain
-        add(chain, llama_cpp.llama_sampler_init_top_k(s.top_k))
-        add(chain, llama_cpp.llama_sampler_init_top_p(s.top_p, 1))
-        add(chain, llama_cpp.llama_sampler_init_min_p(s.min_p, 1))
-        add(chain, llama_cpp.llama_sampler_init_temp(s.temperature))
-        add(chain, llama_cpp.llama_sampler_init_dist(s.seed or 0))
-        return chain
+    def log_prob(self, token: int, top: int) -> TokenLogProb:
+        """How likely `token` was to follow the context, and the `top` likeliest ones. Call it after the draw,
+        before the next `evaluate`."""
+        log_probs = log_softmax(logits(self._context, self.n_vocab))
 
-    def sample(self, chain: Any) -> int:
-        """Draw the token that follows the context."""
-        token: int = llama_cpp.llama_sampler_sample(chain, self._context, -1)
-        return token
+        def of(i: int) -> TokenLogProb:
+            return TokenLogProb(i, self.bytes_of(i), float(log_probs[i]))
 
-    def free_sampler(self, chain: Any) -> None:
-        llama_cpp.llama_sampler_free(chain)
+        return replace(of(token), top=tuple(map(of, likeliest(log_probs, top))))
+
+    def sampler(self, request: Request) -> Sampler:
+        """The samplers of one reply. Raises ChatError."""
+        return Sampler(self._vocab, self.n_vocab, request)
+
+    def sample(self, sampler: Sampler) -> int:
+        """Draw the token that follows the context. Raises ChatError."""
+        return sampler.draw(self._context)
 
     def close(self) -> None:
         """Free the memory; nothing else may be called afterwards."""

@@ -20,6 +20,7 @@ from torch import nn
 
 from core.files import whole
 from core.llama import LlamaModel
+from core.llama_sampler import log_softmax
 from core.machine import available_bytes, idle_thread_count
 from core.rows import Row
 
@@ -70,13 +71,6 @@ def gguf_log_probs(
             on_row()
     finally:
         model.close()
-
-
-def log_softmax(logits: NDArray[np.floating]) -> LogProbs:
-    """Return the log-probabilities of one position's logits."""
-    shifted: LogProbs = logits.astype(np.float32) - np.max(logits)
-    shifted -= np.float32(math.log(np.sum(np.exp(shifted), dtype=np.float64)))
-    return shifted
 
 
 def save_reference(path: Path, distributions: Iterable[LogProbs], count: int) -> None:

@@ -57,8 +57,8 @@ class Registry:
     def missing(self, entry: Entry) -> str:
         """Return why an entry can be neither loaded nor downloaded; empty if it can."""
         for adapter in entry.adapters:
-            if not (self.folder / adapter).is_file():
-                return f"its adapter {adapter!r} is not on this disk"
+            if not (self.folder / adapter.path).is_file():
+                return f"its adapter {adapter.path!r} is not on this disk"
         if hub_source(entry) or self.locate(entry):
             return ""
         incomplete = (missing_part(place) for source in entry.sources if (place := self._place(source)))
@@ -135,7 +135,8 @@ def _beside(folder: Path, entry: Entry) -> Entry:
         source.model_copy(update={"path": moved(source.path)}) if source.path else source
         for source in entry.sources
     ]
-    return entry.model_copy(update={"sources": sources, "adapters": list(map(moved, entry.adapters))})
+    adapters = [adapter.model_copy(update={"path": moved(adapter.path)}) for adapter in entry.adapters]
+    return entry.model_copy(update={"sources": sources, "adapters": adapters})
 
 
 def add(path: Path, name: str, entry: Entry) -> None:

@@ -17,7 +17,7 @@ from convert.verify.limits import (
     Check,
     Limit,
 )
-from core.engine import Sampling
+from core.engine import Request, Sampling
 from core.model import Model
 from core.rows import Row
 
@@ -59,7 +59,7 @@ def check_answers(
     for answer in reference:
         ids = model.encoder.encode(answer.messages)
         same_prompt.append(ids == answer.prompt_ids)
-        generation = model.engine.generate(ids, GREEDY)
+        generation = model.engine.generate(Request(ids, GREEDY))
         text = "".join(chunk.text for chunk in generation)
         if not answer.empty:
             replied.append(bool(text.strip()))

@@ -17,7 +17,8 @@ from convert.verify.limits import CHECKPOINT_KL, CROSS_CHECK, Check, Limit, kl_l
 from core.errors import ConvertError
 from core.gguf_model import read_gguf
 from core.llama import LlamaModel
-from core.log_probs import Scores, log_softmax
+from core.llama_sampler import log_softmax
+from core.log_probs import Scores
 from core.machine import idle_thread_count
 from core.rows import PLAIN_CHATS, Row
 

@@ -48,7 +48,7 @@ def chat_model(gguf: Path, now: str = "") -> Iterator[Model]:
     entry = Entry(sources=[Source(path=str(gguf.resolve()))], n_ctx=max(256, _context(gguf)))
 
     def start(file: GgufFile, n_ctx: int, overrides: dict[str, int]) -> Engine:
-        return InProcessEngine(file.path, n_ctx, idle_thread_count(), [], wanted, overrides)
+        return InProcessEngine(file.path, n_ctx, idle_thread_count(), (), wanted, overrides)
 
     with closing(TemplateRenderer()) as renderer:
         model = open_model(gguf.stem, entry, gguf.resolve(), renderer, start, Replies(), now=now)

@@ -19,7 +19,7 @@ from llama_cpp_agent.messages_formatter import MessagesFormatter, get_predefined
 
 from chat.agent import EngineProvider, EngineSettings, IdsFormatter, Messages, start_reply
 from chat.model_host import Host
-from core.engine import Sampling
+from core.engine import Request, Sampling
 from core.model import Model
 from core.registry import Entry, Registry, Source
 
@@ -61,7 +61,7 @@ class Recorder(EngineProvider):
 def ours(model: Model, messages: Messages, sampling: Sampling = SHORT) -> tuple[str, str]:
     """The prompt as text, and the reply, of a turn through the seam."""
     provider = Recorder(model.engine)
-    reply = "".join(start_reply(provider, messages, model.encoder.encode(messages), sampling))
+    reply = "".join(start_reply(provider, messages, Request(model.encoder.encode(messages), sampling)))
     return text_of(model, provider.prompt), reply
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chat.llama_server import LlamaServerEngine
-from core.engine import Engine, Generation, Sampling
+from core.engine import Engine, Generation, Request, Sampling
 from core.errors import ChatError, ModelFileError
 from core.in_process import InProcessEngine
 from core.machine import thread_count
@@ -37,7 +37,7 @@ def read(generation: Generation) -> str:
 
 
 def test_a_reply_ends_at_its_stop_token_which_is_not_part_of_it(engine: Engine) -> None:
-    generation = engine.generate(prompt(engine, "What is the capital of France?"), GREEDY)
+    generation = engine.generate(Request(prompt(engine, "What is the capital of France?"), GREEDY))
     assert "Paris" in read(generation)
     assert generation.stats.finish_reason == "stop"
     assert not {0, 1, 2} & set(generation.stats.ids)
@@ -45,7 +45,7 @@ def test_a_reply_ends_at_its_stop_token_which_is_not_part_of_it(engine: Engine) 
 
 
 def test_a_reply_that_reaches_its_limit_says_so(engine: Engine) -> None:
-    generation = engine.generate(prompt(engine, "Tell a long story."), GREEDY)
+    generation = engine.generate(Request(prompt(engine, "Tell a long story."), GREEDY))
     read(generation)
     assert generation.stats.finish_reason == "length"
     assert len(generation.stats.ids) == GREEDY.max_tokens
@@ -53,7 +53,7 @@ def test_a_reply_that_reaches_its_limit_says_so(engine: Engine) -> None:
 
 def test_characters_of_several_tokens_arrive_whole_and_with_all_their_ids(engine: Engine) -> None:
     text = "Repeat exactly: 😀🎉 naïve café 漢字 😀🎉"
-    generation = engine.generate(prompt(engine, text), GREEDY.model_copy(update={"max_tokens": 80}))
+    generation = engine.generate(Request(prompt(engine, text), GREEDY.model_copy(update={"max_tokens": 80})))
     said = read(generation)
     assert any(ord(letter) > 0xFFFF for letter in said), said
     assert "\ufffd" not in said
@@ -66,20 +66,22 @@ def test_characters_of_several_tokens_arrive_whole_and_with_all_their_ids(engine
 
 def test_the_same_seed_gives_the_same_reply_and_the_seed_used_is_told(engine: Engine) -> None:
     sampling = Sampling(max_tokens=16, seed=7)
-    first, second = (engine.generate(prompt(engine, "Name an animal."), sampling) for _ in range(2))
-    read(engine.generate(prompt(engine, "Name an animal."), sampling))  # the cache is warm for both
+    first, second = (engine.generate(Request(prompt(engine, "Name an animal."), sampling)) for _ in range(2))
+    read(engine.generate(Request(prompt(engine, "Name an animal."), sampling)))  # the cache is warm for both
     assert read(first) == read(second)
-    drawn = engine.generate(prompt(engine, "Hi"), Sampling(max_tokens=1))
+    drawn = engine.generate(Request(prompt(engine, "Hi"), Sampling(max_tokens=1)))
     read(drawn)
-    assert drawn.stats.seed != engine.generate(prompt(engine, "Hi"), Sampling(max_tokens=1)).stats.seed
+    assert (
+        drawn.stats.seed != engine.generate(Request(prompt(engine, "Hi"), Sampling(max_tokens=1))).stats.seed
+    )
 
 
 def test_a_prompt_that_begins_like_the_last_one_is_not_evaluated_again(engine: Engine) -> None:
     ids = prompt(engine, "Count the words of this sentence, please. " * 20)
-    first = engine.generate(ids, GREEDY)
+    first = engine.generate(Request(ids, GREEDY))
     read(first)
     longer = ids + first.stats.ids + engine.tokenize("<|im_end|>\n<|im_start|>user\nAgain.<|im_end|>\n", True)
-    second = engine.generate(longer, GREEDY)
+    second = engine.generate(Request(longer, GREEDY))
     read(second)
     assert second.stats.cached_tokens >= len(ids) + len(first.stats.ids) - 1
     assert second.stats.prompt_tokens == len(longer)
@@ -89,7 +91,7 @@ def test_a_prompt_that_begins_like_the_last_one_is_not_evaluated_again(engine: E
 def test_stop_ends_the_reply_and_frees_the_engine(engine: Engine, stop_at: str) -> None:
     words = f"The {stop_at} is long. " * (600 if stop_at == "prompt" else 1)
     generation = engine.generate(
-        prompt(engine, words), Sampling(temperature=0, max_tokens=2000, repeat_penalty=1)
+        Request(prompt(engine, words), Sampling(temperature=0, max_tokens=2000, repeat_penalty=1))
     )
     chunks = iter(generation)
     for chunk in chunks:
@@ -100,14 +102,14 @@ def test_stop_ends_the_reply_and_frees_the_engine(engine: Engine, stop_at: str) 
     text = "".join(chunk.text for chunk in chunks)
     assert generation.stats.finish_reason == "cancelled"
     assert len(text) < 500
-    again = engine.generate(prompt(engine, "What is the capital of France?"), GREEDY)
+    again = engine.generate(Request(prompt(engine, "What is the capital of France?"), GREEDY))
     assert next(iter(again)).prompt_done >= 0  # its turn has come: the engine is free
     assert time.monotonic() - stopped < SLACK_S
     assert "Paris" in read(again)
 
 
 def test_stop_works_before_the_reply_has_begun(engine: Engine) -> None:
-    generation = engine.generate(prompt(engine, "Hello"), GREEDY)
+    generation = engine.generate(Request(prompt(engine, "Hello"), GREEDY))
     generation.cancel()
     assert read(generation) == ""
     assert generation.stats.finish_reason == "cancelled"
@@ -115,24 +117,26 @@ def test_stop_works_before_the_reply_has_begun(engine: Engine) -> None:
 
 def test_progress_on_a_long_prompt_is_told_in_steps(engine: Engine) -> None:
     ids = prompt(engine, "Some text that has not been here before, at all. " * 100)
-    steps = [chunk.prompt_done for chunk in engine.generate(ids, GREEDY) if not chunk.text]
+    steps = [chunk.prompt_done for chunk in engine.generate(Request(ids, GREEDY)) if not chunk.text]
     assert len({step for step in steps if 0 < step < len(ids)}) >= 2
 
 
 @pytest.mark.parametrize("ids", [[], [1] * 4096, [1, 10**9]], ids=["empty", "too long", "no such id"])
 def test_a_prompt_that_cannot_be_is_refused_with_a_sentence(engine: Engine, ids: list[int]) -> None:
     with pytest.raises(ChatError, match=r"prompt|Prompt|token"):
-        read(engine.generate(ids, GREEDY))
-    assert "Paris" in read(engine.generate(prompt(engine, "What is the capital of France?"), GREEDY))
+        read(engine.generate(Request(ids, GREEDY)))
+    assert "Paris" in read(engine.generate(Request(prompt(engine, "What is the capital of France?"), GREEDY)))
 
 
 def test_the_repetition_penalty_counts_the_end_of_the_prompt(engine: Engine) -> None:
     ids = engine.tokenize("one two one two one two one two one", True)
     word = engine.tokenize(" two", False)
-    plain = engine.generate(ids, GREEDY.model_copy(update={"max_tokens": 1}))
+    plain = engine.generate(Request(ids, GREEDY.model_copy(update={"max_tokens": 1})))
     read(plain)
     assert plain.stats.ids == word
-    punished = engine.generate(ids, GREEDY.model_copy(update={"max_tokens": 1, "repeat_penalty": 2.0}))
+    punished = engine.generate(
+        Request(ids, GREEDY.model_copy(update={"max_tokens": 1, "repeat_penalty": 2.0}))
+    )
     read(punished)
     assert punished.stats.ids != word
 
@@ -142,7 +146,9 @@ def test_both_engines_draw_the_same_greedy_reply(embedded_model: Path) -> None:
     for kind in (InProcessEngine, LlamaServerEngine):
         engine: Engine = kind(embedded_model, 1024, thread_count())
         sampling = GREEDY.model_copy(update={"repeat_penalty": 1.1})
-        replies.append(read(engine.generate(prompt(engine, "Write one sentence about the sea."), sampling)))
+        replies.append(
+            read(engine.generate(Request(prompt(engine, "Write one sentence about the sea."), sampling)))
+        )
         engine.close()
     assert replies[0] == replies[1]
 
@@ -152,7 +158,7 @@ def test_many_threads_never_enter_the_in_process_model_twice(embedded_model: Pat
     texts: dict[int, str] = {}
 
     def ask(number: int) -> None:
-        texts[number] = read(engine.generate(prompt(engine, f"Say the number {number}."), GREEDY))
+        texts[number] = read(engine.generate(Request(prompt(engine, f"Say the number {number}."), GREEDY)))
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -178,7 +184,9 @@ def test_a_file_that_llama_cpp_refuses_gives_its_reason(
 def test_closing_the_in_process_engine_does_not_wait_for_a_long_reply(embedded_model: Path) -> None:
     engine = InProcessEngine(embedded_model, 4096, thread_count())
     running, waiting = (
-        engine.generate(prompt(engine, "Tell a long story."), GREEDY.model_copy(update={"max_tokens": 3000}))
+        engine.generate(
+            Request(prompt(engine, "Tell a long story."), GREEDY.model_copy(update={"max_tokens": 3000}))
+        )
         for _ in range(2)
     )
     next(iter(running))
@@ -188,4 +196,4 @@ def test_closing_the_in_process_engine_does_not_wait_for_a_long_reply(embedded_m
     assert read(running) is not None
     assert read(waiting) == ""
     with pytest.raises(ChatError, match="unloaded"):
-        engine.generate([1], GREEDY)
+        engine.generate(Request([1], GREEDY))

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from chat.llama_server import BATCH_TIME_S, LlamaServerEngine
-from core.engine import Sampling
+from core.engine import Request, Sampling
 from core.errors import EngineDied
 from core.machine import thread_count
 
@@ -59,7 +59,7 @@ def test_it_serves_no_page_no_slots_and_never_the_models_template(engine: LlamaS
 
 def test_no_batch_takes_longer_than_a_user_waits_for_stop(engine: LlamaServerEngine) -> None:
     ids = engine.tokenize("A text to be read at this machine's own speed. " * 100, False)
-    generation = engine.generate(ids, LONG.model_copy(update={"max_tokens": 1}))
+    generation = engine.generate(Request(ids, LONG.model_copy(update={"max_tokens": 1})))
     list(generation)
     assert (
         engine.batch / generation.stats.prompt_per_s < BATCH_TIME_S * 4
@@ -69,7 +69,7 @@ def test_no_batch_takes_longer_than_a_user_waits_for_stop(engine: LlamaServerEng
 def test_killed_in_the_middle_of_a_reply_it_leaves_a_sentence_and_what_was_written(
     engine: LlamaServerEngine,
 ) -> None:
-    generation = engine.generate(engine.tokenize("Once upon a time", False), LONG)
+    generation = engine.generate(Request(engine.tokenize("Once upon a time", False), LONG))
     chunks = iter(generation)
     assert next(chunk.text for chunk in chunks if chunk.text)
     server(engine).kill()

@@ -18,7 +18,7 @@ from chat.conversation import Conversation
 from chat.llama_server import LlamaServerEngine
 from chat.model_host import Host
 from chat.reply import Sessions
-from core.engine import LoadCancelled, Sampling
+from core.engine import LoadCancelled, Request, Sampling
 from core.errors import ChatError, ModelFileError
 from core.gguf_model import read_gguf
 from core.in_process import InProcessEngine
@@ -205,7 +205,9 @@ def test_a_reply_stops_at_the_end_that_the_template_writes(
         with host.use("odd") as model:
             assert model.end.token == (model.file.vocab.size - 1 if kind else None)
             ids = model.engine.tokenize("Hello", False)
-            generation = model.engine.generate(ids, Sampling(temperature=0, repeat_penalty=1, max_tokens=9))
+            generation = model.engine.generate(
+                Request(ids, Sampling(temperature=0, repeat_penalty=1, max_tokens=9))
+            )
             text = "".join(chunk.text for chunk in generation)
             if kind:
                 assert (text, generation.stats.finish_reason) == (" world", "stop")
@@ -243,7 +245,7 @@ def test_a_stop_keeps_the_text_of_every_id(embedded_model: Path) -> None:
     with closing(LlamaServerEngine(embedded_model, 512, 1)) as engine:
         ids = engine.tokenize("Once upon a time", False)
         for after in range(1, 9):
-            generation = engine.generate(ids, Sampling(temperature=0, max_tokens=200))
+            generation = engine.generate(Request(ids, Sampling(temperature=0, max_tokens=200)))
             text, pieces = "", 0
             for chunk in generation:
                 text, pieces = text + chunk.text, pieces + bool(chunk.text)

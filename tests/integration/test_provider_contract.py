@@ -29,7 +29,7 @@ from chat.conversation import Conversation
 from chat.llama_server import find_binary
 from chat.model_host import Host
 from chat.reply import Sessions
-from core.engine import Sampling
+from core.engine import Request, Sampling
 from core.registry import Entry, Registry, Source
 
 PLAIN = LlmStructuredOutputSettings(output_type=LlmStructuredOutputType.no_structured_output)
@@ -166,6 +166,9 @@ def test_the_agent_itself_is_used_and_keeps_nothing_between_turns(sessions: Sess
     with sessions.host.use("model") as model:
         messages = [{"role": "user", "content": "Say hello."}]
         ids = model.encoder.encode(messages)
-        replies = ["".join(start_reply(EngineProvider(model.engine), messages, ids, SHORT)) for _ in range(2)]
+        replies = [
+            "".join(start_reply(EngineProvider(model.engine), messages, Request(ids, SHORT)))
+            for _ in range(2)
+        ]
     assert replies[0] == replies[1] != ""
     assert LlamaCppAgent.__module__.startswith("llama_cpp_agent.")

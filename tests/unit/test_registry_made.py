@@ -28,7 +28,7 @@ def test_what_was_made_here_joins_the_menu_and_wins(tmp_path: Path) -> None:
     registry = load_registry(path)
     assert list(registry.entries) == ["Hub", "Mine", "Both"]
     assert registry.locate(registry.entries["Mine"]) == tmp_path / "models" / "mine.gguf"
-    assert registry.entries["Mine"].adapters == ["models/lora.gguf"]
+    assert [adapter.path for adapter in registry.entries["Mine"].adapters] == ["models/lora.gguf"]
     assert registry.locate(registry.entries["Both"]) == tmp_path / "other.gguf"
     assert list(registry.broken) == ["Gone"]
     before = path.read_bytes()

@@ -23,7 +23,8 @@ from convert.verify.loss import (
 from convert.verify.report import WIDTH, Report
 from convert.verify.tokens import Facts, check_metadata, difference
 from core.errors import ConvertError
-from core.log_probs import Scores, compare, log_softmax, predicting, read_reference, save_reference, targets
+from core.llama_sampler import log_softmax
+from core.log_probs import Scores, compare, predicting, read_reference, save_reference, targets
 from core.rows import PLAIN_CHATS, Row
 from tests.unit.test_gguf_file import BOOL, MODEL, STRING, U32, gguf
 
