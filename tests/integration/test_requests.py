@@ -18,8 +18,7 @@ from core.lora import Adapter
 
 GREEDY = Sampling(temperature=0, repeat_penalty=1, max_tokens=12, seed=0)
 GRAMMAR = 'root ::= "{\\"n\\": " [0-9]{1,3} "}"'
-QUESTION = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-APART = 0.01  # nats: batches of other sizes round otherwise; adapters are 0.1 and more apart
+APART = 0.01  # nats; adapters are farther apart, and so are prompts evaluated in batches of other sizes
 TOP = 5
 
 
@@ -38,7 +37,7 @@ def write_lora(path: Path, seed: int, width: int = 576, rank: int = 4) -> Path:
     writer.add_float32("adapter.lora.alpha", rank)
     for layer in range(2):
         for end, shape in (("a", (rank, width)), ("b", (width, rank))):
-            tensor = (draw(shape) * 0.2).astype(np.float32)
+            tensor = (draw(shape) * 0.5).astype(np.float32)
             writer.add_tensor(f"blk.{layer}.attn_output.weight.lora_{end}", tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -66,7 +65,7 @@ def engine(kind: str, short_model: Path, loras: list[Adapter]) -> Iterator[Engin
 
 
 def ask(engine: Engine, text: str, **more: object) -> tuple[str, list[Chunk], Request]:
-    ids = engine.tokenize(QUESTION.format(text), True)
+    ids = engine.tokenize(f"{text}<|im_end|>\n<|im_start|>assistant\n", True)
     request = Request(ids, GREEDY, **more)  # type: ignore[arg-type]
     chunks = list(engine.generate(request))
     return "".join(chunk.text for chunk in chunks), chunks, request
@@ -107,49 +106,52 @@ def test_log_probabilities_belong_to_the_ids_and_the_text(engine: Engine) -> Non
     assert [token.id for token in logprobs] == [i for chunk in chunks for i in chunk.ids]
     assert b"".join(token.text for token in logprobs).decode().strip() == text.strip()
     for token in logprobs:
-        assert len(token.top) == 2 and token.top[0].id == token.id  # greedy
+        assert len(token.top) == 2
+        assert token.top[0].id == token.id  # greedy
         assert token.logprob == token.top[0].logprob >= (token.top[1].logprob or 0)
     assert not any(chunk.logprobs for chunk in ask(engine, "Hi")[1])
     assert not any(token.top for chunk in ask(engine, "Hi", logprobs=0)[1] for token in chunk.logprobs)
 
 
+# No common beginning: what is reused is then all or nothing.
+QUESTIONS = ["Name an animal. " * 12, "Tell me about the sea. " * 10]
 CHOICES: list[dict[str, float]] = [{"a": 1.0}, {"b": 1.0}, {"a": 0.0}, {"a": 0.5, "b": 1.0}]
+
+ORDER = [
+    (0, 0),
+    (0, 1),
+    (0, 0),
+    (1, 2),
+    (0, 2),
+    (1, 0),
+    (0, 3),
+    (1, 3),
+    (0, 1),
+    (1, 2),
+]  # question and choice
 
 
 @pytest.fixture(scope="module")
 def cold(short_model: Path, loras: list[Adapter]) -> list[list[dict[int, float]]]:
     """What a model thinks that has seen nothing else, for each choice and question."""
-    found = []
-    for choice in CHOICES:
+
+    def thinks(question: str, choice: dict[str, float]) -> dict[int, float]:
         opened = InProcessEngine(short_model, 1024, 1, loras)
         try:
-            found.append([first(opened, question, choice) for question in QUESTIONS])
+            return first(opened, question, choice)
         finally:
             opened.close()
-    return found
 
-
-QUESTIONS = ["Name an animal. " * 12, "Tell me about the sea. " * 10]
+    return [[thinks(question, choice) for question in QUESTIONS] for choice in CHOICES]
 
 
 def test_no_cache_mixes_adapters(
     kind: str, short_model: Path, loras: list[Adapter], cold: list[list[dict[int, float]]]
 ) -> None:
-    assert min(apart(cold[i][0], cold[j][0]) for i in range(4) for j in range(i)) > 10 * APART
+    assert min(apart(cold[i][0], cold[j][0]) for i in range(4) for j in range(i)) > 5 * APART
     opened = open_engine(kind, short_model, loras, slots=2)
     try:
-        for number, choice in [
-            (0, 0),
-            (0, 1),
-            (0, 0),
-            (1, 2),
-            (0, 2),
-            (1, 0),
-            (0, 3),
-            (1, 3),
-            (0, 1),
-            (1, 2),
-        ]:
+        for number, choice in ORDER:
             warm = first(opened, QUESTIONS[number], CHOICES[choice])
             assert apart(warm, cold[choice][number]) < APART
     finally:
