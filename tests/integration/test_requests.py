@@ -17,7 +17,7 @@ from core.in_process import InProcessEngine
 from core.lora import Adapter
 
 GREEDY = Sampling(temperature=0, repeat_penalty=1, max_tokens=12, seed=0)
-GRAMMAR = 'root ::= "{\\"n\\": " [0-9]{1,3} "}"'
+GRAMMAR = 'root ::= "{\\"n\\": " [1-9] [0-9]{0,2} "}"'
 APART = 0.01  # nats; adapters are farther apart, and so are prompts evaluated in batches of other sizes
 TOP = 5
 
