@@ -63,6 +63,8 @@ class Conversation(BaseModel):
     model: str = ""
     system_prompt: Text = ""
     sampling: Sampling = Sampling()
+    adapters: dict[str, float] = Field(default_factory=dict)  # strength by name; without any the model's own
+    json_schema: dict[str, Any] | None = None  # what replies have to be, where they are to be JSON
     messages: list[Message] = Field(default_factory=list)
     left_out: int = Field(0, ge=0)  # messages at the start that no longer fit the context
     tokens: int = Field(0, ge=0)  # of context that the last turn used
@@ -118,6 +120,7 @@ class Conversation(BaseModel):
         """Go on with the model called `name`, whose context may hold what the one before had to leave out."""
         if name != self.model:
             self.model, self.left_out, self.tokens = name, 0, 0
+            self.adapters = {}  # they are of one base
 
     def undo(self) -> str:
         """Take the last question and its reply back; return the question."""
@@ -164,7 +167,10 @@ class Conversation(BaseModel):
 
     def to_json(self) -> str:
         """The chat as data: `messages` as every chat API has them, the settings beside them."""
-        data = {"model": self.model, "sampling": self.sampling.model_dump(), "messages": self.prompt()}
+        data: dict[str, Any] = {"model": self.model, "sampling": self.sampling.model_dump()}
+        data |= {"adapters": self.adapters} if self.adapters else {}
+        data |= {"json_schema": self.json_schema} if self.json_schema is not None else {}
+        data |= {"messages": self.prompt()}
         return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
 
     def _require_messages(self, action: str) -> None:

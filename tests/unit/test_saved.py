@@ -19,6 +19,7 @@ def test_what_the_page_saves_is_read_again() -> None:
     chat = Conversation(model="m", system_prompt="Be kind.", sampling=Sampling(temperature=0.1, seed=5))
     chat.say("a")
     chat.messages += read_chat([{"role": "assistant", "content": "<think>so</think>b"}]).messages
+    chat.adapters, chat.json_schema = {"pirate": 0.5}, {"type": "object"}
     again = read_chat(json.loads(chat.to_json()))
     assert again == chat
     assert again.messages[1].reply() == ("so", "b", False)
