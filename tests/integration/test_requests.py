@@ -9,8 +9,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from jsonschema.validators import Draft202012Validator
 
 from chat.llama_server import LlamaServerEngine
+from chat.structured import structured
 from core.engine import Chunk, Engine, Request, Sampling
 from core.errors import ChatError
 from core.in_process import InProcessEngine
@@ -168,3 +170,51 @@ def test_adapters_and_strengths_that_are_not_there(engine: Engine) -> None:
     for strength in (-1.0, 1e30, float("nan")):
         with pytest.raises(ChatError, match=r"'a' can't have the strength"):
             ask(engine, "Hi", adapters={"a": strength})
+
+
+HARD: dict[str, dict[str, object]] = {
+    "names": {
+        "properties": {'é"\n\\': {"enum": ["grün", 'a"b\\\n', None, 1.5]}, "*": {"const": {"a": ["b\\"]}}},
+        "required": ['é"\n\\', "*"],
+    },
+    "reserved": {
+        "properties": {
+            name: {"type": "boolean"} for name in ("root", "string", "space", "value", "char", "a b")
+        }
+        | {"a-b": {"type": "null"}},
+        "required": ["root", "string", "space", "value", "char", "a b", "a-b"],
+    },
+    "strings": {
+        "type": "array",
+        "items": {"type": "string", "minLength": 2, "maxLength": 4},
+        "minItems": 2,
+        "maxItems": 3,
+    },
+    "pattern": {"type": "string", "pattern": r"^.{2}|[^a]\.\d{2}$"},
+    "unions": {
+        "$defs": {"t": {"type": ["integer", "null"]}},
+        "anyOf": [
+            {"type": "object", "properties": {"a": {"$ref": "#/$defs/t"}}, "required": ["a"]},
+            {"type": "array", "prefixItems": [{"$ref": "#/$defs/t"}, {"enum": ["x"]}]},
+        ],
+    },
+    "dates": {"properties": {"d": {"type": "string", "format": "date-time"}}, "required": ["d"]},
+    "anything": {"type": "array", "maxItems": 1},
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_replies_fit_their_schema_whatever_is_drawn(engine: Engine, name: str) -> None:
+    """The model is two layers of one, at a temperature where it writes anything that it may."""
+    made = structured(HARD[name])
+    finished = 0
+    for seed in range(8):
+        drawn = Sampling(temperature=2, min_p=0, top_p=1, top_k=0, max_tokens=120, seed=seed)
+        ids = engine.tokenize("Answer.", False)
+        generation = engine.generate(Request(ids, drawn, grammar=made.grammar, adapters={"a": 0}))
+        text = "".join(chunk.text for chunk in generation)
+        if generation.stats.finish_reason == "stop":
+            assert made.fault(text, "stop") == "", text
+            Draft202012Validator(HARD[name]).validate(json.loads(text))
+            finished += 1
+    assert finished > 2

@@ -35,7 +35,7 @@ ALLOWED = {
 
 # The only product files that may import a library.
 KEPT_IN = {
-    "llama_cpp": ("core/llama.py", "core/llama_sampler.py", "core/vocab_worker.py"),
+    "llama_cpp": ("core/grammar_worker.py", "core/llama.py", "core/llama_sampler.py", "core/vocab_worker.py"),
     "llama_cpp_agent": ("chat/agent.py",),
     "gradio": ("chat/gradio_import.py",),
     "subprocess": ("core/child.py",),
