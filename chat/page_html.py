@@ -42,6 +42,13 @@ THEME_JS = """() => {
   localStorage.setItem('tune2chat-theme', document.body.classList.toggle('dark') ? 'dark' : 'light');
 }"""
 PAGE_JS = Path(__file__).with_name("screen.js").read_text()
+# What a text in a chat must not do, should it get past `literal` and Gradio's sanitiser: have the browser ask
+# another site for anything, whose address would carry what was said.
+POLICY = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; "
+    "frame-src 'none'; object-src 'none'; form-action 'none'; base-uri 'self'\">"
+)
 TABS_JS = Path(__file__).with_name("screen_tabs.js").read_text()
 
 
@@ -155,14 +162,22 @@ def gauge_html(tokens: int, n_ctx: int) -> str:
 # Entities would do the same, but would be there when a message is copied or edited.
 JOINER = "\u2060"
 
-_MARKUP = re.compile(r"<(?=[A-Za-z/!?])(?!https?://\S+>)|&(?=#?\w+;)")
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+# HTML but for addresses, entities, images, definitions of links (a title may go on over lines that look like
+# a fence), and the language whose blocks become diagrams, with images.
+_MARKUP = re.compile(
+    r"<(?=[A-Za-z/!?])(?!https?://[^\s`<>]+>)|&(?=#?\w+;)|!(?=\[)|(?<=\])(?=:)|(?<=```|~~~)[ \t]*mermaid",
+    re.I,
+)
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
+# With one of these in a line, renderers differ on what is code: escapes, formulas, cells, addresses.
+_NO_SPAN = re.compile(r"[\\$|]|\]\(|://|www\.", re.IGNORECASE)
 _TICKS = re.compile(r"`+")
 
 
 @lru_cache(maxsize=512)  # a page update shows every message again
 def literal(text: str) -> str:
-    """`text` for the chatbot, so that HTML in it is seen as it was typed. Code is shown as it is anyway."""
+    """`text` for the chatbot, so that HTML in it is seen as it was typed, and images as links. Code is shown
+    as it is anyway."""
     parts, end = [], 0
     for start, stop in _code(text):
         parts += [_MARKUP.sub(_joined, text[end:start]), text[start:stop]]
@@ -190,7 +205,7 @@ def _code(text: str) -> Iterator[tuple[int, int]]:
         mark = _FENCE.match(line)
         if not fence and mark:
             yield from _spans(text, prose, position)
-            fence, began = mark[1], position
+            fence, began = mark[1], position + len(line)  # its language is no code
         elif fence and mark and mark[1].startswith(fence) and line.strip() == mark[1]:
             prose = position + len(line)
             yield began, prose
@@ -203,7 +218,15 @@ def _code(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _spans(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Spans of code in backticks: each ends at the next run of as many backticks as it began with."""
+    """Spans of code in backticks, each within its line: further on, a list or a formula may begin."""
+    for line in text[start:stop].splitlines(keepends=True):
+        if not _NO_SPAN.search(line):
+            yield from _spans_of_line(text, start, start + len(line))
+        start += len(line)
+
+
+def _spans_of_line(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Each ends at the next run of as many backticks as it began with."""
     runs = [match.span() for match in _TICKS.finditer(text, start, stop)]
     later: dict[int, int] = {}  # length of a run -> the nearest one to the right
     closing = [0] * len(runs)

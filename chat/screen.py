@@ -172,7 +172,7 @@ def launch(
                 body_text_color_subdued=GREY, block_info_text_color=GREY, input_placeholder_color=GREY
             ),
             css_paths=Path(__file__).with_name("screen.css"),
-            head=f"<script>{parts.TABS_JS}</script>",
+            head=f"{parts.POLICY}<script>{parts.TABS_JS}</script>",
         )
     ready(opens_at(bare(host), port))
     demo.block_thread()

@@ -10,7 +10,17 @@ from chat.page_html import JOINER, literal, typed
 
 
 @pytest.mark.parametrize(
-    "text", ["<b>x</b>", "<script>alert(1)</script>", "</s>", "<!-- no -->", "&lt; &#60;"]
+    "text",
+    [
+        "<b>x</b>",
+        "<script>alert(1)</script>",
+        "</s>",
+        "<!-- no -->",
+        "&lt; &#60;",
+        "![a](b)",
+        "[a]: b",
+        "```mermaid\nA",
+    ],
 )
 def test_markup_is_broken_up_and_comes_back_as_typed(text: str) -> None:
     assert JOINER in literal(text)
@@ -34,7 +44,17 @@ def test_code_and_harmless_signs_stay_as_they_are(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["`a <b>", "``a` <b>", "```\ncode\n```\n<b>", "`x` <b> `y`", "````\n```\n````\n<b>"]
+    "text",
+    [
+        "`a <b>",
+        "``a` <b>",
+        "```\ncode\n```\n<b>",
+        "`x` <b> `y`",
+        "````\n```\n````\n<b>",
+        "```a`\n<b>",
+        "\\`<b>",
+        "`a\n<b>",
+    ],
 )
 def test_what_only_looks_like_code_is_text(text: str) -> None:
     assert literal(text).count(JOINER) == 1
