@@ -32,7 +32,10 @@ from core.engine import (
     wanted,
 )
 from core.errors import ChatError, EngineDied, ModelFileError
+from core.gguf_reader import parts
 from core.lora import Adapter, strengths
+from core.machine import memory_limit_bytes
+from core.sandbox import confined
 
 CACHE_RAM_MIB = 256  # prompts of other chats kept ready; llama-server's default of 8 GiB has filled machines
 BATCH_TIME_S = 0.45  # a batch can't be interrupted, and Stop may have to wait for two
@@ -113,7 +116,9 @@ class LlamaServerEngine:
         key = secrets.token_urlsafe(32)  # through the environment: a command line is everyone's to read
         self.headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         self.log: deque[str] = deque(maxlen=300)
-        self._process = child.guarded(self._command(), {"LLAMA_API_KEY": key})
+        files = [*parts(self._path), *(adapter.path for adapter in self._adapters)]
+        command = confined(self._command(), files, memory_limit_bytes())
+        self._process = child.guarded(command, {"LLAMA_API_KEY": key})
         self._ready = threading.Event()
         self.port = 0
         self._reader = threading.Thread(

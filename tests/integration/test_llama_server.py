@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from chat.llama_server import BATCH_TIME_S, LlamaServerEngine
 from core.engine import Request, Sampling
 from core.errors import EngineDied
-from core.machine import thread_count
+from core.machine import memory_limit_bytes, thread_count
 
 LONG = Sampling(temperature=0, repeat_penalty=1, max_tokens=1500)
 
@@ -86,3 +87,12 @@ def test_closing_it_ends_the_process(embedded_model: Path) -> None:
     engine.close()
     psutil.wait_procs([process], timeout=10)
     assert not process.is_running()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has these limits")
+def test_it_gains_no_rights_and_writes_to_no_more_memory_than_there_is(engine: LlamaServerEngine) -> None:
+    """What else it may not do: tests/unit/test_sandbox.py."""
+    about = Path(f"/proc/{server(engine).pid}")
+    assert "NoNewPrivs:\t1" in (about / "status").read_text()
+    data = next(line for line in (about / "limits").read_text().splitlines() if "Max data size" in line)
+    assert data.split()[3] == str(memory_limit_bytes())
