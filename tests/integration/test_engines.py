@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chat.llama_server import LlamaServerEngine
-from core.engine import Engine, Generation, Request, Sampling
+from core.engine import PENALTY_WINDOW, Engine, Generation, Request, Sampling
 from core.errors import ChatError, ModelFileError
 from core.in_process import InProcessEngine
 from core.machine import thread_count
@@ -139,6 +139,23 @@ def test_the_repetition_penalty_counts_the_end_of_the_prompt(engine: Engine) -> 
     )
     read(punished)
     assert punished.stats.ids != word
+
+
+@pytest.mark.parametrize(("filler", "repeated"), [(4, False), (16, True)], ids=["in", "beyond"])
+def test_the_repetition_penalty_looks_back_over_its_window_only(
+    engine: Engine, filler: int, repeated: bool
+) -> None:
+    between = " It was a quiet day by the water." * filler
+    ids = engine.tokenize(f"The password is zebra.{between} I repeat: the password is", False)
+    word = engine.tokenize(" zebra", False)
+    start = len(engine.tokenize("The password is", False))
+    assert ids[start : start + len(word)] == word
+    assert (len(ids) - start > PENALTY_WINDOW + len(word)) == repeated
+    for penalty in (1.0, 2.0):
+        sampling = GREEDY.model_copy(update={"max_tokens": 1, "repeat_penalty": penalty})
+        generation = engine.generate(Request(ids, sampling))
+        read(generation)
+        assert (generation.stats.ids == word[:1]) == (repeated or penalty == 1)
 
 
 def test_both_engines_draw_the_same_greedy_reply(embedded_model: Path) -> None:
