@@ -223,7 +223,7 @@ def memory(engine: str) -> Arm:
             client.close()
             family = [process, *process.children(recursive=True)]
             used = sum(member.memory_full_info().pss for member in family)
-            cells = model.engine.n_ctx * getattr(model.engine, "slots", 1)
+            cells = model.engine.n_cells
             return (used - model.file.file_size - model.file.kv_bytes_per_token * cells) / 1e6
 
     return run

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from chat.turn_queue import Waiting
 from core.engine import Engine, Generation, Request, Sampling, Stats
-from core.errors import ChatError
+from core.errors import TooLong
 from core.prompt import Messages
 
 # A text of more bytes than this for each token of context can't fit, nor can more messages than this allows:
@@ -40,6 +41,7 @@ class TurnState:
     first_token_s: float = 0.0
     left_out: int = 0
     stopped: bool = False  # at a stop text
+    waiting: Waiting | None = None  # its place in line, before it begins
     done: bool = False
     stats: Stats = field(default_factory=Stats)
 
@@ -49,7 +51,7 @@ def plan(messages: Messages, encode: Encode, n_ctx: int, max_tokens: int, left_o
 
     `left_out` messages are out already and stay out: a start that moved every turn would be evaluated anew
     every turn. They return when there is room again: a turn was taken back, the model has a larger context.
-    Raises ChatError when the newest message alone is too large.
+    Raises TooLong when the newest message alone is too large.
     """
     system, chat = ([messages[0]], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
     first = _first_worth_reading(system, chat, n_ctx)
@@ -66,7 +68,7 @@ def plan(messages: Messages, encode: Encode, n_ctx: int, max_tokens: int, left_o
         later = [start for start in starts if start > left_out]
         left_out, ids = _drop_a_block(system, chat, encode, later, target) or (left_out, ids)
     if len(ids) + MIN_REPLY > n_ctx:
-        raise ChatError(
+        raise TooLong(
             f"This message has {len(ids):,} tokens with its surroundings; the model's context is {n_ctx:,} "
             f"and a reply needs {MIN_REPLY}. Shorten it, or choose a model with a larger context."
         )
@@ -79,7 +81,7 @@ def _first_worth_reading(system: Messages, chat: Messages, n_ctx: int) -> int:
     sizes = [_bytes(m) for m in chat]
     for name, size in [("This message", sizes[-1]), *(("The system message", _bytes(m)) for m in system)]:
         if size > limit:
-            raise ChatError(
+            raise TooLong(
                 f"{name} has {size:,} bytes; the model's context of {n_ctx:,} tokens holds "
                 f"{limit:,} at the very most. Shorten it."
             )

@@ -104,7 +104,7 @@ class Handlers:
         conversation = Conversation.read(stored)
         if conversation.model not in self.sessions.host.registry.entries:
             conversation.use_model(self.sessions.host.default)
-        status = {self.page.status: parts.note_html(self.sessions.host.warning)}
+        status = {self.page.status: parts.note_html(self.sessions.host.warning(conversation.model))}
         new = self._defaults(conversation.model) if stored is None and conversation.model else {}
         return self.page.restored(conversation) | new | status
 
@@ -118,12 +118,11 @@ class Handlers:
                 for done, total in self.sessions.prepare(str(request.session_hash), name):
                     yield {page.status: parts.download_html(name, done, total)}
         except ChatError as error:
-            reason = str(error).rstrip(".")
-            sentence = f"{reason[:1].upper()}{reason[1:]}. The chat goes on with {before}."
-            yield page.idle() | {page.menu: page.choices(before), page.status: parts.error_html(sentence)}
+            told = f"{parts.sentence(str(error))} The chat goes on with {before}."
+            yield page.idle() | {page.menu: page.choices(before), page.status: parts.error_html(told)}
             return
         conversation.use_model(name)
-        ready = parts.note_html(self.sessions.host.warning or f"{name} is ready.")
+        ready = parts.note_html(self.sessions.host.warning(name) or f"{name} is ready.")
         yield page.idle() | page.show(conversation) | self._defaults(name) | {page.status: ready}
 
     def _defaults(self, name: str) -> Updates:
@@ -187,7 +186,7 @@ class Handlers:
             with self._only(request):
                 page.apply(settings, conversation)
                 change(conversation)
-                stats = yield from self._answer(conversation, str(request.session_hash), extend)
+                stats = yield from self._answer(conversation, request, extend)
             # Only now, when the tab is free: whoever sees this page may press something at once.
             yield page.show(conversation) | page.idle() | {page.status: parts.stats_html(stats)}
         except Busy as error:
@@ -202,12 +201,15 @@ class Handlers:
             yield page.show(conversation) | page.idle()
             raise  # a bug: Gradio says so, and the page stays usable
 
-    def _answer(self, conversation: Conversation, key: str, extend: bool) -> Generator[Updates, None, Stats]:
+    def _answer(
+        self, conversation: Conversation, request: gr.Request, extend: bool
+    ) -> Generator[Updates, None, Stats]:
         page, saved, progress = self.page, time.monotonic(), TurnState()
         # The box is emptied here and never again: what is typed during the reply is the next message.
         waiting = {page.status: parts.progress_html(progress)}
         yield page.show(conversation) | page.busy(value="") | waiting
-        for progress in self.sessions.reply(key, conversation, extend):
+        key, user = str(request.session_hash), user_of(request)
+        for progress in self.sessions.reply(key, conversation, extend, user):
             updates: Updates = {page.status: parts.progress_html(progress)}
             if progress.generated_tokens:
                 updates |= page.progress(conversation)
@@ -218,8 +220,9 @@ class Handlers:
         return progress.stats
 
 
-TURNS = "turns"  # page and API share one limit in Gradio; how many reach the model is the engine's affair
-CONCURRENT_TURNS = 16
+def user_of(request: gr.Request) -> str:
+    """Who asks, for the bound that each has in line: a name, else the address that the request came from."""
+    return request.username or (request.client.host if request.client else "")
 
 
 def add_api(sessions: Sessions) -> None:
@@ -266,7 +269,7 @@ def add_api(sessions: Sessions) -> None:
                 raise ChatError(f"message is {message!r}, not a text.")
             ask(conversation, message)
             key = f"api-{request.session_hash if request else id(conversation)}"
-            for _ in sessions.reply(key, conversation):
+            for _ in sessions.reply(key, conversation, user=user_of(request) if request else ""):
                 last = conversation.messages[-1]
                 reply = last.reply() if last.role == "assistant" else Reply("", "", False)
                 yield Reasoning().text(reply) if thoughts else reply.answer
@@ -280,4 +283,4 @@ def add_api(sessions: Sessions) -> None:
         except ChatError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    api(chat, api_name="chat", concurrency_id=TURNS, concurrency_limit=CONCURRENT_TURNS)
+    api(chat, api_name="chat", concurrency_limit=None)

@@ -40,6 +40,8 @@ from core.sandbox import confined
 CACHE_RAM_MIB = 256  # prompts of other chats kept ready; llama-server's default of 8 GiB has filled machines
 BATCH_TIME_S = 0.45  # a batch can't be interrupted, and Stop may have to wait for two
 FIRST_BATCH, MIN_BATCH, MAX_BATCH = 128, 16, 2048
+# A token of each reply is in every batch, which must have room for prompts beside them.
+MAX_SLOTS, TOKENS_PER_SLOT = 16, 4
 PROBE_TOKENS = 64
 START_TIMEOUT_S = 600  # a large file on a slow disk
 GONE_S = 2.0  # from a connection that breaks to the end of the server's log
@@ -53,6 +55,10 @@ def find_binary() -> Path | None:
     return path if path.is_file() else None
 
 
+def _slots(batch: int) -> int:
+    return min(MAX_SLOTS, batch // TOKENS_PER_SLOT)
+
+
 class LlamaServerEngine:
     """A GGUF loaded by a llama-server of our own. Starting raises ModelFileError with the server's reason."""
 
@@ -64,26 +70,30 @@ class LlamaServerEngine:
         n_ctx: int,
         n_threads: int,
         adapters: Sequence[Adapter] = (),
-        slots: int = 1,
+        n_cells: int = 0,
         cancelled: Callable[[], bool] = wanted,
         overrides: Mapping[str, int] | None = None,
     ) -> None:
         self.n_ctx = n_ctx
         self.shown: Mapping[str, int] = {}
-        self._path, self._n_threads, self.slots, self._adapters = path, n_threads, slots, adapters
+        self.n_cells = max(n_ctx, n_cells)
+        self._path, self._n_threads, self._adapters = path, n_threads, adapters
         self._overrides = overrides or {}
-        self.batch = FIRST_BATCH
+        self.batch, self.slots = FIRST_BATCH, _slots(FIRST_BATCH)
         self._process: child.Process | None = None
         with self._killed_when(cancelled):
             self._start()
-            if (batch := self._measured_batch()) != self.batch:
-                self.close()
-                self.batch = batch
-                self._start()
             # The server caps what it is asked for at the model's own limits.
             properties = self._request("GET", "/props")
             self.n_ctx = min(n_ctx, properties["default_generation_settings"]["n_ctx"])
-            self.slots = properties["total_slots"]
+
+    def settle(self, cancelled: Callable[[], bool] = wanted) -> None:
+        """Start again with a batch that this machine evaluates in BATCH_TIME_S, if that is another one."""
+        with self._killed_when(cancelled):
+            if (batch := self._measured_batch()) != self.batch:
+                self.close()
+                self.batch, self.slots = batch, _slots(batch)
+                self._start()
 
     @contextmanager
     def _killed_when(self, cancelled: Callable[[], bool]) -> Iterator[None]:
@@ -139,7 +149,8 @@ class LlamaServerEngine:
             "--model": self._path,
             "--host": "127.0.0.1",
             "--port": 0,  # the kernel picks a free one, the log says which
-            "--ctx-size": self.n_ctx * self.slots,
+            "--ctx-size": self.n_cells,  # shared by all slots: see `Host.admit`
+            "--kv-unified-per-slot": self.n_ctx,
             "--parallel": self.slots,
             "--threads": self._n_threads,
             "--threads-http": self.slots + 2,
@@ -154,7 +165,7 @@ class LlamaServerEngine:
         overrides = [
             word for key, i in self._overrides.items() for word in ("--override-kv", f"{key}=int:{i}")
         ]
-        switches = ["--no-ui", "--no-slots", "--offline", "--no-context-shift", "--no-kv-unified"]
+        switches = ["--no-ui", "--no-slots", "--offline", "--no-context-shift", "--kv-unified"]
         return [
             str(binary),
             *(str(word) for pair in options.items() for word in pair),

@@ -1,208 +1,294 @@
-"""The one model in memory: loads it, shares it between chats, swaps it when nobody uses it, restarts it."""
+"""Whose turn it is: shares the loaded models between the turns that wait in chat/turn_queue.py.
+
+- Turns for one model come in the order of their arrival, as many at once as its engine has slots and tokens.
+- Models take turns: threads of two models on the same cores wait for one another at every operation (two
+  llama-servers at once made 2 tokens a second each, one alone 62). A turn for a loaded model waits until the
+  replies of the other one have ended, and whoever comes later for that one waits behind it.
+- A load runs beside all that. Where the memory is too small for one model more, the one that was used least
+  recently goes, when the turns that came before are through with it.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
+from chat.loaded import ENGINES, Loaded, Loading, bytes_needed, choose_engine, make_room, start_engine
+from chat.turn_queue import Queue, Ticket, Waiting
 from core.engine import Engine, wanted
-from core.errors import ChatError
+from core.entry import Entry
+from core.errors import ChatError, NoSuchModel, Stopped
 from core.gguf_model import GgufFile
-from core.machine import memory_limit_bytes, thread_count
+from core.machine import bytes_for_models, thread_count
 from core.model import Model, Replies, open_model
-from core.registry import Entry, Registry, menu
+from core.registry import Registry, menu
 from core.templates import TemplateRenderer
 
-ENGINES = ("auto", "in-process", "llama-server")
-ASK_AGAIN_S = 0.2  # how often a turn that waits for its model looks whether it was stopped
+__all__ = ["ENGINES", "Host"]
+
+ASK_AGAIN_S = 0.5  # how often a turn in line looks around though nothing woke it
 CLOSE_LIMIT_S = 5.0  # a load that hangs in the disk must not keep the app from ending
-SLOTS_SHARE = 0.1  # of the memory limit that further chats' context may take
 
-
-class _Ticket:
-    """A turn that stands in line for the model `name`."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.error: Exception | None = None  # why that model did not load
-
-
-class _Loading:
-    """The model that is being loaded, by a thread of its own: no lock is held meanwhile."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.cancelled = threading.Event()
+T = TypeVar("T")
 
 
 class Host:
-    """Chats take the model with `use`; who asks for another one waits until it is free."""
+    """Gives turns their models: `join`, `enter`, `admit`, and `leave` at the end; or all in one, `use`."""
 
     def __init__(
-        self, registry: Registry, engine: str = "auto", threads: Callable[[], int] = thread_count
+        self,
+        registry: Registry,
+        engine: str = "auto",
+        threads: Callable[[], int] = thread_count,
+        memory: Callable[[int], int] = bytes_for_models,
     ) -> None:
-        self.registry, self._threads = registry, threads
+        self.registry, self._threads, self._memory = registry, threads, memory
         self.engine = choose_engine(engine)
+        self.queue = Queue()
         self._renderer = TemplateRenderer()
-        self._model: Model | None = None
-        self._users = 0
-        self._queue: deque[_Ticket] = deque()  # turns in the order of their arrival: nobody is overtaken
-        self._loading: _Loading | None = None
+        self._loaded: dict[str, Loaded] = {}  # by name, the one used last at the end
+        self._loading: dict[str, Loading] = {}
+        self._replies: dict[str, Replies] = {}  # what was said keeps its ids when a model comes back
         self.closed = False
-        self._changed = threading.Condition()
+        self._changed = self.queue.changed
 
     @property
     def default(self) -> str:
         """The model that a new chat begins with: the first one; empty when there is none."""
         return next(iter(self.registry.entries), "")
 
-    @property
-    def warning(self) -> str:
-        """What the page must say about the loaded model."""
-        model = self._model  # once: another thread may unload it
-        return model.warning if model else ""
+    def warning(self, name: str) -> str:
+        """What the page must say about the model called `name`, if it is loaded."""
+        loaded = self._loaded.get(name)
+        return loaded.model.warning if loaded else ""
 
     def menu(self) -> list[tuple[str, str]]:
         """(label, name) of each model, with its size and whether it fits this machine."""
         return menu(self.registry)
 
-    @contextmanager
-    def use(self, name: str, given_up: Callable[[], bool] = lambda: False) -> Iterator[Model]:
-        """Hold the model called `name` for one turn, loading it first if need be.
+    def join(
+        self, name: str, user: str = "", given_up: Callable[[], bool] = wanted, computes: bool = True
+    ) -> Ticket:
+        """Put a turn for the model called `name` in line. Raises NoSuchModel, QueueFull."""
+        entry, path = self._find(name)  # who asks for what is not there must not make others wait behind
+        ticket = Ticket(name, user, given_up, computes, bytes_needed(self.engine, entry, path))
+        self.queue.join(ticket)
+        return ticket
 
-        Raises ChatError, also when `given_up` becomes true while the turn waits for the model: a load that
-        nobody else wants next ends with it.
+    def enter(self, ticket: Ticket) -> Generator[Waiting, None, Model]:
+        """Wait for the ticket's model; yield its place in line whenever that changes.
+
+        Raises ChatError: the model doesn't load, the app ends, or Stopped when the ticket was given up.
         """
-        self._find(name)  # who asks for what is not there must not make others wait behind
-        ticket = _Ticket(name)
+        loaded = yield from self._wait(ticket, self._let_in)
+        if ticket.computes:
+            # Nobody else computes: it is the first reply of this model.
+            loaded.settle(lambda: ticket.given_up() or self.closed)
+        return loaded.model
+
+    def admit(self, ticket: Ticket, tokens: int) -> Generator[Waiting, None, None]:
+        """Wait until `tokens` more, prompt and reply, fit the model's cache; then the turn leaves the line.
+
+        More than fit would make llama-server break off every reply that it is writing.
+        """
+        ticket.tokens = tokens
+        yield from self._wait(ticket, self._start)
+
+    def return_to_line(self, ticket: Ticket) -> None:
+        """Put a turn whose engine died before its first token where it was: nobody overtakes it."""
         with self._changed:
-            self._queue.append(ticket)
-            try:
-                model = self._wait(ticket, given_up)
-                self._users += 1
-            finally:
-                self._queue.remove(ticket)
-                if self._loading and not (self._queue and self._queue[0].name == self._loading.name):
-                    self._loading.cancelled.set()
-                self._changed.notify_all()
+            self._let_go(ticket)
+            self.queue.put_first(ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """End the turn, wherever it is. A load that nobody wants any more ends with it."""
+        with self._changed:
+            self._let_go(ticket)
+            self.queue.end(ticket)
+            for loading in self._loading.values():
+                if all(other.model != loading.name for other in self.queue.waiting):
+                    loading.cancelled.set()
+
+    @contextmanager
+    def use(self, name: str, given_up: Callable[[], bool] = wanted, computes: bool = True) -> Iterator[Model]:
+        """Hold the model called `name` for one turn, loading it first if need be. Raises ChatError."""
+        ticket = self.join(name, "", given_up, computes)
         try:
+            model = _through(self.enter(ticket))
+            _through(self.admit(ticket, 0))
             yield model
         finally:
-            with self._changed:
-                self._users -= 1
-                self._changed.notify_all()
+            self.leave(ticket)
 
     def wanted_besides(self, name: str) -> bool:
         """Whether somebody waits for another model than `name`."""
-        return any(ticket.name != name for ticket in list(self._queue))
+        return any(ticket.model != name for ticket in list(self.queue.waiting))
 
-    def _wait(self, ticket: _Ticket, given_up: Callable[[], bool]) -> Model:
-        """Wait, with the lock let go, until it is the ticket's turn and its model is there."""
-        name = ticket.name
+    def _wait(self, ticket: Ticket, step: Callable[[Ticket], T | None]) -> Generator[Waiting, None, T]:
+        """Try `step` until it gives something, with the lock let go between."""
+        shown = None
         while True:
-            if self.closed:
-                raise ChatError("The app is ending.")
-            if ticket.error:
-                raise ticket.error
-            next_one = self._queue[0] is ticket and self._loading is None
-            if next_one and self._model and self._serves(name):
-                return self._model  # also to a turn that is stopped by now: there is nothing to wait for
-            if given_up():
-                loading = self._loading and self._loading.name == name
-                reason = f"{name} was being loaded" if loading else "other chats were using another model"
-                raise ChatError(f"Stopped while {reason}" + ("." if loading else f" than {name}."))
-            if next_one and self._users == 0:
-                self._loading = _Loading(name)
-                threading.Thread(target=self._bring, args=(self._loading,), name="load", daemon=True).start()
-            self._changed.wait(ASK_AGAIN_S)
+            with self._changed:
+                if self.closed:
+                    raise ChatError("The app is ending.")
+                if ticket.error:
+                    raise ticket.error
+                if (result := step(ticket)) is not None:
+                    return result  # also to a turn that is stopped by now: there is nothing to wait for
+                if ticket.given_up():
+                    raise Stopped(f"Stopped while {self._obstacle(ticket, 'was', 'came')}.")
+                waiting = self.queue.place(ticket, self._obstacle(ticket))
+                if waiting == shown:
+                    self._changed.wait(ASK_AGAIN_S)
+                    continue
+            yield (shown := waiting)
 
-    def _bring(self, loading: _Loading) -> None:
+    def _let_in(self, ticket: Ticket) -> Loaded | None:
+        """The ticket's model, if it is loaded and this is the next turn for it."""
+        self._see_to_loads()
+        loaded = self._alive(ticket.model)
+        if loaded is None:
+            return None
+        claimed: set[str] = set()
+        for earlier in self.queue.ahead(ticket):
+            ready = earlier.model not in claimed and self._alive(earlier.model)
+            if ready and earlier.computes and ticket.computes:
+                return None
+            claimed |= earlier.claims
+        others = any(o.computing() for o in self._loaded.values() if o is not loaded)
+        if ticket.model in claimed or (
+            ticket.computes and (others or loaded.computing() >= loaded.model.engine.slots)
+        ):
+            return None
+        loaded.inside.add(ticket)
+        return loaded
+
+    def _start(self, ticket: Ticket) -> bool | None:
+        """Let the ticket leave the line, if its tokens fit or its engine is gone, which it then sees."""
+        loaded = next((o for o in self._loaded.values() if ticket in o.inside), None)
+        ticket_tokens, ticket.tokens = ticket.tokens, 0  # its own don't stand in its way
+        fits = loaded is None or loaded.fits(ticket_tokens)
+        ticket.tokens = ticket_tokens
+        if not fits:
+            return None
+        self.queue.start(ticket)
+        return True
+
+    def _let_go(self, ticket: Ticket) -> None:
+        for name, loaded in list(self._loaded.items()):
+            if ticket in loaded.inside:
+                loaded.inside.remove(ticket)
+                self._loaded[name] = self._loaded.pop(name)  # used last
+
+    def _alive(self, name: str) -> Loaded | None:
+        """The loaded model called `name`; one whose process is gone is forgotten."""
+        loaded = self._loaded.get(name)
+        if loaded and not loaded.alive():
+            del self._loaded[name]
+            loaded.model.engine.close()
+            return None
+        return loaded
+
+    def _see_to_loads(self) -> None:
+        """Let the first who waits for a model that isn't there fetch it; in order, whoever looks first."""
+        seen: set[str] = set()
+        for place, ticket in enumerate(self.queue.waiting):
+            if (
+                ticket.model not in seen
+                and ticket.model not in self._loading
+                and not self._alive(ticket.model)
+            ):
+                self._fetch(ticket, self.queue.waiting[:place])
+            seen.add(ticket.model)
+
+    def _fetch(self, ticket: Ticket, ahead: list[Ticket]) -> None:
+        """Begin to load the ticket's model, unless it has to wait for room."""
+        victims = make_room(ticket, ahead, self.queue.waiting, self._loaded, self._loading, self._memory)
+        if victims is None:
+            return
+        ticket.claims = set()
+        for victim in victims:
+            del self._loaded[victim.model.name]
+        loading = self._loading[ticket.model] = Loading(ticket.model, ticket.need, victims)
+        threading.Thread(target=self._bring, args=(loading,), name="load", daemon=True).start()
+
+    def _bring(self, loading: Loading) -> None:
         """Load a model in this thread; then wake whoever waits for it, or tell them why it failed."""
         model, failure = None, None
         try:
-            model = self._load(loading.name, loading.cancelled.is_set)
+            model = self._load(loading)
         except Exception as error:  # noqa: BLE001 (whoever waits raises it)
             failure = error
         with self._changed:
-            self._loading = None
-            if model and self.closed:
-                model.engine.close()
-            else:
-                self._model = model or self._model
-            if not loading.cancelled.is_set():
-                for ticket in self._queue:
-                    ticket.error = failure if ticket.name == loading.name else ticket.error
+            del self._loading[loading.name]
+            fresh = [Loaded(model, loading.need)] if model else []
+            for loaded in [*loading.victims, *fresh]:
+                if self.closed:
+                    loaded.model.engine.close()
+                else:
+                    self._loaded[loaded.model.name] = loaded
+            if failure and not loading.cancelled.is_set():
+                for ticket in self.queue.waiting:
+                    ticket.error = failure if ticket.model == loading.name else ticket.error
             self._changed.notify_all()
 
-    def _serves(self, name: str) -> bool:
-        return self._model is not None and self._model.name == name and self._model.engine.alive()
-
-    def _find(self, name: str) -> tuple[Entry, Path]:
-        entry = self.registry.entries.get(name)
-        if entry is None:
-            raise ChatError(
-                f"No model is called {name!r}; choose one of: {', '.join(self.registry.entries)}."
-            )
-        path = self.registry.locate(entry)
-        if path is None:
-            raise ChatError(f"{name} is not on this disk. Choose it in the model menu to download it.")
-        return entry, path
-
-    def _load(self, name: str, cancelled: Callable[[], bool] = wanted) -> Model:
+    def _load(self, loading: Loading) -> Model:
+        name, cancelled = loading.name, loading.cancelled.is_set
         entry, path = self._find(name)
-        replies = self._model.replies if self._model and self._model.name == name else Replies()
+        replies = self._replies.setdefault(name, Replies())
         folder = self.registry.folder
         adapters = [a.model_copy(update={"path": str(folder / a.path)}) for a in entry.adapters]
 
         def start(file: GgufFile, n_ctx: int, overrides: dict[str, int]) -> Engine:
-            self._unload()  # two models at once may not fit
-            if self.engine == "in-process":
-                # It loads llama.cpp's library: not before it is needed.
-                from core.in_process import InProcessEngine
-
-                return InProcessEngine(file.path, n_ctx, self._threads(), adapters, cancelled, overrides)
-            from chat.llama_server import LlamaServerEngine
-
-            slots = 2 if file.kv_bytes_per_token * n_ctx < memory_limit_bytes() * SLOTS_SHARE else 1
-            return LlamaServerEngine(file.path, n_ctx, self._threads(), adapters, slots, cancelled, overrides)
+            while loading.victims:  # the file is good: only now is their memory needed
+                loading.victims.pop().model.engine.close()
+            return start_engine(self.engine, file, n_ctx, self._threads(), adapters, cancelled, overrides)
 
         apart = self.engine == "llama-server"
         return open_model(name, entry, path, self._renderer, start, replies, cancelled, apart=apart)
 
-    def _unload(self) -> None:
-        if self._model:
-            self._model.engine.close()
-            self._model = None
+    def _obstacle(self, ticket: Ticket, be: str = "is", come: str = "come") -> str:
+        """What a turn waits for."""
+        if ticket.model in self._loading:
+            return f"{ticket.model} {be} being loaded"
+        busy = [f" of {name}" for name, o in self._loaded.items() if o.inside and name != ticket.model]
+        return f"{'' if busy else 'other '}replies{busy[0] if busy else ''} {come} first"
+
+    def _find(self, name: str) -> tuple[Entry, Path]:
+        entry = self.registry.entries.get(name)
+        if entry is None:
+            raise NoSuchModel(
+                f"No model is called {name!r}; choose one of: {', '.join(self.registry.entries)}."
+            )
+        path = self.registry.locate(entry)
+        if path is None:
+            raise NoSuchModel(f"{name} is not on this disk. Choose it in the model menu to download it.")
+        return entry, path
 
     def close(self) -> None:
-        """Free the model and end every child process, and a load that is under way."""
+        """Free the models and end every child process, and loads that are under way."""
         with self._changed:
             self.closed = True
-            if self._loading:
-                self._loading.cancelled.set()
+            for loading in self._loading.values():
+                loading.cancelled.set()
             self._changed.notify_all()
         self._renderer.close()  # a load may wait for it
         with self._changed:
-            idle = self._changed.wait_for(lambda: self._loading is None, CLOSE_LIMIT_S)
-        if idle:
-            self._unload()
+            self._changed.wait_for(lambda: not self._loading, CLOSE_LIMIT_S)
+            loaded, self._loaded = list(self._loaded.values()), {}
+        for each in loaded:
+            each.model.engine.close()
         self._renderer.close()  # what the load asked of it since
 
 
-def choose_engine(name: str) -> str:
-    """Resolve `--engine`: the child process where its binary is there, else inside the app."""
-    from chat.llama_server import find_binary
-
-    if name not in ENGINES:
-        raise ChatError(f"unknown engine {name!r}; choose one of {', '.join(ENGINES)}")
-    if name == "auto":
-        return "llama-server" if find_binary() else "in-process"
-    if name == "llama-server" and not find_binary():
-        raise ChatError(
-            "this installation of llama-cpp-python has no llama-server; "
-            "run 'make chat' once to build it, or use --engine in-process"
-        )
-    return name
+def _through(steps: Generator[Any, None, T]) -> T:
+    """Go through `steps` and return what they end with."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result

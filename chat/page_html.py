@@ -94,13 +94,20 @@ def progress_html(progress: TurnState) -> str:
     Hidden from screen readers but for the first: they would read each of the updates.
     """
     if not progress.prompt_tokens:
-        return note_html("Waiting for the model…")
+        if not (waiting := progress.waiting):
+            return note_html("Waiting for the model…")
+        place = f"place {waiting.place} of {waiting.of}"
+        return note_html(f"Waiting for the model: {place} in line. {sentence(waiting.reason)}")
     if not progress.generated_tokens:
         share = min(100, 100 * progress.prompt_done // progress.prompt_tokens)
         label = f"Reading the prompt: {share} % of {progress.prompt_tokens:,} tokens"
         bar = f'<div class="bar"><i style="width:{share}%"></i></div>'
         return f'<div aria-hidden="true"><p>{label}</p>{bar}</div>'
     return f'<p aria-hidden="true">Writing… {count(progress.generated_tokens)}</p>'
+
+
+def sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def count(tokens: int) -> str:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol, TypeVar
 
-from chat.context import Turn, TurnState, plan
+from chat.context import Plan, Turn, TurnState, plan
 from chat.conversation import Conversation, Message
 from chat.model_host import Host
+from chat.turn_queue import Ticket, Waiting
 from core.download import download
-from core.engine import Stats
+from core.engine import Sampling, Stats
 from core.entry import Source, hub_source
-from core.errors import ChatError
+from core.errors import ChatError, EngineDied, Stopped
 from core.model import Model
 from core.prompt import Messages
 
 PROGRESS_INTERVAL_S = 0.25
 STOP_LIMIT_S = 1.0  # in which a download that was stopped says how far it is
+
+
+T = TypeVar("T")
+Admit = Callable[[Plan, Sampling], Iterator[TurnState]]  # waits until a prompt and its reply fit
+Write = Callable[[Turn, Model, Admit], Iterator[TurnState]]
 
 
 class Stoppable(Protocol):
@@ -66,18 +73,48 @@ class Sessions:
         self.host = host
         self._running: dict[str, Stoppable] = {}
 
-    def reply(self, key: str, conversation: Conversation, extend: bool = False) -> Iterator[TurnState]:
+    def reply(
+        self, key: str, conversation: Conversation, extend: bool = False, user: str = ""
+    ) -> Iterator[TurnState]:
         """Answer the last message of `conversation`, or `extend` its last reply, and update it meanwhile.
 
-        `key` names the tab for `stop`. Raises ChatError; what was written by then stays in the conversation.
+        `key` names the tab for `stop`; `user` says who asks, for the bound that each has. Raises ChatError
+        (NoSuchModel and QueueFull at once); what was written by then stays in the conversation.
         """
+        write = functools.partial(_reply, conversation=conversation, extend=extend)
+        return self._turn(key, conversation.model, user, write)
+
+    def _turn(self, key: str, name: str, user: str, write: Write) -> Iterator[TurnState]:
+        """Stand in line for the model called `name`; then `write`, once more if the engine dies too early."""
         turn = self._running[key] = Turn()
+        queue, progress, ended = self.host.queue, TurnState(), "cancelled"
         try:
-            yield TurnState()  # the model may have to be loaded, or another chat's turn may come first
-            with self.host.use(conversation.model, lambda: turn.cancelled) as model:
-                yield from _reply(turn, model, conversation, extend)
+            ticket = self.host.join(name, user, lambda: turn.cancelled)
+            try:
+                yield progress
+                for last in (False, True):
+                    try:
+                        model = yield from _told(self.host.enter(ticket))
+                        for progress in write(turn, model, functools.partial(self._admit, ticket, model)):
+                            yield progress
+                        break
+                    except EngineDied:
+                        if last or progress.generated_tokens:
+                            raise
+                        self.host.return_to_line(ticket)
+                ended = progress.stats.finish_reason
+            finally:
+                self.host.leave(ticket)
+        except ChatError as error:
+            ended = "cancelled" if isinstance(error, Stopped) else "error"
+            raise
         finally:
             self._forget(key, turn)
+            queue.count(ended, progress.stats)
+
+    def _admit(self, ticket: Ticket, model: Model, planned: Plan, sampling: Sampling) -> Iterator[TurnState]:
+        tokens = min(len(planned.ids) + sampling.max_tokens, model.engine.n_ctx)
+        return _told(self.host.admit(ticket, tokens))
 
     def prepare(self, key: str, name: str) -> Iterator[tuple[int, int | None]]:
         """Load the model called `name`, downloading it first if need be, with (bytes done, bytes in all).
@@ -95,7 +132,7 @@ class Sessions:
                 self._forget(key, task)
         load = self._running[key] = Turn()
         try:
-            with self.host.use(name, lambda: load.cancelled):
+            with self.host.use(name, lambda: load.cancelled, computes=False):
                 pass
         finally:
             self._forget(key, load)
@@ -104,17 +141,31 @@ class Sessions:
         """Stop the tab's reply or download, if one is running."""
         if task := self._running.get(key):
             task.cancel()
+            self.host.queue.wake()  # it may stand in line
 
     def _forget(self, key: str, task: Stoppable) -> None:
         if self._running.get(key) is task:
             del self._running[key]
 
 
+def _told(steps: Generator[Waiting, None, T]) -> Generator[TurnState, None, T]:
+    """Go through `steps`, and tell of each place in line."""
+    while True:
+        try:
+            waiting = next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        yield TurnState(waiting=waiting)
+
+
 class _Stopped(Exception):
     """Stop was pressed before the prompt was read, which a long chat can make long."""
 
 
-def _reply(turn: Turn, model: Model, conversation: Conversation, extend: bool) -> Iterator[TurnState]:
+def _reply(
+    turn: Turn, model: Model, admit: Admit, conversation: Conversation, extend: bool
+) -> Iterator[TurnState]:
     messages, sampling, reasoning = conversation.prompt(), conversation.sampling, model.reasoning
     opened = reasoning.opened(conversation.system_prompt)
     written = reasoning.pieces(conversation.messages[-1].reply(), opened) if extend else []
@@ -130,6 +181,7 @@ def _reply(turn: Turn, model: Model, conversation: Conversation, extend: bool) -
     except _Stopped:
         yield TurnState(done=True, stats=Stats(finish_reason="cancelled"))
         return
+    yield from admit(planned, sampling)
     conversation.left_out = planned.left_out
     before = planned.ids[len(model.encoder.encode(planned.messages[:-1])) :] if extend else []
     # A reply that breaks off is a stopped one: it can be continued, or retried.

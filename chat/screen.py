@@ -9,15 +9,16 @@ from typing import Any
 from chat import page_html as parts
 from chat import space
 from chat.address import bare, bracketed, opens_at, without_proxies
-from chat.events import CONCURRENT_TURNS, TURNS, Handlers, add_api
+from chat.events import Handlers, add_api
 from chat.gradio_import import gr, loops_closed
 from chat.guard import Guard, names_of
 from chat.model_host import Host
 from chat.page import SAMPLING_KEYS, Page
 from chat.reply import Sessions
+from chat.turn_queue import QUEUE_SIZE
 
 QUEUE_PAUSE_S = 0.02
-QUEUE_SIZE = 64  # turns that may wait; who comes later is told so
+THREADS = QUEUE_SIZE + 64  # each turn in line has one, those that run, and whatever else is pressed
 
 GREY = "*neutral_500"  # Gradio's own is too pale to read
 
@@ -36,7 +37,7 @@ def build_demo(sessions: Sessions) -> gr.Blocks:
         _actions(page, on)
         _wire(demo, page, on)
         add_api(sessions)
-    demo.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENT_TURNS)
+    demo.queue(default_concurrency_limit=None)  # chat/turn_queue.py has the limits: Gradio's knows no users
     # Gradio looks at its queue 1,000 times a second (gradio/queueing.py): 7 % of a core that decodes.
     demo._queue.sleep_when_free = QUEUE_PAUSE_S
     demo._queue.progress_update_sleep_when_free = 10 * QUEUE_PAUSE_S  # nothing here uses gr.Progress
@@ -123,11 +124,7 @@ def _save(
 def _wire(demo: gr.Blocks, page: Page, on: Handlers) -> None:
     chat = [page.store, *page.settings()]
     event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    turn = event | {
-        "outputs": page.components(),
-        "concurrency_id": TURNS,
-        "concurrency_limit": CONCURRENT_TURNS,
-    }
+    turn = event | {"outputs": page.components()}
     page.box.submit(on.send, [page.box, *chat], **turn)
     page.chatbot.example_select(on.example, chat, **turn)
     page.chatbot.edit(on.edit, chat, **turn)
@@ -166,6 +163,7 @@ def launch(
             enable_monitoring=False,
             run_history=False,  # it would keep a copy of what was written, and the chats are kept already
             app_kwargs={"openapi_url": None, "middleware": [guard]},
+            max_threads=THREADS,
             max_file_size="8mb",  # a saved chat; browsers keep 5 MB
             footer_links=["api"],
             theme=theme.set(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -126,6 +126,15 @@ class Engine(Protocol):
     label: str  # "llama-server" or "in-process"
     n_ctx: int  # tokens of one chat: prompt and reply together
     shown: Mapping[str, int]  # control tokens that stay in a reply's text; the others leave none in it
+    slots: int  # replies that it makes at once
+    n_cells: int  # tokens, prompts and replies together, that these may have; at least n_ctx
+
+    def settle(self, cancelled: Callable[[], bool]) -> None:
+        """Measure what this machine can do, and start anew if that makes a difference. Raises ChatError.
+
+        Called once, before the first reply, while no other model computes.
+        """
+        ...
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Ids of `text`, no BOS added; `special` lets the surface of a control token become that token."""

@@ -21,6 +21,22 @@ class EngineDied(ChatError):
     """The engine stopped in the middle of a reply; the turn can be retried after a restart."""
 
 
+class QueueFull(ChatError):
+    """As many wait as may wait; later there is room again."""
+
+
+class NoSuchModel(ChatError):
+    """The menu has no model of this name, or its file isn't on this disk."""
+
+
+class TooLong(ChatError):
+    """The message, or what it stands in, doesn't fit the model's context."""
+
+
+class Stopped(ChatError):
+    """The user stopped a turn before it began."""
+
+
 class ConvertError(ChatError):
     """A sentence for the user; the command prints it without a traceback and exits with 1."""
 

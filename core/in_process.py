@@ -63,6 +63,7 @@ class InProcessEngine:
     """A GGUF loaded into this process. Loading raises ModelFileError."""
 
     label = "in-process"
+    slots = 1
 
     def __init__(
         self,
@@ -78,12 +79,15 @@ class InProcessEngine:
         self._adapters = adapters
         files = [adapter.path for adapter in adapters]
         self._model = LlamaModel(path, n_ctx, n_threads, files, cancelled, overrides)
-        self.n_ctx = self._model.n_ctx
+        self.n_ctx = self.n_cells = self._model.n_ctx
         self.shown: Mapping[str, int] = {}
         self._jobs: SimpleQueue[InProcessGeneration | None] = SimpleQueue()
         self._unfinished: set[InProcessGeneration] = set()
         self._owner = threading.Thread(target=self._own, name="llama.cpp", daemon=True)
         self._owner.start()
+
+    def settle(self, cancelled: Callable[[], bool]) -> None:
+        """Do nothing: batches follow the speed of each prompt."""
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Ids of `text`, no BOS added."""

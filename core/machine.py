@@ -20,6 +20,8 @@ Verdict = Literal["fits", "tight", "too big"]
 # 256,000), the app itself (160 MB) and Python's libraries.
 OVERHEAD_BYTES = 600_000_000
 TIGHT_SHARE = 0.8
+# Chats are seldom full: a cache for four full ones holds a dozen.
+MORE_CHATS_SHARE, CHATS_IN_FULL = 0.1, 4
 LOOK_S = 0.2  # 20 ticks of a core's clock
 
 _ROOT = Path("/")
@@ -38,10 +40,35 @@ def verdict(size_bytes: int, kv_bytes_per_token: int, n_ctx: int, root: Path = _
     Against the limit, not against what is free now: the model that is loaded makes room for the next one.
     """
     limit = memory_limit_bytes(root)
-    needed = size_bytes + kv_bytes_per_token * n_ctx + OVERHEAD_BYTES
+    needed = model_bytes(size_bytes, kv_bytes_per_token, n_ctx)
     if needed > limit:
         return "too big"
     return "tight" if needed > TIGHT_SHARE * limit else "fits"
+
+
+def model_bytes(size_bytes: int, kv_bytes_per_token: int, tokens: int) -> int:
+    """Return what a model of `size_bytes` takes with a cache for `tokens` tokens and its compute buffers."""
+    return size_bytes + kv_bytes_per_token * tokens + OVERHEAD_BYTES
+
+
+def bytes_for_models(held: int, root: Path = _ROOT) -> int:
+    """Return the bytes that all models together may take, of which those that are loaded hold `held`.
+
+    As much as the limit allows without being tight, and no more than other programs leave.
+    """
+    return min(int(TIGHT_SHARE * memory_limit_bytes(root)), held + available_bytes(root))
+
+
+def shared_cells(size_bytes: int, kv_bytes_per_token: int, n_ctx: int, root: Path = _ROOT) -> int:
+    """Return for how many tokens a cache should be that several chats of `n_ctx` tokens share.
+
+    One chat always has its whole context; what the others add takes a tenth of the memory at most, and less
+    where it would become tight.
+    """
+    limit = memory_limit_bytes(root)
+    room = TIGHT_SHARE * limit - model_bytes(size_bytes, kv_bytes_per_token, n_ctx)
+    more = max(0, int(min(room, MORE_CHATS_SHARE * limit))) // max(1, kv_bytes_per_token)
+    return n_ctx + min(more, (CHATS_IN_FULL - 1) * n_ctx)
 
 
 def check_fits(name: str, size_bytes: int, kv_bytes_per_token: int, n_ctx: int) -> None:

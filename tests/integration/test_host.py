@@ -12,27 +12,36 @@ from pathlib import Path
 import pytest
 
 from chat.conversation import Conversation
+from chat.llama_server import find_binary
 from chat.model_host import Host
 from chat.reply import Sessions
+from chat.turn_queue import Waiting
 from core.engine import Sampling
-from core.errors import ChatError, ModelFileError
+from core.errors import ChatError, ModelFileError, Stopped
+from core.machine import bytes_for_models
 from core.registry import Entry, Registry, Source
 from tests.integration.scripted_gguf import edited
 
 PATIENCE_S = 120  # a busy machine with two cores
 
 
-def host_of(engine: str, **models: tuple[Path, int]) -> Host:
+def no_memory(held: int) -> int:
+    """The memory of a machine that has room for one model at a time."""
+    return 0
+
+
+def host_of(engine: str, memory: Callable[[int], int] = bytes_for_models, **models: tuple[Path, int]) -> Host:
     """A host that offers `models`, each a file and its context."""
     entries = {
         name: Entry(sources=[Source(path=str(path))], n_ctx=n_ctx) for name, (path, n_ctx) in models.items()
     }
-    return Host(Registry(Path("models.json").resolve(), entries), engine)
+    return Host(Registry(Path("models.json").resolve(), entries), engine, memory=memory)
 
 
 @pytest.fixture
 def host(embedded_model: Path) -> Iterator[Host]:
-    with closing(host_of("in-process", small=(embedded_model, 256), large=(embedded_model, 512))) as host:
+    models = {"small": (embedded_model, 256), "large": (embedded_model, 512)}
+    with closing(host_of("in-process", no_memory, **models)) as host:
         yield host
 
 
@@ -58,9 +67,9 @@ class Visit(threading.Thread):
 
     def queue(self) -> Visit:
         """Start, and return when the turn stands in line."""
-        before = len(self.host._queue)
+        before = len(self.host.queue.waiting)
         self.start()
-        wait_until(lambda: len(self.host._queue) > before)
+        wait_until(lambda: len(self.host.queue.waiting) > before)
         return self
 
 
@@ -119,22 +128,27 @@ def test_a_turn_that_waits_for_another_model_can_be_stopped(host: Host) -> None:
     with host.use("small"):
         turn = sessions.reply("tab", conversation)
         next(turn)
+        waiting = next(turn).waiting
+        assert waiting == Waiting(1, 1, "replies of small come first")
         threading.Timer(0.3, sessions.stop, ["tab"]).start()
-        with pytest.raises(ChatError, match="Stopped while other chats"):
+        with pytest.raises(Stopped, match="Stopped while replies of small came first"):
             next(turn)
     assert [m.role for m in conversation.messages] == ["user"]
     assert reply(host, "large"), "nobody stands in line any more"
 
 
-def test_chats_that_waited_behind_a_swap_use_their_model_together(host: Host) -> None:
+@pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
+def test_chats_that_waited_behind_a_swap_use_their_model_together(embedded_model: Path) -> None:
     """llama-server's slots would be of no use if the chats came one after the other."""
     together = threading.Barrier(3)
-    with host.use("small"):
-        swap = Visit(host, "large").queue()
-        visits = [Visit(host, "small", lambda: together.wait(PATIENCE_S)).queue() for _ in range(3)]
-    for visit in (swap, *visits):
-        visit.join(PATIENCE_S)
-    assert all(visit.been for visit in visits)
+    models = {"small": (embedded_model, 256), "large": (embedded_model, 512)}
+    with closing(host_of("llama-server", no_memory, **models)) as host:
+        with host.use("small"):
+            swap = Visit(host, "large").queue()
+            visits = [Visit(host, "small", lambda: together.wait(PATIENCE_S)).queue() for _ in range(3)]
+        for visit in (swap, *visits):
+            visit.join(PATIENCE_S)
+        assert all(visit.been for visit in visits)
 
 
 def test_a_model_that_fails_to_load_leaves_the_first_one_usable(embedded_model: Path, tmp_path: Path) -> None:
@@ -153,10 +167,14 @@ def test_a_model_that_fails_to_load_leaves_the_first_one_usable(embedded_model: 
 
 def test_a_vocabulary_without_weights_is_refused(embedded_model: Path, llama_models: Path) -> None:
     vocabulary = next(llama_models.glob("ggml-vocab-*.gguf"))
-    with closing(host_of("in-process", good=(embedded_model, 256), empty=(vocabulary, 256))) as host:
+    with closing(
+        host_of("in-process", no_memory, good=(embedded_model, 256), empty=(vocabulary, 256))
+    ) as host:
         assert reply(host, "good")
-        with host.use("good") as good, pytest.raises(ModelFileError, match="a vocabulary and no weights"):
-            host._load("empty")
+        with host.use("good") as good:
+            pass
+        with pytest.raises(ModelFileError, match="a vocabulary and no weights"):
+            reply(host, "empty")
         assert good.engine.alive(), "it was not thrown out for a file that can't be used"
 
 

@@ -23,6 +23,7 @@ def engine(embedded_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ll
     monkeypatch.setenv("HF_TOKEN", "hf_not_for_children")
     monkeypatch.setenv("LLAMA_ARG_HOST", "0.0.0.0")
     opened = LlamaServerEngine(embedded_model, 2048, thread_count())
+    opened.settle()
     yield opened
     opened.close()
 

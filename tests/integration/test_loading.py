@@ -74,7 +74,7 @@ def test_no_lock_is_held_over_a_load_and_who_waits_can_leave(engine: str, embedd
 
     choice = threading.Thread(target=choose)
     choice.start()
-    wait_until(lambda: host._loading is not None)
+    wait_until(lambda: bool(host._loading))
     began = time.monotonic()
     assert host.menu()
     assert host._changed.acquire(timeout=1)
@@ -99,7 +99,7 @@ def test_closing_ends_a_load_in_seconds(engine: str, embedded_model: Path) -> No
 
     user = threading.Thread(target=use)
     user.start()
-    wait_until(lambda: host._loading is not None)
+    wait_until(lambda: bool(host._loading))
     began = time.monotonic()
     host.close()
     user.join(SECONDS)
