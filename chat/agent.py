@@ -50,6 +50,7 @@ class EngineSettings(LlmSamplingSettings):  # type: ignore[misc]
     sampling: Sampling
     adapters: Mapping[str, float] = field(default_factory=dict)
     logprobs: int | None = None
+    chat: str = ""
 
     def get_provider_identifier(self) -> LlmProviderId:
         return LlmProviderId.llama_cpp_python
@@ -108,7 +109,7 @@ class EngineProvider(LlmProvider):  # type: ignore[misc]
         given = isinstance(structured_output_settings, GrammarSettings)
         grammar = structured_output_settings.get_gbnf_grammar() if given else ""
         self.generation = self._engine.generate(
-            Request(prompt, settings.sampling, grammar, settings.adapters, settings.logprobs)
+            Request(prompt, settings.sampling, grammar, settings.adapters, settings.logprobs, settings.chat)
         )
         return self._chunks(self.generation)
 
@@ -142,7 +143,9 @@ def start_reply(provider: EngineProvider, messages: Messages, request: Request) 
     for message in messages[has_system:]:
         history.add_message({"role": Roles(message["role"]), "content": message["content"]})
     reply: Iterator[str] = agent.get_chat_response(
-        llm_sampling_settings=EngineSettings(request.sampling, request.adapters, request.logprobs),
+        llm_sampling_settings=EngineSettings(
+            request.sampling, request.adapters, request.logprobs, request.chat
+        ),
         structured_output_settings=GrammarSettings(grammar=request.grammar) if request.grammar else None,
         returns_streaming_generator=True,
         add_response_to_chat_history=False,

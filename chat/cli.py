@@ -16,6 +16,8 @@ from typing import NoReturn
 from chat import space
 from chat.address import bare, why_not
 from chat.model_host import ENGINES, Host
+from chat.remote import KEY_VARIABLE, is_address
+from chat.remote_menu import Elsewhere
 from chat.reply import Fetch
 from core.command import Parser, print_anything
 from core.entry import Entry, Source, hub_source
@@ -47,7 +49,11 @@ def parse(argv: list[str]) -> Settings:
     parser = Parser(prog="python app.py", description="Chat with a GGUF model in the browser.")
     env = os.environ.get
     add = parser.add_argument
-    add("--engine", default=env("TUNE2CHAT_ENGINE", "auto"), help=f"{', '.join(ENGINES)} (TUNE2CHAT_ENGINE)")
+    add(
+        "--engine",
+        default=env("TUNE2CHAT_ENGINE", "auto"),
+        help=f"{', '.join(ENGINES)}, or URL[,URL] of engines elsewhere (TUNE2CHAT_ENGINE)",
+    )
     add(
         "--model",
         default=env("TUNE2CHAT_MODEL", ""),
@@ -70,9 +76,10 @@ def parse(argv: list[str]) -> Settings:
         help="ask for these (TUNE2CHAT_AUTH)",
     )
     given = parser.parse_args(argv)
-    if given.engine not in ENGINES:
+    if given.engine not in ENGINES and not is_address(given.engine):
         near = _near(given.engine, ENGINES)
-        parser.error(f"unknown engine {given.engine!r}; {near}choose one of {', '.join(ENGINES)}")
+        choice = f"choose one of {', '.join(ENGINES)}, or give the URL of an engine"
+        parser.error(f"unknown engine {given.engine!r}; {near}{choice}")
     if not given.port.isdecimal() or not 0 < int(given.port) <= MAX_PORT:
         parser.error(f"port {given.port!r} is not a number from 1 to {MAX_PORT}")
     user, colon, password = (given.auth or "").partition(":")
@@ -87,9 +94,16 @@ def make_host(settings: Settings, models: Path) -> Host:
     """Read the registry and put the wanted model first. Ends the program when there is nothing to serve."""
     try:
         registry = load_registry(models)
-        if settings.model:
-            registry = _first(registry, settings.model)
-        return Host(registry, settings.engine)
+        there = None
+        if is_address(settings.engine):
+            there = Elsewhere(settings.engine, os.environ.get(KEY_VARIABLE, ""))
+        wanted = settings.model
+        if wanted and not (there and wanted in there.models):
+            registry = _first(registry, wanted)
+            wanted = next(iter(registry.entries))
+        if there:
+            registry = there.menu(registry, wanted)
+        return Host(registry, settings.engine, elsewhere=there)
     except ChatError as error:
         stop(str(error), 2)
 
@@ -192,7 +206,7 @@ def _bring_default(host: Host) -> None:
             "no model can be used. Repair models.json, or chat with a file: python app.py --model FILE.gguf\n"
             f"This brings a small model: {EMBEDDED_COMMAND}"
         )
-    if host.registry.locate(entry):
+    if host.elsewhere or host.registry.locate(entry):
         return
     source = hub_source(entry)
     assert source is not None  # else the registry had left the entry out

@@ -123,6 +123,7 @@ class Turn:
     def __init__(self) -> None:
         self._generation: Generation | None = None
         self.cancelled = False
+        self.chat = ""  # which one it is, for engines that are several
 
     def run(
         self, engine: Engine, planned: Plan, sampling: Sampling, prefix: str = "", stop: str = ""
@@ -136,7 +137,7 @@ class Turn:
         started = time.perf_counter()
         progress = TurnState(prefix, prompt_tokens=len(planned.ids), left_out=planned.left_out)
         provider = EngineProvider(engine)
-        pieces = start_reply(provider, planned.messages, Request(planned.ids, sampling))
+        pieces = start_reply(provider, planned.messages, Request(planned.ids, sampling, chat=self.chat))
         generation = self._generation = provider.generation
         assert generation is not None
         text = prefix

@@ -64,6 +64,8 @@ class Loading:
 
 def bytes_needed(kind: str, entry: Entry, path: Path) -> int:
     """Return what a model takes with an engine of `kind`, as far as the beginning of its file tells."""
+    if kind not in ENGINES:
+        return 0  # it runs elsewhere
     trained, kv_bytes = read_sizes(path, path.stat().st_mtime_ns)
     size, n_ctx = model_size(path), min(entry.n_ctx, trained or entry.n_ctx)
     cells = shared_cells(size, kv_bytes, n_ctx) if kind == "llama-server" else n_ctx

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chat.loaded import ENGINES, Loaded, Loading, bytes_needed, choose_engine, make_room, start_engine
+from chat.remote_menu import Elsewhere
 from chat.turn_queue import Queue, Ticket, Waiting
 from core.engine import Engine, wanted
 from core.entry import Entry
@@ -44,9 +45,10 @@ class Host:
         engine: str = "auto",
         threads: Callable[[], int] = thread_count,
         memory: Callable[[int], int] = bytes_for_models,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
-        self.registry, self._threads, self._memory = registry, threads, memory
-        self.engine = choose_engine(engine)
+        self.registry, self._threads, self._memory, self.elsewhere = registry, threads, memory, elsewhere
+        self.engine = elsewhere.about if elsewhere else choose_engine(engine)
         self.queue = Queue()
         self._renderer = TemplateRenderer()
         self._loaded: dict[str, Loaded] = {}  # by name, the one used last at the end
@@ -67,7 +69,7 @@ class Host:
 
     def menu(self) -> list[tuple[str, str]]:
         """(label, name) of each model, with its size and whether it fits this machine."""
-        return menu(self.registry)
+        return self.elsewhere.labels() if self.elsewhere else menu(self.registry)
 
     def join(
         self, name: str, user: str = "", given_up: Callable[[], bool] = wanted, computes: bool = True
@@ -153,12 +155,12 @@ class Host:
         if loaded is None:
             return None
         claimed: set[str] = set()
-        for earlier in self.queue.ahead(ticket):
+        for earlier in self.queue.ahead(ticket, ticket.model if self.elsewhere else ""):
             ready = earlier.model not in claimed and self._alive(earlier.model)
             if ready and earlier.computes and ticket.computes:
                 return None
             claimed |= earlier.claims
-        others = any(o.computing() for o in self._loaded.values() if o is not loaded)
+        others = not self.elsewhere and any(o.computing() for o in self._loaded.values() if o is not loaded)
         if ticket.model in claimed or (
             ticket.computes and (others or loaded.computing() >= loaded.model.engine.slots)
         ):
@@ -239,6 +241,8 @@ class Host:
         name, cancelled = loading.name, loading.cancelled.is_set
         entry, path = self._find(name)
         replies = self._replies.setdefault(name, Replies())
+        if self.elsewhere:
+            return self.elsewhere.open(name, self._renderer, replies, cancelled)
         folder = self.registry.folder
         adapters = [a.model_copy(update={"path": str(folder / a.path)}) for a in entry.adapters]
 
@@ -264,9 +268,9 @@ class Host:
                 f"No model is called {name!r}; choose one of: {', '.join(self.registry.entries)}."
             )
         path = self.registry.locate(entry)
-        if path is None:
+        if path is None and not self.elsewhere:
             raise NoSuchModel(f"{name} is not on this disk. Choose it in the model menu to download it.")
-        return entry, path
+        return entry, path or Path()
 
     def close(self) -> None:
         """Free the models and end every child process, and loads that are under way."""
@@ -282,6 +286,8 @@ class Host:
         for each in loaded:
             each.model.engine.close()
         self._renderer.close()  # what the load asked of it since
+        if self.elsewhere:
+            self.elsewhere.close()
 
 
 def _through(steps: Generator[Any, None, T]) -> T:

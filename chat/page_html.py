@@ -27,7 +27,7 @@ LATEX: list[dict[str, str | bool]] = [
     {"left": "\\(", "right": "\\)", "display": False},
     {"left": "\\[", "right": "\\]", "display": True},
 ]
-PENALTY_INFO = f"1.0 is off. Counts {PENALTY_SCOPE}, on both engines."
+PENALTY_INFO = f"1.0 is off. Counts {PENALTY_SCOPE}, on both engines here."
 SEED_INFO = "Empty: a new one each time, shown below the reply"
 
 # Files are made in the browser from what the page already holds: nothing is written on the server.

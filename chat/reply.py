@@ -183,6 +183,7 @@ def _reply(
         return
     yield from admit(planned, sampling)
     conversation.left_out = planned.left_out
+    turn.chat = str(hash((conversation.system_prompt, conversation.messages[0].content)))
     before = planned.ids[len(model.encoder.encode(planned.messages[:-1])) :] if extend else []
     # A reply that breaks off is a stopped one: it can be continued, or retried.
     answer = conversation.messages[-1] if extend else Message(role="assistant", content="")

@@ -81,9 +81,10 @@ class Queue:
                 )
             self.waiting.append(ticket)
 
-    def ahead(self, ticket: Ticket) -> list[Ticket]:
-        """Who came before `ticket` and still waits."""
-        return self.waiting[: self.waiting.index(ticket)]
+    def ahead(self, ticket: Ticket, model: str = "") -> list[Ticket]:
+        """Who came before `ticket` and still waits, for `model` if that is given."""
+        earlier = self.waiting[: self.waiting.index(ticket)]
+        return [other for other in earlier if not model or other.model == model]
 
     def place(self, ticket: Ticket, reason: str) -> Waiting:
         return Waiting(self.waiting.index(ticket) + 1, len(self.waiting), reason)

@@ -62,7 +62,8 @@ class Request:
     `grammar` is GBNF that llama.cpp's converter made of a checked schema (`chat/structured.py`), never what
     a client wrote: llama.cpp ends its process on some. `adapters` are strengths by name; without any the
     model's own apply, otherwise those that aren't named are off. `logprobs` asks for the log-probability of
-    each token of the reply and of that many likeliest alternatives.
+    each token of the reply and of that many likeliest alternatives. `chat` names the chat, whose turns go to
+    the engine that has its prompt in the cache, if there are several.
     """
 
     ids: Sequence[int]
@@ -70,6 +71,7 @@ class Request:
     grammar: str = ""
     adapters: Mapping[str, float] = field(default_factory=dict)
     logprobs: int | None = None
+    chat: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,16 @@ class Engine(Protocol):
     label: str  # "llama-server" or "in-process"
     n_ctx: int  # tokens of one chat: prompt and reply together
     shown: Mapping[str, int]  # control tokens that stay in a reply's text; the others leave none in it
-    slots: int  # replies that it makes at once
-    n_cells: int  # tokens, prompts and replies together, that these may have; at least n_ctx
+
+    @property
+    def slots(self) -> int:
+        """Replies that it makes at once."""
+        ...
+
+    @property
+    def n_cells(self) -> int:
+        """Tokens, prompts and replies together, that these may have; at least n_ctx."""
+        ...
 
     def settle(self, cancelled: Callable[[], bool]) -> None:
         """Measure what this machine can do, and start anew if that makes a difference. Raises ChatError.

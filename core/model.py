@@ -62,6 +62,7 @@ class Model:
     encoder: PromptEncoder
     replies: Replies
     end: EndOfTurn
+    note: str = ""  # what its engine does in another way
 
     @cached_property
     def reasoning(self) -> Reasoning:
@@ -71,7 +72,7 @@ class Model:
     @property
     def warning(self) -> str:
         """What the page must say about this model; empty when there is nothing."""
-        sentences = []
+        sentences = [self.note] if self.note else []
         if not self.file.chat_template:
             sentences.append(
                 f"{self.name} has no chat template: a plain one is used, and replies may wander. "
@@ -100,16 +101,19 @@ def open_model(
     cancelled: Callable[[], bool] = wanted,
     now: str = "",
     apart: bool = False,
+    elsewhere: bool = False,
 ) -> Model:
     """Load the file at `path`; its template is told the time `now`, if that is given. Raises ChatError.
 
     `apart` says that `start` gives a process of its own: it may read a vocabulary that nobody has tried yet.
+    `elsewhere` says that its weights run on another machine: here it needs none, nor memory for them.
     """
     file = read_gguf(path)
-    if not file.n_params:
+    if not (file.n_params or elsewhere):
         raise ModelFileError(f"{path.name} holds a vocabulary and no weights; choose the model's other file.")
     n_ctx = min(entry.n_ctx, file.n_ctx_train or entry.n_ctx)
-    check_fits(name, file.file_size, file.kv_bytes_per_token, n_ctx)
+    if not elsewhere:
+        check_fits(name, file.file_size, file.kv_bytes_per_token, n_ctx)
     template = file.chat_template or FALLBACK_TEMPLATE
 
     def render(messages: Messages, add_generation_prompt: bool) -> str:

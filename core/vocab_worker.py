@@ -1,7 +1,8 @@
 """Asks llama.cpp about a GGUF's vocabulary, in a process with limits: `python -m core.vocab_worker FILE`.
 
 No weights are read. What llama.cpp logs as an error goes to standard output in llama-server's form, and the
-answer is one JSON object on the last line. It ends when its input closes.
+answer is one JSON object on the last line. With `--tokenize`, each line of its input, a JSON list of a text
+and whether special tokens are parsed in it, is answered with a line of ids. It ends when its input closes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 import threading
+from queue import SimpleQueue
 from typing import Any
 
 import llama_cpp
@@ -26,11 +28,12 @@ def _print_errors(level: int, text: bytes, _: Any) -> None:
         _say(f"0 E {text.decode('utf-8', 'replace').rstrip()}")
 
 
-def main(path: str) -> int:
+def main(path: str, tokenize: bool = False) -> int:
     """Print the answer for the GGUF at `path`; return 1 where llama.cpp can't load it."""
     os.dup2(sys.stdout.fileno(), sys.stderr.fileno())  # for what the C++ runtime says of a crash
     limit_this_process(MEMORY_BYTES)
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_read_input, args=(lines,), daemon=True).start()
     llama_cpp.llama_backend_init()
     llama_cpp.llama_log_set(_print_errors, None)  # from here on: a GPU that is out of reach is no reason
     params = llama_cpp.llama_model_default_params()
@@ -38,8 +41,19 @@ def main(path: str) -> int:
     model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         return 1
-    _say(json.dumps(_answer(llama_cpp.llama_model_get_vocab(model))))
+    vocab = llama_cpp.llama_model_get_vocab(model)
+    _say(json.dumps(_answer(vocab)))
+    while tokenize:
+        text, special = json.loads(lines.get())
+        _say(json.dumps(_ids(vocab, text.encode(), special)))
     return 0
+
+
+def _ids(vocab: Any, text: bytes, special: bool) -> list[int]:
+    room = len(text) + 8  # a token has at least a byte, but for a space in front
+    ids = (llama_cpp.llama_token * room)()
+    found = llama_cpp.llama_tokenize(vocab, text, len(text), ids, room, False, special)
+    return list(ids[: max(0, found)])
 
 
 def _answer(vocab: Any) -> dict[str, object]:
@@ -83,10 +97,13 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _end_with_input() -> None:
-    os.read(0, 1)  # nothing is ever written: this returns at end of file
+def _read_input(lines: SimpleQueue[bytes]) -> None:
+    # Not sys.stdin: Python can't end while a thread reads that.
+    with open(0, "rb", closefd=False) as given:
+        for line in given:
+            lines.put(line)
     os._exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], "--tokenize" in sys.argv[2:]))

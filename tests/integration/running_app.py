@@ -42,14 +42,14 @@ def hear_ctrl_c() -> None:
 class App:
     """app.py, served until it is ended."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, **variables: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
         self.log = folder / "log.txt"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "app.py", "--port", self.url.rsplit(":", 1)[1], *options],
                 cwd=folder,
-                env=environment(),
+                env=environment(**variables),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=hear_ctrl_c,
