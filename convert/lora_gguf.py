@@ -24,7 +24,7 @@ from convert.adapter import EMBEDDINGS, HEADS, WEIGHTS, Adapter
 from convert.merge import MergePlan, is_tied, surplus_head
 from convert.pipeline import Pipeline
 from convert.preflight import model_name, outtype
-from convert.publish import models_folder, place
+from convert.publish import models_folder, place, register_adapter
 from convert.source import Source
 from convert.stages import Settings
 from convert.verify.adapted import Adapted, MergeInputs
@@ -35,6 +35,7 @@ from convert.verify.report import lines_of
 from convert.verify.run import chat_model
 from convert.without_code import copy_without_code
 from core.checkpoint import Checkpoint
+from core.command import command_line
 from core.errors import ConvertError
 from core.files import ADAPTER_CONFIG
 from core.gguf_model import read_gguf
@@ -88,8 +89,11 @@ def adapter_alone(source: Source, settings: Settings, root: Path) -> int:
     place(made, target, move=True)
     shutil.rmtree(work)
     print(f"{target} ({human_size(target.stat().st_size)})")
-    listed = json.dumps([f"models/{target.name}"], ensure_ascii=False)
-    print(f'Next: add "adapters": {listed} to the entry of its base in models.json')
+    if name := register_adapter(target, source.name, pipeline.origin, root):
+        print(f"Next: {command_line('app.py', ['--model', name])}")
+    else:
+        listed = json.dumps([f"models/{target.name}"], ensure_ascii=False)
+        print(f'Next: add "adapters": {listed} to the entry of its base in models.json')
     return 0
 
 

@@ -21,8 +21,9 @@ from core.command import ROOT
 from core.errors import ConvertError
 from core.files import whole
 from core.gguf_model import GgufFile, read_gguf
+from core.lora import Adapter
 from core.machine import human_size
-from core.registry import Entry, Source, add
+from core.registry import MADE, Entry, Source, add, load_registry
 
 CONTEXT = 4096  # tokens that the chat gives a new model: a Phi's own 131,072 would want 48 GiB of memory
 
@@ -81,6 +82,26 @@ def register(
         kv_bytes_per_token=file.kv_bytes_per_token,
     )
     add(registry, name, entry)
+
+
+def register_adapter(file: Path, run: str, base: str, root: Path) -> str:
+    """Have the menu of what was made here offer the base, as the menu in `root` has it, with the adapter.
+
+    Returns the new entry's name; empty where the menu has no such base.
+    """
+    menu, made = load_registry(root / "models.json"), root / MADE
+    found = next((e for e in menu.entries.values() if e.base == base and not (e.run or e.adapters)), None)
+    if found is None:
+        return ""
+
+    def beside(path: str) -> str:  # the menus are in two folders
+        return Path(os.path.relpath(root / os.path.expanduser(path), made.parent)).as_posix()
+
+    sources = [s.model_copy(update={"path": beside(s.path)}) if s.path else s for s in found.sources]
+    adapter = Adapter(path=beside(str(file)))
+    name = f"{run} lora"
+    add(made, name, found.model_copy(update={"sources": sources, "adapters": [adapter], "run": run}))
+    return name
 
 
 def modelfile(name: str, file: GgufFile) -> str:

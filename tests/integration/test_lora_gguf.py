@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from convert.verify.merged import LoraFile, arrived_beside, check_merge
 from core.checkpoint import SINGLE
 from core.errors import ConvertError
 from core.log_probs import Scores
+from core.registry import load_registry
 from tests.integration.merge_bases import changed, edit_json, merged, save_adapter, save_base
 from tests.integration.tiny_models import lora, tiny
 
@@ -57,7 +59,14 @@ def test_what_scales_an_update_goes_into_it(
     with changed(adapter / WEIGHTS) as tensors:
         assert EMBEDDING.replace(".weight", ".base_layer.weight") in tensors
         tensors["base_model.model.model.norm.weight"] = load_file(base / SINGLE)["model.norm.weight"].clone()
+    hub = {"repo_id": "some/base", "filename": "base.gguf"}
+    menu = {"Base": {"sources": [hub, {"path": "b.gguf"}], "n_ctx": 512, "base": base.name}}
+    (tmp_path / "models.json").write_text(json.dumps(menu))
     assert convert(adapter, tmp_path) == 0
+    made = json.loads((tmp_path / "models" / "models.json").read_text())
+    assert made["rs lora"]["sources"] == [hub, {"path": "../b.gguf"}]
+    assert made["rs lora"]["adapters"] == [{"path": "rs-lora.gguf", "name": "rs-lora"}]
+    assert load_registry(tmp_path / "models.json").entries["rs lora"].n_ctx == 512
     said = capsys.readouterr().out.splitlines()
     plain, with_it = (
         next(line for line in said if line.startswith(f"  {name}  "))
