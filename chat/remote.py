@@ -115,6 +115,9 @@ class Endpoint:
             if (self.kind, self.models) != before:
                 changed(self)
             self.reason = ""
+        except Unavailable as error:
+            if not (self.up and error.busy):
+                self.reason = str(error)
         except ChatError as error:
             self.reason = str(error)
 

@@ -24,6 +24,7 @@ LONGEST_LINE, LONGEST_STREAM = 2**20, 64 * 2**20  # bytes
 LAST_WORDS_S = 2.0  # for the usage that follows the end of a reply
 BYTES_PER_ID = 3  # of a chat that travels as messages: about what a token of a prompt holds
 ONLY_MESSAGES = "This model's engine takes whole messages only."
+DONE: dict[str, Any] = {"done": True}  # stands for the line that ends a stream of OpenAI's
 NOT_A_REPLY = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -141,6 +142,8 @@ class OpenAIGeneration(RemoteGeneration):
             self.stats.prompt_tokens = int(usage.get("prompt_tokens") or self.stats.prompt_tokens)
             details = usage.get("prompt_tokens_details") or {}
             self.stats.cached_tokens = int(details.get("cached_tokens") or 0)
+        if event is DONE and self.stats.ids:  # not every engine says how a reply ended
+            self.stats.finish_reason = self.stats.finish_reason or "stop"
         if self.stats.finish_reason or not event.get("choices"):
             return ""
         choice = event["choices"][0]
@@ -248,6 +251,7 @@ def _events(response: http.client.HTTPResponse) -> Iterator[tuple[dict[str, Any]
         if not line.startswith(b"data:"):
             continue  # a blank line, a comment that keeps the connection open, an event's name
         if (data := line[5:].strip()) == b"[DONE]":
+            yield DONE, True
             return
         now = time.perf_counter()
         yield _event(data), now - before > 0.001

@@ -23,6 +23,7 @@ class Stranger:
     ) -> None:
         self.asked: list[tuple[str, Any, dict[str, str]]] = []  # path, body, headers
         self.hung_up = threading.Event()
+        self.paths = paths
         outer = self
 
         class Handler(BaseHTTPRequestHandler):

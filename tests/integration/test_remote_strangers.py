@@ -114,6 +114,7 @@ END = event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
 GOOD = {
     "comments, names and CRLF": streams(b": ping\r\n\r\nevent: x\r\n", HI.replace(b"\n", b"\r\n"), END),
     "no [DONE]": streams(HI, END),
+    "nothing but [DONE] at the end": streams(HI, b"data: [DONE]\n\n"),
     "data: without a space": streams(HI.replace(b"data: ", b"data:"), END, b"data:[DONE]\n\n"),
     "not streamed": streams(
         json.dumps({"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}).encode(), kind=JSON
@@ -247,6 +248,21 @@ def test_a_full_engine_keeps_its_chats_and_gets_no_more() -> None:
         engine.taking("d", dict.fromkeys([home, other], "it is tired")),
     ):
         pass
+
+
+def test_models_elsewhere_take_no_turns_and_a_busy_answer_to_a_look_is_no_death() -> None:
+    with (
+        Stranger(v1_models=models("one", "two"), v1_chat_completions=streams(HI, END)) as there,
+        opened([there.url]) as host,
+        host.use("one"),
+    ):
+        chat = asked(host, "Hello?")
+        chat.use_model("two")
+        reply(host, chat)
+        assert chat.messages[-1].content == "Hi"
+        there.paths["v1_models"] = said({}, 429)
+        endpoints(host)[0].look()
+        assert endpoints(host)[0].up
 
 
 def test_the_page_says_what_is_not_ours_and_no_key(tmp_path: Path) -> None:
