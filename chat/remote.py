@@ -211,7 +211,7 @@ class Endpoint:
         if 300 <= status < 400:
             where = repr(response.getheader("Location", ""))
             return Unavailable(f"it sends elsewhere: {where[:LONGEST_REASON]}")
-        said = error_text(data) or f"{status} {response.reason}"
+        said = error_text(data) or f"{status} {shown(response.reason)}"
         if status in (400, 413, 422):
             return ChatError(f"The engine at {self.url} refused the request: {said}")
         if status == 404 and not error_text(data):
@@ -272,7 +272,12 @@ def error_text(data: bytes) -> str:
         said = error if isinstance(error, str) else error["message"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ""
-    return " ".join(str(said).split())[:LONGEST_REASON]
+    return shown(str(said))
+
+
+def shown(said: str) -> str:
+    """A stranger's words in one line for a page or a terminal."""
+    return "".join(letter for letter in " ".join(said.split()) if letter.isprintable())[:LONGEST_REASON]
 
 
 def _is_name(value: Any) -> bool:

@@ -219,18 +219,17 @@ def _logprob(token: dict[str, Any]) -> TokenLogProb:
 def packed(messages: Messages) -> list[int]:
     """A chat as numbers, so that it goes the way of every prompt: its JSON, BYTES_PER_ID bytes each.
 
-    As many as its tokens are, about: English has four bytes a token, other languages two or three.
+    As many as its tokens are, about: English has four bytes a token, other languages two or three. Its
+    thoughts stay behind: not every API takes them.
     """
-    data = json.dumps(messages, ensure_ascii=False).encode("utf-8", "replace")
+    bare = [{"role": message["role"], "content": message["content"]} for message in messages]
+    data = json.dumps(bare, ensure_ascii=False).encode("utf-8", "replace")
     data += b" " * (-len(data) % BYTES_PER_ID)
     return [int.from_bytes(data[i : i + BYTES_PER_ID], "big") for i in range(0, len(data), BYTES_PER_ID)]
 
 
 def unpacked(ids: list[int]) -> Messages:
-    """The chat that `packed` made into `ids`, without thoughts, which not every API takes.
-
-    Raises ChatError for ids that are none of a chat.
-    """
+    """The chat that `packed` made into `ids`. Raises ChatError for ids that are none of a chat."""
     try:
         chat: Messages = json.loads(b"".join(i.to_bytes(BYTES_PER_ID, "big") for i in ids))
         return [{"role": message["role"], "content": message["content"]} for message in chat]

@@ -39,6 +39,7 @@ WRONG: dict[str, tuple[Callable[[], Stranger], str]] = {
     "no model": (wrong(v1_models=said({"data": [{"id": 5}, "x"]})), "serves no model"),
     "a key is wanted": (wrong(v1_models=said({}, 401)), f"wants a key, in {KEY_VARIABLE}"),
     "still loading": (wrong(v1_models=said({"error": {"message": "Loading model"}}, 503)), "Loading model"),
+    "colours": (wrong(v1_models=said({"error": "a\x1b[31m\nb\u202e"}, 500)), "it answers a[31m b\n"),
     "a false llama-server": (wrong(v1_models=models("m", owned_by="llamacpp"), props=said(5)), "like it"),
     "endless": (wrong(v1_models=lambda _: (200, JSON, repeat(b"x" * 65536))), "has no end"),
     "elsewhere": (wrong(v1_models=said({}, 302)), "sends elsewhere"),
