@@ -26,13 +26,15 @@ cli.on_a_space()
 
 from chat.screen import build_demo, launch  # noqa: E402  Gradio takes seconds: not before all else is right
 
-demo = build_demo(Sessions(host))
+sessions = Sessions(host)
+demo = build_demo(sessions)
 
 if __name__ == "__main__":
     try:
         with cli.interruptible():
             launch(
                 demo,
+                sessions,
                 settings.host,
                 settings.port,
                 settings.auth,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from chat.turn_queue import Waiting
-from core.engine import Engine, Generation, Request, Sampling, Stats
+from core.engine import Engine, Generation, Request, Stats, TokenLogProb
 from core.errors import TooLong
 from core.prompt import Messages
 
@@ -42,6 +42,7 @@ class TurnState:
     left_out: int = 0
     stopped: bool = False  # at a stop text
     waiting: Waiting | None = None  # its place in line, before it begins
+    logprobs: Sequence[TokenLogProb] = ()  # of the tokens of `text`, where they are asked for
     done: bool = False
     stats: Stats = field(default_factory=Stats)
 
@@ -80,17 +81,23 @@ def _first_worth_reading(system: Messages, chat: Messages, n_ctx: int) -> int:
     limit = n_ctx * BYTES_PER_TOKEN_LIMIT
     sizes = [_bytes(m) for m in chat]
     for name, size in [("This message", sizes[-1]), *(("The system message", _bytes(m)) for m in system)]:
-        if size > limit:
-            raise TooLong(
-                f"{name} has {size:,} bytes; the model's context of {n_ctx:,} tokens holds "
-                f"{limit:,} at the very most. Shorten it."
-            )
+        check_size(name, size, n_ctx)
     total, first = 0, len(chat)
     while first and total + sizes[first - 1] <= limit and (len(chat) - first) * TOKENS_PER_MESSAGE < n_ctx:
         first -= 1
         total += sizes[first]
     starts = [0, *(i for i, m in enumerate(chat) if i and m["role"] == "user")]
     return next((start for start in starts if start >= first), starts[-1])
+
+
+def check_size(name: str, size: int, n_ctx: int) -> None:
+    """Raises TooLong for a text, called `name`, of more bytes than `n_ctx` tokens hold."""
+    limit = n_ctx * BYTES_PER_TOKEN_LIMIT
+    if size > limit:
+        raise TooLong(
+            f"{name} has {size:,} bytes; the model's context of {n_ctx:,} tokens holds "
+            f"{limit:,} at the very most. Shorten it."
+        )
 
 
 def _bytes(message: dict[str, str]) -> int:
@@ -123,21 +130,26 @@ class Turn:
     def __init__(self) -> None:
         self._generation: Generation | None = None
         self.cancelled = False
-        self.chat = ""  # which one it is, for engines that are several
 
     def run(
-        self, engine: Engine, planned: Plan, sampling: Sampling, prefix: str = "", stop: str = ""
+        self,
+        engine: Engine,
+        planned: Plan,
+        request: Request,
+        prefix: str = "",
+        stops: Sequence[str] = (),
+        raw: bool = False,
     ) -> Iterator[TurnState]:
-        """Reply to `planned`. `prefix` is the text that a continued reply begins with.
+        """Reply to `planned` as `request` says. `prefix` is the text that a continued reply begins with.
 
-        `stop` ends the reply where it appears: for a model that has no token of its own for that.
+        One of `stops` ends the reply where it appears. `raw` leaves the blanks that a text begins with.
         """
         from chat.agent import EngineProvider, start_reply  # loads llama.cpp: not when the app is imported
 
         started = time.perf_counter()
         progress = TurnState(prefix, prompt_tokens=len(planned.ids), left_out=planned.left_out)
         provider = EngineProvider(engine)
-        pieces = start_reply(provider, planned.messages, Request(planned.ids, sampling, chat=self.chat))
+        pieces = start_reply(provider, planned.messages, request)
         generation = self._generation = provider.generation
         assert generation is not None
         text = prefix
@@ -148,11 +160,13 @@ class Turn:
                 if progress.stopped:
                     continue
                 # A reply's first space belongs to the tokenizer (SentencePiece), not to the text.
-                text += piece if text else piece.lstrip()
-                progress.text, progress.stopped = before_stop(text, stop)
+                text += piece if text or raw else piece.lstrip()
+                progress.text, progress.stopped = before_stop(text, stops, len(prefix))
+                progress.logprobs = _of_text(provider.logprobs, progress.text[len(prefix) :])
                 progress.prompt_done = provider.prompt_done
                 progress.generated_tokens = len(generation.stats.ids)
                 if progress.stopped:
+                    progress.text = progress.text if raw else progress.text.rstrip()
                     generation.cancel()
                 if piece and not progress.first_token_s:
                     progress.first_token_s = time.perf_counter() - started
@@ -164,7 +178,7 @@ class Turn:
             generation.stats.finish_reason = "stop"
             generation.stats.ids = [-1]  # the ids go on after it
         else:
-            progress.text = text
+            progress.text, progress.logprobs = text, tuple(provider.logprobs)
         progress.stats, progress.done = generation.stats, True
         yield progress
 
@@ -175,12 +189,28 @@ class Turn:
             self._generation.cancel()
 
 
-def before_stop(text: str, stop: str) -> tuple[str, bool]:
-    """Return the part of `text` that cannot belong to `stop`, and whether all of `stop` is there.
+def before_stop(text: str, stops: Sequence[str], start: int = 0) -> tuple[str, bool]:
+    """Return the part of `text` that cannot belong to one of `stops`, and whether all of one is there.
 
-    A beginning of `stop` at the end of the text waits for what comes next: it must not flash on the page.
+    They are looked for from `start` on, but for one that began before. A beginning of one at the end of the
+    text waits for what comes next: it must not flash on the page.
     """
-    if stop and stop in text:
-        return text.partition(stop)[0].rstrip(), True
-    held = next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+    found = [text.find(stop, max(0, start - len(stop) + 1)) for stop in stops]
+    if whole := [at for at in found if at >= 0]:
+        return text[: min(whole)], True
+    held = 0
+    for stop in stops:
+        ends = (n for n in range(min(len(stop) - 1, len(text)), held, -1) if text.endswith(stop[:n]))
+        held = max(held, next(ends, 0))
     return text[: len(text) - held], False
+
+
+def _of_text(tokens: Sequence[TokenLogProb], text: str) -> Sequence[TokenLogProb]:
+    """The first of `tokens`, as many as `text` has; blanks before it aren't counted."""
+    room, count, begun = len(text.encode()), 0, False
+    for token in tokens:
+        size = len(token.text if begun else token.text.lstrip())
+        if size > room:
+            break
+        room, begun, count = room - size, begun or size > 0, count + 1
+    return tokens[:count]

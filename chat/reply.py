@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from chat.context import Plan, Turn, TurnState, plan
+from chat.context import Plan, Turn, TurnState, check_size, plan
 from chat.conversation import Conversation, Message
 from chat.model_host import Host
+from chat.structured import structured
 from chat.turn_queue import Ticket, Waiting
 from core.download import download
-from core.engine import Sampling, Stats
+from core.engine import Request, Sampling, Stats
 from core.entry import Source, hub_source
-from core.errors import ChatError, EngineDied, Stopped
+from core.errors import ChatError, EngineDied, NoSuchToken, Stopped, TooLong
 from core.model import Model
 from core.prompt import Messages
 
@@ -74,15 +75,38 @@ class Sessions:
         self._running: dict[str, Stoppable] = {}
 
     def reply(
-        self, key: str, conversation: Conversation, extend: bool = False, user: str = ""
+        self,
+        key: str,
+        conversation: Conversation,
+        extend: bool = False,
+        user: str = "",
+        stops: Sequence[str] = (),
+        logprobs: int | None = None,
     ) -> Iterator[TurnState]:
         """Answer the last message of `conversation`, or `extend` its last reply, and update it meanwhile.
 
-        `key` names the tab for `stop`; `user` says who asks, for the bound that each has. Raises ChatError
+        `key` names the tab for `stop`; `user` says who asks, for the bound that each has. One of the texts
+        `stops` ends the reply, `logprobs` asks for so many likeliest tokens at each place. Raises ChatError
         (NoSuchModel and QueueFull at once); what was written by then stays in the conversation.
         """
-        write = functools.partial(_reply, conversation=conversation, extend=extend)
+        write = functools.partial(
+            _reply, conversation=conversation, extend=extend, stops=stops, logprobs=logprobs
+        )
         return self._turn(key, conversation.model, user, write)
+
+    def complete(
+        self,
+        key: str,
+        name: str,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        user: str = "",
+        stops: Sequence[str] = (),
+        logprobs: int | None = None,
+    ) -> Iterator[TurnState]:
+        """Go on with `prompt`, a text or token ids, by the model called `name`; the rest as in `reply`."""
+        write = functools.partial(_complete, prompt=prompt, sampling=sampling, stops=stops, logprobs=logprobs)
+        return self._turn(key, name, user, write)
 
     def _turn(self, key: str, name: str, user: str, write: Write) -> Iterator[TurnState]:
         """Stand in line for the model called `name`; then `write`, once more if the engine dies too early."""
@@ -163,10 +187,45 @@ class _Stopped(Exception):
     """Stop was pressed before the prompt was read, which a long chat can make long."""
 
 
+def _complete(
+    turn: Turn,
+    model: Model,
+    admit: Admit,
+    prompt: str | Sequence[int],
+    sampling: Sampling,
+    stops: Sequence[str],
+    logprobs: int | None,
+) -> Iterator[TurnState]:
+    n_ctx = model.engine.n_ctx
+    if isinstance(prompt, str):
+        check_size("The prompt", len(prompt.encode()), n_ctx)
+        ids = model.encoder.encode_text(prompt)
+    else:
+        ids = list(prompt)
+    if unknown := [i for i in ids if not 0 <= i < model.file.n_vocab]:
+        raise NoSuchToken(f"{model.name} has {model.file.n_vocab:,} tokens; there is no token {unknown[0]}.")
+    if len(ids) >= n_ctx:
+        raise TooLong(f"The prompt has {len(ids):,} tokens; the model's context is {n_ctx:,}. Shorten it.")
+    planned = Plan([{"role": "user", "content": ""}], ids, 0)
+    yield from admit(planned, sampling)
+    yield from turn.run(
+        model.engine, planned, Request(ids, sampling, logprobs=logprobs), stops=stops, raw=True
+    )
+
+
 def _reply(
-    turn: Turn, model: Model, admit: Admit, conversation: Conversation, extend: bool
+    turn: Turn,
+    model: Model,
+    admit: Admit,
+    conversation: Conversation,
+    extend: bool,
+    stops: Sequence[str],
+    logprobs: int | None,
 ) -> Iterator[TurnState]:
     messages, sampling, reasoning = conversation.prompt(), conversation.sampling, model.reasoning
+    schema = conversation.json_schema
+    held = None if schema is None else structured(schema)
+    messages = held.instruct(messages) if held else messages
     opened = reasoning.opened(conversation.system_prompt)
     written = reasoning.pieces(conversation.messages[-1].reply(), opened) if extend else []
     prefix = "".join(piece.text for piece in written)
@@ -183,12 +242,15 @@ def _reply(
         return
     yield from admit(planned, sampling)
     conversation.left_out = planned.left_out
-    turn.chat = str(hash((conversation.system_prompt, conversation.messages[0].content)))
     before = planned.ids[len(model.encoder.encode(planned.messages[:-1])) :] if extend else []
     # A reply that breaks off is a stopped one: it can be continued, or retried.
     answer = conversation.messages[-1] if extend else Message(role="assistant", content="")
     answer.finish_reason = "cancelled"
-    for progress in turn.run(model.engine, planned, sampling, prefix, model.stop):
+    grammar = held.grammar if held else ""
+    chat = str(hash((conversation.system_prompt, conversation.messages[0].content)))
+    request = Request(planned.ids, sampling, grammar, conversation.adapters, logprobs, chat)
+    stops = [stop for stop in (model.stop, *stops) if stop]
+    for progress in turn.run(model.engine, planned, request, prefix, stops):
         answer.write(reasoning.split(progress.text, opened=opened, done=progress.done))
         if any(answer.reply()) and answer is not conversation.messages[-1]:
             conversation.messages.append(answer)

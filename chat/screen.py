@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from chat import page_html as parts
 from chat import space
 from chat.address import bare, bracketed, opens_at, without_proxies
+from chat.connections import bound
 from chat.events import Handlers, add_api
 from chat.gradio_import import gr, loops_closed
 from chat.guard import Guard, names_of
 from chat.model_host import Host
+from chat.openai_api import Api
+from chat.openai_keys import Keys
 from chat.page import SAMPLING_KEYS, Page
 from chat.reply import Sessions
 from chat.turn_queue import QUEUE_SIZE
@@ -141,15 +146,17 @@ def _wire(demo: gr.Blocks, page: Page, on: Handlers) -> None:
 
 def launch(
     demo: gr.Blocks,
+    sessions: Sessions,
     host: str | None,
     port: int,
     auth: tuple[str, str] | None,
     ready: Callable[[str], None],
 ) -> None:
-    """Serve the page until Ctrl-C; `ready` is told its address. Raises OSError when the port is taken."""
+    """Serve page and API until Ctrl-C; `ready` is told the address. Raises OSError when the port is taken."""
     theme = gr.themes.Default(primary_hue="indigo", radius_size="lg", font=["system-ui", "sans-serif"])
     # What is on the internet anyway gains nothing from a check of the name that it was asked by.
     guard = (Guard, (names_of(bare(host)),), {"any_host": space.is_one()})  # as Starlette unpacks it
+    api = Api(sessions, Keys(bare(host), private=auth is not None))
     with loops_closed(), without_proxies():
         demo.launch(
             server_name=bracketed(bare(host)),
@@ -162,7 +169,7 @@ def launch(
             ssr_mode=False,
             enable_monitoring=False,
             run_history=False,  # it would keep a copy of what was written, and the chats are kept already
-            app_kwargs={"openapi_url": None, "middleware": [guard]},
+            app_kwargs={"openapi_url": None, "middleware": [guard], "routes": api.routes()},
             max_threads=THREADS,
             max_file_size="8mb",  # a saved chat; browsers keep 5 MB
             footer_links=["api"],
@@ -172,5 +179,12 @@ def launch(
             css_paths=Path(__file__).with_name("screen.css"),
             head=f"{parts.POLICY}<script>{parts.TABS_JS}</script>",
         )
+    bound(demo.server)
     ready(opens_at(bare(host), port))
-    demo.block_thread()
+    with suppress(KeyboardInterrupt):
+        while demo.is_running:
+            time.sleep(0.1)
+    # Gradio's own `block_thread` closes the server only, which then waits for what is open.
+    api.close()
+    demo.server_app.stop_event.set()
+    demo.close(verbose=False)

@@ -33,6 +33,10 @@ class TooLong(ChatError):
     """The message, or what it stands in, doesn't fit the model's context."""
 
 
+class NoSuchToken(ChatError):
+    """A prompt of token ids has one that the model's vocabulary doesn't."""
+
+
 class Stopped(ChatError):
     """The user stopped a turn before it began."""
 

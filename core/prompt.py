@@ -62,6 +62,11 @@ class PromptEncoder:
             )
         return ids
 
+    def encode_text(self, text: str) -> list[int]:
+        """Return the ids of a text that is no chat, with BOS if the model wants it: no control token else."""
+        bos = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+        return [*bos, *self._literal([], text)]
+
     def encode_continue(
         self, messages: Messages, pieces: Sequence[tuple[str, bool]] | None = None
     ) -> list[int]:

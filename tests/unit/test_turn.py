@@ -138,9 +138,17 @@ def test_the_reply_that_is_continued_stays() -> None:
 @pytest.mark.parametrize("reply", ["", "Hello ", "a [en", "[[e", "aba", "two\n\nlines\nUse"])
 def test_a_stop_text_never_shows_and_nothing_else_is_lost(reply: str, stop: str) -> None:
     for end in range(len(reply + stop)):
-        shown, stopped = before_stop((reply + stop)[:end], stop)
+        shown, stopped = before_stop((reply + stop)[:end], [stop])
         assert not stopped
         assert reply.startswith(shown)
         assert end - len(shown) < len(stop), "only what may be its beginning waits"
-    assert before_stop(reply + stop + " more", stop) == (reply.rstrip(), True)
-    assert before_stop(reply, "") == (reply, False)
+    assert before_stop(reply + stop + " more", [stop]) == (reply, True)
+    assert before_stop(reply, ()) == (reply, False)
+
+
+def test_the_first_of_several_stop_texts_counts_and_what_was_there_before_does_not() -> None:
+    assert before_stop("one. two! three.", ["!", "."]) == ("one", True)
+    assert before_stop("one. two! three.", ["!", "."], start=5) == ("one. two", True)
+    assert before_stop("one. two", ["."], start=4) == ("one. two", False)
+    assert before_stop("one [e", ["[end]", "e]"]) == ("one ", False)
+    assert before_stop("one [end]", ["[end]"], start=6) == ("one ", True)  # it is cut inside a stop text

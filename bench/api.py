@@ -1,0 +1,214 @@
+"""Measure the API beside direct clients of llama-server: python -m bench.api [--runs 5] (five minutes)
+
+Users are threads of this program, which read their streams line by line, the same through both: as many
+clients of `/v1/chat/completions` of the app, and of `/completion` of a llama-server that the app's own host
+started, with as many slots, threads and the same samplers. Greedy, with replies of fixed lengths; figures are
+tokens per second of all users together, medians of interleaved runs. llama-batched-bench decodes as many
+sequences, without text, samplers or clients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: import from the repository, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from bench import measure
+from bench.chat import interleave
+from chat.llama_reply import completion
+from core.engine import Request
+from core.machine import thread_count
+
+RESULTS = Path(__file__).with_name("results") / "api.json"
+LENGTHS = {1: 96, 2: 96, 4: 96, 8: 32, 16: 32}  # tokens of a reply, by users
+SHORT = "What is a knight?"
+LONG = "The dragon sleeps in its cave. " * 100
+Line = tuple[str, dict[str, str], str]  # where a request goes: host and port, headers, path
+
+GOALS = {1: 0.95, 2: 0.95, 4: 0.95}
+
+
+def main() -> None:
+    """Measure all arms, print the table, and keep it."""
+    parser = argparse.ArgumentParser(description="Measure the API beside direct clients of llama-server.")
+    parser.add_argument("--runs", type=int, default=5)
+    given = parser.parse_args()
+    with measure.app("llama-server") as (process, address, _):
+        app: Line = address.split("/")[2], {"Content-Type": "application/json"}, "/v1/chat/completions"
+        direct, server = _direct()
+        before = process.memory_full_info().pss
+        _users(app, _chat, 2, 8)  # both are warm
+        _users(direct, server, 2, 8)
+        arms: dict[str, Callable[[], float]] = {}
+        for users, tokens in LENGTHS.items():
+            arms[f"API, {users}"] = lambda n=users, t=tokens: _users(app, _chat, n, t)  # type: ignore[misc]
+            arms[f"direct, {users}"] = lambda n=users, t=tokens: _users(direct, server, n, t)  # type: ignore[misc]
+            arms[f"llama-batched-bench, {users}"] = lambda n=users, t=tokens: _batched(n, t)  # type: ignore[misc]
+        arms["first token alone, s"] = lambda: _first_token(app)
+        arms["first token beside 3, s"] = lambda: _beside(app, 3)
+        arms["one batch, s"] = lambda: _batch_s(direct, server)
+        figures = interleave(arms, given.runs)
+        added = (process.memory_full_info().pss - before) / 1e6
+    medians = {name: statistics.median(runs) for name, runs in figures.items()}
+    _report(medians, added)
+    about = {"date": date.today().isoformat(), **measure.machine(), "slots": _engine().slots}
+    kept = {"about": about, "medians": medians, "runs": figures, "MB that the users added": added}
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+    measure.close()
+    print(f"\nkept in {RESULTS}")
+
+
+def _report(medians: dict[str, float], added: float) -> None:
+    print("users   API   direct    share   llama-batched-bench   direct's share of it   (tokens/s)")
+    for users in LENGTHS:
+        api, direct, bare = (medians[f"{arm}, {users}"] for arm in ("API", "direct", "llama-batched-bench"))
+        goal = f"(at least {GOALS[users]:.0%})" if users in GOALS else ""
+        print(
+            f"{users:5}{api:7.1f}{direct:8.1f}{api / direct:9.1%}{bare:15.1f}{direct / bare:22.1%}   {goal}"
+        )
+    per_token = 1000 * (1 / medians["API, 1"] - 1 / medians["direct, 1"])
+    print(f"the API adds {per_token:.2f} ms a token (under 2) and {added:.0f} MB (under 150)")
+    alone, beside, batch = (
+        medians[name] for name in ("first token alone, s", "first token beside 3, s", "one batch, s")
+    )
+    print(f"first token: {alone:.3f} s alone, {beside:.3f} s beside 3 (under {1.5 * alone + batch:.3f})")
+
+
+def _engine() -> Any:
+    host = measure.sessions("llama-server").host
+    with host.use(host.default) as model:
+        return model.engine
+
+
+def _direct() -> tuple[Line, Callable[[str, int], str]]:
+    """A llama-server with the settings of the app's, and what turns a question into a request to it."""
+    host = measure.sessions("llama-server").host
+    with host.use(host.default) as model:
+        engine: Any = model.engine
+        encode = model.encoder.encode
+
+    def body(question: str, tokens: int) -> str:
+        return completion(
+            Request(encode([{"role": "user", "content": question}]), measure.GREEDY), [], tokens
+        )
+
+    return (f"127.0.0.1:{engine.port}", engine.headers, "/completion"), body
+
+
+def _chat(question: str, tokens: int) -> str:
+    """The same as a request to the API."""
+    fields = measure.GREEDY.model_dump() | {"max_tokens": tokens, "stream": True}
+    usage = {"stream_options": {"include_usage": True}}
+    return json.dumps(fields | usage | {"messages": [{"role": "user", "content": question}]})
+
+
+def _events(line: Line, body: str) -> Iterator[dict[str, Any]]:
+    """The events of one streamed reply; leaving them ends it."""
+    where, headers, path = line
+    with closing(http.client.HTTPConnection(where, timeout=300)) as connection:
+        connection.request("POST", path, body, headers)
+        with connection.getresponse() as response:
+            if response.status != 200:
+                raise SystemExit(f"{path} answered {response.status}: {response.read().decode()[:300]}")
+            while text := response.readline():
+                if text.startswith(b"data: {"):
+                    yield json.loads(text[6:])
+
+
+def _tokens(event: dict[str, Any]) -> int:
+    """How many tokens the reply has had, where the event says it."""
+    return int(event.get("tokens_predicted") or (event.get("usage") or {}).get("completion_tokens") or 0)
+
+
+def _users(line: Line, body: Callable[[str, int], str], users: int, tokens: int) -> float:
+    """Tokens a second of `users` replies at once, each of `tokens` tokens."""
+    counts: list[int] = []
+
+    def user(number: int) -> None:
+        asked = body(f"{measure.QUESTION} Its hero is number {number}.", tokens)
+        counts.append(max(map(_tokens, _events(line, asked))))
+
+    threads = [threading.Thread(target=user, args=(number,)) for number in range(users)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - began
+    if counts != [tokens] * users:
+        raise SystemExit(f"the replies have {counts} tokens, not {tokens} each")
+    return users * tokens / seconds
+
+
+def _has_text(event: dict[str, Any]) -> bool:
+    choices = event.get("choices")
+    return bool(choices and choices[0]["delta"].get("content"))
+
+
+def _first_token(line: Line) -> float:
+    """Seconds to the first token of a short question that was not asked before."""
+    began = time.perf_counter()
+    next(filter(_has_text, _events(line, _chat(f"{time.time()}: {SHORT}", 4))))
+    return time.perf_counter() - began
+
+
+def _beside(line: Line, others: int) -> float:
+    """The same while `others` are answered at length."""
+    streams = [
+        _events(line, _chat(f"{measure.QUESTION} Its hero is {number}.", 2000)) for number in range(others)
+    ]
+    try:
+        stop = threading.Event()
+        threads = [threading.Thread(target=_read, args=(stream, stop)) for stream in streams]
+        for stream, thread in zip(streams, threads, strict=True):
+            next(filter(_has_text, stream))
+            thread.start()
+        seconds = _first_token(line)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        return seconds
+    finally:
+        for stream in streams:
+            stream.close()  # type: ignore[attr-defined]
+
+
+def _read(stream: Iterator[Any], stop: threading.Event) -> None:
+    for _ in stream:
+        if stop.is_set():
+            return
+
+
+def _batch_s(line: Line, body: Callable[[str, int], str]) -> float:
+    """Seconds that one batch of a prompt takes, at the speed of a prompt of many."""
+    *_, last = _events(line, body(f"{time.time()} {LONG}", 1))
+    return float(_engine().batch / last["timings"]["prompt_per_second"])
+
+
+def _batched(sequences: int, tokens: int) -> float:
+    tool = Path(sysconfig.get_path("purelib")) / "bin" / "llama-batched-bench"
+    host = measure.sessions("llama-server").host
+    model = host.registry.locate(host.registry.entries[host.default])
+    sizes = ["-npp", "32", "-ntg", str(tokens), "-npl", str(sequences), "-c", str(sequences * (tokens + 64))]
+    command = [str(tool), "-m", str(model), "-t", str(thread_count()), *sizes, "--output-format", "jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("{"))
+    return float(json.loads(line)["speed_tg"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What OpenAI's API says to who has no key, and to what is no request; and how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.openai_app import KEY, OTHER, QUESTION, end, raw, serve
+from tests.integration.running_app import App, copy_app
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    app = serve(tmp_path_factory.mktemp("api"), "in-process")
+    yield app
+    end(app)
+
+
+def test_only_who_has_a_key_is_answered(app: App) -> None:
+    for key, status in ((OTHER, 200), ("key-of-on", 401), (f"{KEY},{OTHER}", 401), ("", 401)):
+        for path in ("/v1/models", "/metrics", "/v1/nothing"):
+            wanted = 404 if status == 200 and "nothing" in path else status
+            assert raw(app, "GET", path, key=key)[0] == wanted, (key, path)
+    assert raw(app, "GET", "/health", key="") == (200, {"status": "ok"})
+    assert raw(app, "POST", "/v1/chat/completions", key="")[0] == 401
+
+
+def test_bodies_and_routes_that_are_none(app: App) -> None:
+    chat = "/v1/chat/completions"
+    for body in (
+        b"{",
+        b"\xff",
+        b"[]",
+        b"null",
+        b'{"messages": NaN}',
+        b"[" * 50_000,
+        b'{"a": 1, "\\ud800": 2}',
+    ):
+        assert raw(app, "POST", chat, body)[0] == 400, body[:20]
+    surrogate = json.dumps({"model": "\ud800", "messages": QUESTION}).encode()
+    assert raw(app, "POST", chat, surrogate)[0] == 404
+    for method, path, status in (
+        *(("GET", chat, 405), ("DELETE", "/v1/models", 405), ("PUT", "/health", 405), ("GET", "/v1", 404)),
+        *(("GET", "/v1/embeddings", 404), ("GET", "/v1/../etc/passwd", 404), ("GET", "/v1/models/x/y", 404)),
+    ):
+        assert raw(app, method, path)[0] == status, path
+
+
+def test_ctrl_c_ends_open_streams_and_says_so(tmp_path: Path) -> None:
+    app = App(copy_app(tmp_path), "--engine", "in-process")
+    app.wait_until_it_answers()
+    body = json.dumps({"messages": QUESTION, "max_tokens": 4000, "stream": True}).encode()
+    request = urllib.request.Request(
+        f"{app.url}/v1/chat/completions", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
+        while b"content" not in response.readline():
+            pass
+        began = time.monotonic()
+        app.process.send_signal(signal.SIGINT)
+        rest = response.read().decode()
+    assert "[DONE]" not in rest
+    assert '"error"' in rest.split("data: ")[-1]
+    app.process.wait(30)
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in app.log.read_text()
