@@ -126,7 +126,7 @@ class LlamaServerEngine:
         key = secrets.token_urlsafe(32)  # through the environment: a command line is everyone's to read
         self.headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         self.log: deque[str] = deque(maxlen=300)
-        files = [*parts(self._path), *(adapter.path for adapter in self._adapters)]
+        files: list[Path | str] = [*parts(self._path), *(adapter.path for adapter in self._adapters)]
         command = confined(self._command(), files, memory_limit_bytes())
         self._process = child.guarded(command, {"LLAMA_API_KEY": key})
         self._ready = threading.Event()

@@ -45,7 +45,11 @@ def confined(command: list[str], files: Iterable[Path | str], memory_bytes: int)
     if sys.platform != "linux":
         return command
     own = Path(command[0]).parent  # its libraries lie beside it in lib
-    folders = [own, own.parent / "lib", *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":"))]
+    folders: list[Path | str] = [
+        own,
+        own.parent / "lib",
+        *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")),
+    ]
     limits = {
         "reads": [os.path.abspath(path) for path in (*folders, *files)],
         "memory": None if any(Path("/dev", gpu).exists() for gpu in _GPUS) else memory_bytes,
