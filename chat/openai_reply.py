@@ -85,7 +85,7 @@ class Shape:
 
     def closing(self, state: TurnState) -> list[dict[str, Any]]:
         """The chunks that say how the reply ended and what it cost."""
-        last = [self._chunk(self._last(_reason(state)))]
+        last = [self._chunk(self._last(_reason(state))) | _warning(state)]
         if self.include_usage:
             last.append(self._chunk(None) | {"usage": usage(state)})
         return last
@@ -93,7 +93,7 @@ class Shape:
     def whole(self, state: TurnState) -> dict[str, Any]:
         """All of it, for who doesn't want a stream."""
         choice = self._whole() | {"index": 0, "finish_reason": _reason(state)}
-        return self._frame(self.whole_object, [choice]) | {"usage": usage(state)}
+        return self._frame(self.whole_object, [choice]) | {"usage": usage(state)} | _warning(state)
 
     def _last(self, reason: str) -> dict[str, Any]:
         raise NotImplementedError
@@ -185,6 +185,11 @@ def usage(state: TurnState) -> dict[str, Any]:
         "total_tokens": state.prompt_tokens + generated,
         "prompt_tokens_details": {"cached_tokens": state.stats.cached_tokens},
     }
+
+
+def _warning(state: TurnState) -> dict[str, str]:
+    """Ours: why a reply isn't what its JSON schema asks for."""
+    return {"warning": state.stats.fault} if state.stats.fault else {}
 
 
 def _reason(state: TurnState) -> str:

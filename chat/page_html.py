@@ -122,7 +122,8 @@ def stats_html(stats: Stats) -> str:
     prompt = f"prompt {count(stats.prompt_tokens)}, {stats.cached_tokens:,} cached"
     prompt += f", read at {stats.prompt_per_s:,.0f}/s" if stats.prompt_per_s else ""
     first = f"first after {stats.first_token_s:.2f} s" if stats.first_token_s else ""
-    return note_html(" · ".join(filter(None, [ended, reply, first, prompt, f"seed {stats.seed}"])))
+    note = note_html(" · ".join(filter(None, [ended, reply, first, prompt, f"seed {stats.seed}"])))
+    return (error_html(stats.fault) if stats.fault else "") + note
 
 
 def refusal(error: ValidationError) -> str:

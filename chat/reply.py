@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from chat.context import Plan, Turn, TurnState, check_size, plan
 from chat.conversation import Conversation, Message
 from chat.model_host import Host
+from chat.schema_reading import SchemaError
 from chat.structured import structured
 from chat.turn_queue import Ticket, Waiting
 from core.download import download
@@ -18,6 +19,7 @@ from core.entry import Source, hub_source
 from core.errors import ChatError, EngineDied, NoSuchToken, Stopped, TooLong
 from core.model import Model
 from core.prompt import Messages
+from core.reasoning import Reply
 
 PROGRESS_INTERVAL_S = 0.25
 STOP_LIMIT_S = 1.0  # in which a download that was stopped says how far it is
@@ -225,15 +227,21 @@ def _reply(
     messages, sampling, reasoning = conversation.prompt(), conversation.sampling, model.reasoning
     schema = conversation.json_schema
     held = None if schema is None else structured(schema)
+    if held and extend:
+        raise SchemaError("A reply that has to be JSON can't be continued. Retry it, with more tokens.")
     messages = held.instruct(messages) if held else messages
     opened = reasoning.opened(conversation.system_prompt)
     written = reasoning.pieces(conversation.messages[-1].reply(), opened) if extend else []
+    if held and opened:  # its thought is closed: the reply begins with the JSON
+        messages = [*messages, {"role": "assistant", "content": ""}]
+        written = reasoning.pieces(Reply("", "", False), opened)
+    begun = extend or bool(written)
     prefix = "".join(piece.text for piece in written)
 
     def encode(part: Messages) -> list[int]:
         if turn.cancelled:
             raise _Stopped
-        return model.encoder.encode_continue(part, written) if extend else model.encoder.encode(part)
+        return model.encoder.encode_continue(part, written) if begun else model.encoder.encode(part)
 
     try:
         planned = plan(messages, encode, model.engine.n_ctx, sampling.max_tokens, conversation.left_out)
@@ -242,7 +250,7 @@ def _reply(
         return
     yield from admit(planned, sampling)
     conversation.left_out = planned.left_out
-    before = planned.ids[len(model.encoder.encode(planned.messages[:-1])) :] if extend else []
+    before = planned.ids[len(model.encoder.encode(planned.messages[:-1])) :] if begun else []
     # A reply that breaks off is a stopped one: it can be continued, or retried.
     answer = conversation.messages[-1] if extend else Message(role="assistant", content="")
     answer.finish_reason = "cancelled"
@@ -257,6 +265,7 @@ def _reply(
         conversation.tokens = progress.prompt_tokens + progress.generated_tokens
         if progress.done:
             answer.finish_reason = progress.stats.finish_reason
+            progress.stats.fault = held.fault(answer.content, answer.finish_reason) if held else ""
             whole = "".join(piece.text for piece in reasoning.pieces(answer.reply(), opened))
             model.replies.remember(whole, before + progress.stats.ids)
         yield progress

@@ -10,8 +10,6 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from jsonschema.validators import Draft202012Validator
-
 from chat.schema_pattern import rewrite
 from core.errors import ChatError
 
@@ -215,6 +213,8 @@ def _values(keys: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str,
     """Read the values of an `enum` or a `const`: those that fit the keywords beside them."""
     values = keys.pop("enum") if "enum" in keys else [keys["const"]]
     keys.pop("pattern", None)
+    from jsonschema.validators import Draft202012Validator  # slow to load
+
     fitting = [value for value in values if Draft202012Validator(keys).is_valid(value)]
     if not fitting:
         raise SchemaError(f"The JSON schema allows none of its own values at {where}.")

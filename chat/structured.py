@@ -14,18 +14,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from jsonschema.exceptions import SchemaError as InvalidSchema
-from jsonschema.exceptions import best_match
-from jsonschema.validators import Draft202012Validator, extend
-
 from chat.schema_reading import MAX_BYTES, MAX_DEPTH, Reading, SchemaError, depth_of
 from core.child import killed_after, worker
 from core.prompt import Messages
 
 TIME_LIMIT_S = 10.0  # for a grammar; half a second is usual, most of it the start of the process
-
-# The grammar keeps to patterns; Python's search for one could take forever.
-_Validator = extend(Draft202012Validator, {"pattern": lambda validator, pattern, instance, schema: None})
 
 
 @dataclass(frozen=True)
@@ -54,8 +47,13 @@ class Structured:
             value = json.loads(reply)
         except (ValueError, RecursionError):
             return "The reply is no JSON. Retry."
+        from jsonschema.exceptions import best_match  # loads in a sixth of a second: not at the app's start
+        from jsonschema.validators import Draft202012Validator, extend
+
+        # The grammar keeps to patterns; Python's search for one could take forever.
+        validator = extend(Draft202012Validator, {"pattern": lambda *_: None})(self.schema)
         try:
-            error = best_match(_Validator(self.schema).iter_errors(value))
+            error = best_match(validator.iter_errors(value))
         except RecursionError:
             return "The reply is nested too deep to be checked."
         if error is None:
@@ -82,6 +80,9 @@ def structured(schema: Any) -> Structured:
 
 @lru_cache(maxsize=64)
 def _structured(text: str) -> Structured:
+    from jsonschema.exceptions import SchemaError as InvalidSchema
+    from jsonschema.validators import Draft202012Validator
+
     schema = json.loads(text)
     try:
         Draft202012Validator.check_schema(schema)

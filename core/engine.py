@@ -108,6 +108,7 @@ class Stats:
     finish_reason: Literal["stop", "length", "cancelled", ""] = ""
     seed: int = 0
     ids: list[int] = field(default_factory=list)  # the reply's ids, without the stop token
+    fault: str = ""  # why the reply isn't what a JSON schema asks for, in a sentence
 
 
 class Generation(Protocol):
