@@ -161,7 +161,12 @@ class LlamaServerEngine:
             "--chat-template": "chatml",
             "--log-colors": "off",
         }
-        adapters = [word for a in self._adapters for word in ("--lora-scaled", f"{a.path}:0")]
+        if comma := next((a.path for a in self._adapters if "," in a.path), ""):
+            raise ModelFileError(
+                f"llama-server takes the comma in {comma!r} for the end of a name; rename it."
+            )
+        # They apply from the start, so each request has to say how strongly, and for all: `completion` does.
+        adapters = [word for a in self._adapters for word in ("--lora", a.path)]
         overrides = [
             word for key, i in self._overrides.items() for word in ("--override-kv", f"{key}=int:{i}")
         ]
