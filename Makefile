@@ -3,7 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 IN_VENV := .venv/bin/python
 
-.PHONY: chat train convert test lint fix bench clean
+.PHONY: chat train convert test test-all lint fix bench clean
 
 chat:  ## install what is missing and serve the chat on http://127.0.0.1:7860
 	@$(PYTHON) scripts/setup_env.py chat
@@ -27,6 +27,9 @@ test:  ## install what is missing, check style and types, run every test that th
 run-tests:
 	$(IN_VENV) -m pytest -m 'unit or integration' -rs -n auto --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS) || [ $$? = 5 ]
 	$(IN_VENV) -m pytest -m 'e2e or gpu' -rs --durations=10 $(ARGS) || [ $$? = 5 ]
+
+test-all:  ## the same, with what many users are promised tried at its whole length (about half an hour more)
+	@TUNE2CHAT_TEST_ALL=1 $(MAKE) --no-print-directory test ARGS="--timeout 3600 $(ARGS)"
 
 lint:  ## check style and types
 	@$(PYTHON) scripts/setup_env.py lint
