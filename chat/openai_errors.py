@@ -19,6 +19,7 @@ from chat.schema_reading import SchemaError
 from core.errors import (
     ChatError,
     EngineDied,
+    NoSuchAdapter,
     NoSuchModel,
     NoSuchToken,
     QueueFull,
@@ -59,6 +60,7 @@ _OURS: dict[type[ChatError], Callable[[str], ApiError]] = {  # the first that fi
     TemplateError: lambda text: ApiError(400, text, param="messages"),
     TooLong: lambda text: ApiError(400, text, code="context_length_exceeded"),
     NoSuchToken: lambda text: ApiError(400, text, param="prompt"),
+    NoSuchAdapter: lambda text: ApiError(400, text, param="adapters"),
     NoSuchModel: lambda text: ApiError(404, text, param="model", code="model_not_found"),
     QueueFull: lambda text: ApiError(429, text, LIMIT, None, "rate_limit_exceeded", {"Retry-After": "5"}),
     EngineDied: lambda text: ApiError(503, text, SERVER, None, "engine_died", {"Retry-After": "1"}),

@@ -37,6 +37,10 @@ class NoSuchToken(ChatError):
     """A prompt of token ids has one that the model's vocabulary doesn't."""
 
 
+class NoSuchAdapter(ChatError):
+    """The model has no adapter of this name, or not of this strength."""
+
+
 class Stopped(ChatError):
     """The user stopped a turn before it began."""
 

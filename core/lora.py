@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from core.errors import ChatError
+from core.errors import NoSuchAdapter
 
 MAX_STRENGTH = 2.0  # twice what was trained; llama.cpp takes any number, and writes noise far above
 
@@ -35,13 +35,15 @@ class Adapter(BaseModel):
 def strengths(adapters: Sequence[Adapter], asked: Mapping[str, float]) -> list[float]:
     """Return the strength of each of `adapters`: their own if nothing is asked, else 0 if not asked for.
 
-    Raises ChatError for a name or a strength that isn't there to be had.
+    Raises NoSuchAdapter for a name or a strength that isn't there to be had.
     """
     names = [adapter.name for adapter in adapters]
     for name, strength in asked.items():
         if name not in names:
             known = f"it has: {', '.join(names)}" if names else "it has none"
-            raise ChatError(f"This model has no adapter called {name!r}; {known}.")
+            raise NoSuchAdapter(f"This model has no adapter called {name!r}; {known}.")
         if not (math.isfinite(strength) and 0 <= strength <= MAX_STRENGTH):
-            raise ChatError(f"{name!r} can't have the strength {strength}: from 0 (off) to {MAX_STRENGTH:g}.")
+            raise NoSuchAdapter(
+                f"{name!r} can't have the strength {strength}: from 0 (off) to {MAX_STRENGTH:g}."
+            )
     return [asked.get(adapter.name, 0.0) if asked else adapter.strength for adapter in adapters]

@@ -144,9 +144,16 @@ def test_a_reply_of_a_given_form(client: OpenAI) -> None:
     assert set(json.loads(reply.choices[0].message.content or "")) == {"name", "teeth"}
     cut = ask(client, response_format=form, max_tokens=3)
     assert cut.choices[0].finish_reason == "length"
+    assert "cut by its length" in (cut.model_extra or {})["warning"]
     with pytest.raises(openai.BadRequestError) as refused:
         ask(client, response_format=form | {"json_schema": {"name": "x", "schema": {"type": "wizard"}}})
     assert refused.value.param == "response_format"
+
+
+def test_an_adapter_that_is_not_there(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="no adapter called 'pirate'; it has none") as refused:
+        ask(client, extra_body={"adapters": {"pirate": 1.0}})
+    assert refused.value.param == "adapters"
 
 
 def test_a_text_or_ids_are_gone_on_with(client: OpenAI) -> None:

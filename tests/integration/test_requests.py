@@ -14,7 +14,7 @@ from jsonschema.validators import Draft202012Validator
 from chat.llama_server import LlamaServerEngine
 from chat.structured import structured
 from core.engine import Chunk, Engine, Request, Sampling
-from core.errors import ChatError
+from core.errors import ChatError, NoSuchAdapter
 from core.in_process import InProcessEngine
 from core.lora import Adapter
 
@@ -165,10 +165,10 @@ def test_without_a_choice_all_apply_as_the_entry_says(engine: Engine) -> None:
 
 
 def test_adapters_and_strengths_that_are_not_there(engine: Engine) -> None:
-    with pytest.raises(ChatError, match=r"no adapter called 'c'; it has: a, b"):
+    with pytest.raises(NoSuchAdapter, match=r"no adapter called 'c'; it has: a, b"):
         ask(engine, "Hi", adapters={"c": 1.0})
     for strength in (-1.0, 1e30, float("nan")):
-        with pytest.raises(ChatError, match=r"'a' can't have the strength"):
+        with pytest.raises(NoSuchAdapter, match=r"'a' can't have the strength"):
             ask(engine, "Hi", adapters={"a": strength})
 
 
