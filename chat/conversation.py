@@ -139,7 +139,9 @@ class Conversation(BaseModel):
         self.say(text)
 
     def can_continue(self) -> bool:
-        """Whether the last reply was cut: by its length, or by Stop."""
+        """Whether the last reply was cut, by its length or by Stop, and a model can go on with it."""
+        if self.json_schema is not None:
+            return False
         last = self.messages[-1] if self.messages else None
         return last is not None and last.finish_reason in ("length", "cancelled") and any(last.reply()[:2])
 
