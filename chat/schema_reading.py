@@ -212,7 +212,10 @@ def _implied(keys: Mapping[str, Any], where: str) -> Any:
 def _values(keys: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, int]]:
     """Read the values of an `enum` or a `const`: those that fit the keywords beside them."""
     values = keys.pop("enum") if "enum" in keys else [keys["const"]]
-    keys.pop("pattern", None)
+    if beside := sorted(keys.keys() - {"const", "type", "minLength", "maxLength", *_NUMBER}):
+        raise SchemaError(
+            f"The JSON schema has {beside[0]!r} beside its values at {where}; write the values."
+        )
     from jsonschema.validators import Draft202012Validator  # slow to load
 
     fitting = [value for value in values if Draft202012Validator(keys).is_valid(value)]

@@ -9,6 +9,7 @@ without `$ref`. What a grammar can't say (`minimum`, `uniqueItems`) is checked w
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,8 @@ from core.child import killed_after, worker
 from core.prompt import Messages
 
 TIME_LIMIT_S = 10.0  # for a grammar; half a second is usual, most of it the start of the process
+
+_one_at_a_time = threading.Lock()  # a client could ask for a hundred processes
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,10 @@ def _structured(text: str) -> Structured:
 
 def _grammar(schema: str) -> str:
     """Have a process of its own convert and try `schema`."""
-    process = worker(["-m", "core.grammar_worker"])
-    with killed_after(process, TIME_LIMIT_S) as late:
-        answer, _ = process.communicate(schema.encode())
+    with _one_at_a_time:
+        process = worker(["-m", "core.grammar_worker"])
+        with killed_after(process, TIME_LIMIT_S) as late:
+            answer, _ = process.communicate(schema.encode())
     if late.is_set():
         raise SchemaError(f"The JSON schema took more than {TIME_LIMIT_S:g} s to read. Write it more simply.")
     if process.returncode or not answer:

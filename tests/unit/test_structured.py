@@ -63,6 +63,7 @@ LONG = {"type": "string", "maxLength": 900}
         ),
         ({"anyOf": [ALIKE] * 3}, "300 alternatives that begin alike"),
         ({"$ref": "https://example.com/schema.json"}, "only '#/...' inside itself"),
+        ({"enum": [{}], "properties": {"a": {"$ref": "http://x/y"}}}, "'properties' beside its values"),
         ({"$ref": "other.json#/a"}, "only '#/...' inside itself"),
         ({"$ref": "#/$defs/nothing"}, "which it doesn't have"),
         (LOOP, "'#/\\$defs/n' inside itself at 'next'"),
