@@ -13,6 +13,7 @@ import pytest
 
 from chat.conversation import Conversation
 from chat.llama_server import find_binary
+from chat.loaded import bytes_needed
 from chat.model_host import Host
 from chat.reply import Sessions
 from chat.turn_queue import Waiting
@@ -192,3 +193,30 @@ def test_a_model_that_needs_more_memory_than_there_is_is_refused_with_both_numbe
 def test_an_unknown_model_is_refused_with_the_known_names(host: Host) -> None:
     with pytest.raises(ChatError, match="No model is called 'tiny'; choose one of: small, large"):
         reply(host, "tiny")
+
+
+def test_models_that_fit_stay_loaded_and_take_turns(embedded_model: Path) -> None:
+    models = {"small": (embedded_model, 256), "large": (embedded_model, 512)}
+    with closing(host_of("in-process", lambda held: 10**12, **models)) as host:
+        with host.use("small") as small:
+            pass
+        with host.use("large") as large:
+            assert small.engine.alive()
+            visit = Visit(host, "small").queue()
+            visit.join(0.3)
+            assert visit.is_alive(), "two that compute at once slow each other down"
+        visit.join(PATIENCE_S)
+        assert visit.been
+        assert large.engine.alive()
+
+
+def test_the_model_that_was_used_least_recently_makes_room(embedded_model: Path) -> None:
+    models = dict.fromkeys(("a", "b", "c"), (embedded_model, 256))
+    entry = Entry(sources=[Source(path=str(embedded_model))], n_ctx=256)
+    room = 2 * bytes_needed("in-process", entry, embedded_model)
+    with closing(host_of("in-process", lambda held: room, **models)) as host:
+        used = {}
+        for name in ("a", "b", "a", "c"):
+            with host.use(name) as model:
+                used[name] = model
+        assert [name for name, model in used.items() if model.engine.alive()] == ["a", "c"]

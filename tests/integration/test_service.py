@@ -177,6 +177,24 @@ def test_nothing_is_too_long_to_be_answered_or_refused(sessions: Sessions) -> No
     at_once(4, ask)
 
 
+def test_replies_that_do_not_fit_the_cache_together_wait_for_one_another(embedded_model: Path) -> None:
+    """llama-server would answer all of them with an error when its cache is full."""
+    waited, ended = [], []
+    with one_core(), closing(host_of("llama-server", small=(embedded_model, 256))) as host:
+        sessions = Sessions(host)
+        last(sessions.reply("first", chat("Hello.")))
+
+        def ask(user: int) -> None:
+            for progress in sessions.reply(f"tab {user}", chat(f"{user} " + "sea and sky " * 55, 4096)):
+                waited.append(progress.waiting)
+            ended.append(progress.prompt_tokens + progress.generated_tokens)
+
+        at_once(6, ask)
+        assert len(ended) == 6
+        assert sum(ended) > 4 * 256 == engine_of(sessions).n_cells
+        assert any(waiting and waiting.reason == "other replies come first" for waiting in waited)
+
+
 def test_the_engine_is_idle_soon_after_a_stop_at_any_moment(sessions: Sessions) -> None:
     engine, draw, seconds = engine_of(sessions), random.Random(1), []
     if isinstance(engine, LlamaServerEngine):
