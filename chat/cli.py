@@ -155,15 +155,15 @@ def check_address(settings: Settings) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt; before and after, it ends the program at once and silently."""
-    at_once = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    if at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt, so that what runs is told; else they end it."""
+    fatal = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in fatal:
+        signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
-        if at_once:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in fatal:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def prepare(settings: Settings, host: Host) -> None:

@@ -52,7 +52,8 @@ def test_bodies_and_routes_that_are_none(app: App) -> None:
         assert raw(app, method, path)[0] == status, path
 
 
-def test_ctrl_c_ends_open_streams_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_of_the_app_ends_open_streams_and_says_so(tmp_path: Path, number: signal.Signals) -> None:
     app = App(copy_app(tmp_path), "--engine", "in-process")
     app.wait_until_it_answers()
     body = json.dumps({"messages": QUESTION, "max_tokens": 4000, "stream": True}).encode()
@@ -63,7 +64,7 @@ def test_ctrl_c_ends_open_streams_and_says_so(tmp_path: Path) -> None:
         while b"content" not in response.readline():
             pass
         began = time.monotonic()
-        app.process.send_signal(signal.SIGINT)
+        app.process.send_signal(number)
         rest = response.read().decode()
     assert "[DONE]" not in rest
     assert '"error"' in rest.split("data: ")[-1]
