@@ -10,8 +10,8 @@ defects (each has a test in tests/integration/test_agent_contract.py):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llama_cpp_agent import LlamaCppAgent
@@ -44,13 +44,10 @@ class IdsFormatter(MessagesFormatter):  # type: ignore[misc]  # the library has 
 
 @dataclass
 class EngineSettings(LlmSamplingSettings):  # type: ignore[misc]
-    """Carries a request but for its ids and grammar through the agent, which copies them and asks whether to
-    stream."""
+    """Carries a request through the agent, which copies it and asks whether to stream. Its ids and grammar go
+    the agent's own ways."""
 
-    sampling: Sampling
-    adapters: Mapping[str, float] = field(default_factory=dict)
-    logprobs: int | None = None
-    chat: str = ""
+    request: Request
 
     def get_provider_identifier(self) -> LlmProviderId:
         return LlmProviderId.llama_cpp_python
@@ -66,10 +63,10 @@ class EngineSettings(LlmSamplingSettings):  # type: ignore[misc]
 
     @staticmethod
     def load_from_dict(settings: dict[str, Any]) -> EngineSettings:
-        return EngineSettings(Sampling(**settings))
+        return EngineSettings(Request((), Sampling(**settings)))
 
     def as_dict(self) -> dict[str, Any]:
-        return self.sampling.model_dump()
+        return self.request.sampling.model_dump()
 
 
 class GrammarSettings(LlmStructuredOutputSettings):  # type: ignore[misc]
@@ -101,16 +98,14 @@ class EngineProvider(LlmProvider):  # type: ignore[misc]
         return LlmProviderId.llama_cpp_python
 
     def get_provider_default_settings(self) -> EngineSettings:
-        return EngineSettings(Sampling())
+        return EngineSettings(Request((), Sampling()))
 
     def create_completion(
         self, prompt: list[int], structured_output_settings: Any, settings: EngineSettings, bos_token: str
     ) -> Iterator[dict[str, Any]]:
         given = isinstance(structured_output_settings, GrammarSettings)
         grammar = structured_output_settings.get_gbnf_grammar() if given else ""
-        self.generation = self._engine.generate(
-            Request(prompt, settings.sampling, grammar, settings.adapters, settings.logprobs, settings.chat)
-        )
+        self.generation = self._engine.generate(replace(settings.request, ids=prompt, grammar=grammar))
         return self._chunks(self.generation)
 
     def _chunks(self, generation: Generation) -> Iterator[dict[str, Any]]:
@@ -143,9 +138,7 @@ def start_reply(provider: EngineProvider, messages: Messages, request: Request) 
     for message in messages[has_system:]:
         history.add_message({"role": Roles(message["role"]), "content": message["content"]})
     reply: Iterator[str] = agent.get_chat_response(
-        llm_sampling_settings=EngineSettings(
-            request.sampling, request.adapters, request.logprobs, request.chat
-        ),
+        llm_sampling_settings=EngineSettings(replace(request, ids=())),
         structured_output_settings=GrammarSettings(grammar=request.grammar) if request.grammar else None,
         returns_streaming_generator=True,
         add_response_to_chat_history=False,

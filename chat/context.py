@@ -207,6 +207,8 @@ def before_stop(text: str, stops: Sequence[str], start: int = 0) -> tuple[str, b
 
 def _of_text(tokens: Sequence[TokenLogProb], text: str) -> Sequence[TokenLogProb]:
     """The first of `tokens`, as many as `text` has; blanks before it aren't counted."""
+    if not tokens:  # nobody asked for them, and the text is read at every piece
+        return ()
     room, count, begun = len(text.encode()), 0, False
     for token in tokens:
         size = len(token.text if begun else token.text.lstrip())

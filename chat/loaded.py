@@ -37,9 +37,9 @@ class Loaded:
         """How many turns have it that are for a reply."""
         return sum(ticket.computes for ticket in self.inside)
 
-    def fits(self, tokens: int) -> bool:
-        """Whether a reply of so many tokens, prompt included, fits beside those that are being written."""
-        return sum(ticket.tokens for ticket in self.inside) + tokens <= self.model.engine.n_cells
+    def fits(self) -> bool:
+        """Whether the replies of all turns that hold the model fit into its cache, prompts included."""
+        return sum(ticket.tokens for ticket in self.inside) <= self.model.engine.n_cells
 
     def settle(self, cancelled: Callable[[], bool]) -> None:
         """Let a new engine measure what this machine can do, if it wants to. Raises ChatError."""

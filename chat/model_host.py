@@ -171,10 +171,7 @@ class Host:
     def _start(self, ticket: Ticket) -> bool | None:
         """Let the ticket leave the line, if its tokens fit or its engine is gone, which it then sees."""
         loaded = next((o for o in self._loaded.values() if ticket in o.inside), None)
-        ticket_tokens, ticket.tokens = ticket.tokens, 0  # its own don't stand in its way
-        fits = loaded is None or loaded.fits(ticket_tokens)
-        ticket.tokens = ticket_tokens
-        if not fits:
+        if loaded and not loaded.fits():
             return None
         self.queue.start(ticket)
         return True

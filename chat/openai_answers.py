@@ -10,10 +10,8 @@ from chat.conversation import Conversation
 from chat.openai_reply import ChatShape, CompletionShape, Shape, Step, Written
 from chat.openai_request import BadRequest, ChatRequest, CompletionRequest, read_request
 from chat.reply import Sessions
-from chat.structured import structured
 from core.entry import Entry, shown
 from core.errors import NoSuchModel
-from core.lora import strengths
 from core.reasoning import Reply
 from core.registry import Registry
 
@@ -29,10 +27,8 @@ def chat_steps(sessions: Sessions, body: bytes, user: str, key: str) -> Iterator
     asked = read_request(ChatRequest, read_json(body))
     name, entry = find_model(sessions.host.registry, asked.model)
     conversation = asked.conversation(name, entry.sampling, entry.system_prompt or "")
-    strengths(entry.adapters, asked.adapters)
     conversation.adapters = asked.adapters
     if asked.response_format and (schema := asked.response_format.schema_of()) is not None:
-        structured(schema)  # what is wrong with it is said before it stands in line
         conversation.json_schema = schema
     yield ChatShape(name, asked.stream, asked.stream_options.include_usage, asked.logprobs)
     extend = conversation.messages[-1].role == "assistant"

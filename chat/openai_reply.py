@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +51,7 @@ def _beyond(sent: str, whole: str) -> str:
 
 
 @dataclass
-class Shape:
+class Shape(ABC):
     """One reply to one request: what all its chunks have in common, and what the whole has collected."""
 
     model: str
@@ -79,9 +80,9 @@ class Shape:
         """The chunks before the first step's."""
         return []
 
+    @abstractmethod
     def chunk(self, step: Step) -> dict[str, Any] | None:
         """The step as a chunk; None if it says nothing."""
-        raise NotImplementedError
 
     def closing(self, state: TurnState) -> list[dict[str, Any]]:
         """The chunks that say how the reply ended and what it cost."""
@@ -95,11 +96,13 @@ class Shape:
         choice = self._whole() | {"index": 0, "finish_reason": _reason(state)}
         return self._frame(self.whole_object, [choice]) | {"usage": usage(state)} | _warning(state)
 
+    @abstractmethod
     def _last(self, reason: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """The choice that ends a stream."""
 
+    @abstractmethod
     def _whole(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """The choice that has all of the reply."""
 
     def _chunk(self, choice: dict[str, Any] | None) -> dict[str, Any]:
         choices = [{"index": 0, "finish_reason": None, "logprobs": None} | choice] if choice else []

@@ -11,12 +11,13 @@ from chat.context import Plan, Turn, TurnState, check_size, plan
 from chat.conversation import Conversation, Message
 from chat.model_host import Host
 from chat.schema_reading import SchemaError
-from chat.structured import structured
+from chat.structured import Structured, structured
 from chat.turn_queue import Ticket, Waiting
 from core.download import download
 from core.engine import Request, Sampling, Stats
 from core.entry import Source, hub_source
 from core.errors import ChatError, EngineDied, NoSuchToken, Stopped, TooLong
+from core.lora import strengths
 from core.model import Model
 from core.prompt import Messages
 from core.reasoning import Reply
@@ -89,10 +90,17 @@ class Sessions:
 
         `key` names the tab for `stop`; `user` says who asks, for the bound that each has. One of the texts
         `stops` ends the reply, `logprobs` asks for so many likeliest tokens at each place. Raises ChatError
-        (NoSuchModel and QueueFull at once); what was written by then stays in the conversation.
+        (NoSuchModel and QueueFull at once, and what is wrong with its schema or adapters); what was written
+        by then stays in the conversation.
         """
+        if entry := self.host.registry.entries.get(conversation.model):
+            strengths(entry.adapters, conversation.adapters)
+        schema = conversation.json_schema
+        held = None if schema is None else structured(schema)
+        if held and extend:
+            raise SchemaError("A reply that has to be JSON can't be continued. Retry it, with more tokens.")
         write = functools.partial(
-            _reply, conversation=conversation, extend=extend, stops=stops, logprobs=logprobs
+            _reply, conversation=conversation, extend=extend, held=held, stops=stops, logprobs=logprobs
         )
         return self._turn(key, conversation.model, user, write)
 
@@ -221,14 +229,11 @@ def _reply(
     admit: Admit,
     conversation: Conversation,
     extend: bool,
+    held: Structured | None,
     stops: Sequence[str],
     logprobs: int | None,
 ) -> Iterator[TurnState]:
     messages, sampling, reasoning = conversation.prompt(), conversation.sampling, model.reasoning
-    schema = conversation.json_schema
-    held = None if schema is None else structured(schema)
-    if held and extend:
-        raise SchemaError("A reply that has to be JSON can't be continued. Retry it, with more tokens.")
     messages = held.instruct(messages) if held else messages
     opened = reasoning.opened(conversation.system_prompt)
     written = reasoning.pieces(conversation.messages[-1].reply(), opened) if extend else []

@@ -73,7 +73,7 @@ def text_of(model: Model, ids: list[int]) -> str:
 
 def test_a1_no_word_of_a_reply_ends_it(model: Model) -> None:
     assert "assistant" in formatter(MessagesFormatterType.LLAMA_3).default_stop_sequences
-    assert EngineSettings(SHORT).get_additional_stop_sequences() is None
+    assert EngineSettings(Request((), SHORT)).get_additional_stop_sequences() is None
     assert IdsFormatter([]).default_stop_sequences == []
     question = [{"role": "user", "content": 'Repeat exactly: "I am a helpful assistant and I am here."'}]
     _, reply = ours(model, question, SHORT.model_copy(update={"max_tokens": 24}))
@@ -103,7 +103,7 @@ def test_a5_a_stopped_reply_is_in_the_next_prompt(model: Model) -> None:
         EngineProvider(model.engine), chat_history=history, custom_messages_formatter=IdsFormatter([1, 2])
     )
     pieces = agent.get_chat_response(
-        "Hello", llm_sampling_settings=EngineSettings(SHORT), returns_streaming_generator=True
+        "Hello", llm_sampling_settings=EngineSettings(Request((), SHORT)), returns_streaming_generator=True
     )
     next(pieces)
     pieces.close()
@@ -156,7 +156,7 @@ def test_a17_the_system_message_is_sent_as_it_is(model: Model) -> None:
     )
     next(
         agent.get_chat_response(
-            "Hi", llm_sampling_settings=EngineSettings(SHORT), returns_streaming_generator=True
+            "Hi", llm_sampling_settings=EngineSettings(Request((), SHORT)), returns_streaming_generator=True
         )
     )
     assert seen[0][0]["content"] == "Be brief.\n"

@@ -120,7 +120,7 @@ def test_a_thousand_open_connections_leave_others_served(
     others_are_served(app)
 
 
-def test_a_thousand_requests_at_once_are_answered_or_refused(app: App) -> None:
+def test_three_hundred_requests_at_once_are_answered_or_refused(app: App) -> None:
     """More than wait in line, by far: each is told at once, and none is left without an answer."""
     body = json.dumps({"messages": [{"role": "user", "content": "secret-canary"}], "max_tokens": 1}).encode()
     with ExitStack() as stack:

@@ -97,7 +97,7 @@ def ours(sessions: Sessions, text: str, sampling: Sampling = SHORT) -> str:
 def test_a7_a_streamed_reply_streams(sessions: Sessions) -> None:
     settings = LlamaCppPythonProvider(None).get_provider_default_settings()
     assert not settings.is_streaming(), "so the agent takes the whole answer for a stream, and fails"
-    assert EngineSettings(SHORT).is_streaming()
+    assert EngineSettings(Request((), SHORT)).is_streaming()
     conversation = Conversation(model="model", sampling=SHORT)
     conversation.say("Count from one to twenty, in words.")
     assert len([p for p in sessions.reply("tab", conversation) if p.generated_tokens]) > 1
@@ -108,7 +108,7 @@ def test_a8_nothing_uses_the_chat_call_of_a_provider(sessions: Sessions) -> None
     with pytest.raises(KeyError, match="n_predict"):
         provider.create_chat_completion([], PLAIN, provider.get_provider_default_settings())
     with sessions.host.use("model") as model, pytest.raises(TypeError, match="token ids"):
-        EngineProvider(model.engine).create_chat_completion([], PLAIN, EngineSettings(SHORT))
+        EngineProvider(model.engine).create_chat_completion([], PLAIN, EngineSettings(Request((), SHORT)))
 
 
 def test_a9_a_reply_may_hold_the_text_data(sessions: Sessions, server: Server) -> None:
