@@ -27,7 +27,7 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
     made.close()
 
 
-def on_disk(kept: Kept, folder: Path) -> bytes:
+def on_disk(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(folder.iterdir()))
 
 
@@ -164,7 +164,9 @@ def test_what_is_deleted_for_good_is_not_on_the_disk(
 ) -> None:
     tree = put(kept, "ada", chat_of(SECRET, SECRET * 1_000, title=SECRET))
     put(kept, "bob", chat_of("another's"))
-    assert SECRET.encode() in on_disk(kept, tmp_path / "kept")
+    kept.close()
+    size = (tmp_path / "kept" / "chats.sqlite").stat().st_size
+    assert SECRET.encode() in on_disk(tmp_path / "kept")
     kept.remove("ada", tree.chat.id)
     if way == "clear":
         kept.clear("ada")
@@ -172,7 +174,8 @@ def test_what_is_deleted_for_good_is_not_on_the_disk(
         later = time.time() + RESTORABLE_S + 1
         monkeypatch.setattr(kept_module.time, "time", lambda: later)
         kept.list("bob")
-    left = on_disk(kept, tmp_path / "kept")
+    left = on_disk(tmp_path / "kept")
+    assert (tmp_path / "kept" / "chats.sqlite").stat().st_size < size
     assert SECRET.encode() not in left
     assert b"another's" in left
     with pytest.raises(NoSuchChat):  # a reply that still ran has nothing to hang on
