@@ -1,0 +1,128 @@
+// The chats that are kept, behind one interface: a visitor's in this browser (chat/kept_in_browser.js), those of a
+// person who signed in on the server, which writes them itself. Whatever fails rejects with a sentence for a person;
+// `store.fault` has it, with an event, until all is well again.
+(() => {
+  const NAME = 'tune2chat';
+  const OPERATIONS = ['list', 'search', 'read', 'put', 'change', 'remove', 'restore', 'forget', 'clear', 'room'];
+  const POST_BYTES = 1_000_000;
+  const SIGNED_OUT = 'You are signed out, as happens when the app is started again. Reload the page and sign in.';
+
+  const store = Object.assign(new EventTarget(), { fault: '', onchange: null });
+  const tell = (sentence) => {
+    if (store.fault === sentence) return;
+    store.fault = sentence;
+    store.dispatchEvent(new Event('fault'));
+  };
+  // Tabs tell each other what they changed. `onchange` hears of the others only, the event of this one too.
+  const channel = window.BroadcastChannel && new BroadcastChannel(NAME);
+  const announce = (ids, elsewhere) => {
+    store.dispatchEvent(new CustomEvent('change', { detail: { ids, elsewhere } }));
+    if (elsewhere) store.onchange?.(ids);
+  };
+  const changed = (...ids) => {
+    if (ids.length) channel?.postMessage(ids);
+    announce(ids, false);
+  };
+  channel?.addEventListener('message', ({ data }) => announce(data, true));
+  const visitor = window.tune2chat.keptInBrowser(changed, tell);
+
+  let user = '';
+  const ask = async (method, path = '', body, signal) => {
+    const answer = await fetch(`${window.gradio_config?.root ?? ''}/chats${path}`, {
+      method, signal, body: body && JSON.stringify(body),
+      headers: method === 'GET' ? {} : { 'Content-Type': 'application/json' },
+    }).catch(() => {
+      throw new Error('The app does not answer, so the list of chats may be out of date. Is it still running?');
+    });
+    const told = await answer.json().catch(() => ({}));
+    if (answer.status === 401) throw new Error(SIGNED_OUT);
+    if (!answer.ok) throw new Error(told.detail ?? `The app answers with an error (${answer.status}).`);
+    return told;
+  };
+  const mine = async (query = '', signal) => {
+    const answer = await ask('GET', query, undefined, signal);
+    if (answer.user !== user) throw new Error(SIGNED_OUT);
+    return answer;
+  };
+  const act = async (method, id, path = '', body) => {
+    await ask(method, `/${encodeURIComponent(id)}${path}`, body);
+    changed(id);
+  };
+  const account = {
+    list: async () => (await mine()).chats,
+    search: async (text, signal) => (await mine(`?search=${encodeURIComponent(text)}`, signal)).chats,
+    read: async (id) => ({ chat: { id } }), // the server has it
+    put: async ({ chat }) => changed(chat.id), // the server did
+    change: (id, what) => act('PATCH', id, '', what),
+    remove: (id) => act('DELETE', id),
+    restore: (id) => act('POST', id, '/restore', {}),
+    forget: async () => {}, // the server does, in its own time
+    async clear() {
+      const { chats } = await mine();
+      await ask('DELETE');
+      changed(...chats.map(({ id }) => id));
+    },
+    room: async () => ({ used: (await mine()).bytes }),
+  };
+
+  // A visitor's chats come along when they sign in. One that the server refuses stays here, and the others go.
+  let stays = '';
+  const send = async (trees) => {
+    try {
+      await ask('POST', '', { chats: trees });
+      await visitor.erase(trees.map(({ chat }) => chat.id));
+    } catch (error) {
+      if (trees.length === 1) stays = `A chat from before you signed in stays in this browser: ${error.message}`;
+      else for (const tree of trees) await send([tree]);
+    }
+  };
+  const bring = async () => {
+    let trees = [], bytes = 0;
+    for (const { id } of await visitor.list()) {
+      const tree = await visitor.read(id);
+      const more = JSON.stringify(tree).length;
+      if (trees.length && bytes + more > POST_BYTES) {
+        await send(trees);
+        [trees, bytes] = [[], 0];
+      }
+      trees.push(tree);
+      bytes += more;
+    }
+    if (trees.length) await send(trees);
+  };
+  const begin = async () => {
+    try {
+      ({ user } = await ask('GET'));
+    } catch (error) {
+      tell(error.message); // until it does, chats are kept here: they come along later
+    }
+    const work = user ? bring : visitor.tidy;
+    await Promise.resolve(navigator.locks ? navigator.locks.request(NAME, work) : work()) // one tab at a time
+      .catch(() => {}); // without storage there is nothing to bring, and whoever keeps a chat is told
+    return { user };
+  };
+
+  store.ready = begin();
+  for (const name of OPERATIONS)
+    store[name] = async (...given) => {
+      await store.ready;
+      try {
+        const answer = await (user ? account : visitor)[name](...given);
+        if (user) tell(stays);
+        else if (!visitor.behind()) tell('');
+        return answer;
+      } catch (error) {
+        if (name !== 'search' || !given[1]?.aborted) tell(error.message);
+        throw error;
+      }
+    };
+  // One writer a chat. Resolves with false where another tab has it, else with what frees it; a tab that is closed or
+  // killed frees its own. Where a page has no locks (HTTP, not on localhost) rows of two tabs stand side by side.
+  store.lock = (id) => new Promise((done) => {
+    const free = () => done(() => {});
+    if (!navigator.locks) return free();
+    const hold = (lock) => lock ? new Promise((release) => done(release)) : done(false);
+    navigator.locks.request(`${NAME}-chat:${id}`, { ifAvailable: true }, hold).catch(free);
+  });
+  window.tune2chat.store = store;
+})();
