@@ -1,9 +1,10 @@
-"""Measure the API beside direct clients of llama-server: python -m bench.api [--runs 5] (five minutes)
+"""Measure the API beside direct clients of llama-server: python -m bench.api [--runs 5] (ten minutes)
 
 Users are threads of this program, which read their streams line by line, the same through both: as many
 clients of `/v1/chat/completions` of the app, and of `/completion` of a llama-server that the app's own host
 started, with as many slots, threads and the same samplers. Greedy, with replies of fixed lengths; figures are
-tokens per second of all users together, medians of interleaved runs. llama-batched-bench decodes as many
+tokens per second of all users together, medians of interleaved runs, and a share is the median of the shares
+of each run: what else the machine does changes from minute to minute. llama-batched-bench decodes as many
 sequences, without text, samplers or clients.
 """
 
@@ -27,14 +28,17 @@ from typing import Any
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import psutil
+
 from bench import measure
 from bench.chat import interleave
+from chat import llama_server
 from chat.llama_reply import completion
 from core.engine import Request
 from core.machine import thread_count
 
 RESULTS = Path(__file__).with_name("results") / "api.json"
-LENGTHS = {1: 96, 2: 96, 4: 96, 8: 32, 16: 32}  # tokens of a reply, by users
+LENGTHS = {1: 192, 2: 128, 4: 128, 8: 48, 16: 48}  # tokens of a reply, by users
 SHORT = "What is a knight?"
 LONG = "The dragon sleeps in its cave. " * 100
 Line = tuple[str, dict[str, str], str]  # where a request goes: host and port, headers, path
@@ -49,9 +53,10 @@ def main() -> None:
     given = parser.parse_args()
     with measure.app("llama-server") as (process, address, _):
         app: Line = address.split("/")[2], {"Content-Type": "application/json"}, "/v1/chat/completions"
-        direct, server = _direct()
+        _users(app, _chat, 1, 8)  # the app's engine has measured what this machine can do
+        direct, server = _direct(_batch(process))
         before = process.memory_full_info().pss
-        _users(app, _chat, 2, 8)  # both are warm
+        _users(app, _chat, 2, 8)
         _users(direct, server, 2, 8)
         arms: dict[str, Callable[[], float]] = {}
         for users, tokens in LENGTHS.items():
@@ -64,7 +69,7 @@ def main() -> None:
         figures = interleave(arms, given.runs)
         added = (process.memory_full_info().pss - before) / 1e6
     medians = {name: statistics.median(runs) for name, runs in figures.items()}
-    _report(medians, added)
+    _report(figures, medians, added)
     about = {"date": date.today().isoformat(), **measure.machine(), "slots": _engine().slots}
     kept = {"about": about, "medians": medians, "runs": figures, "MB that the users added": added}
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
@@ -72,14 +77,13 @@ def main() -> None:
     print(f"\nkept in {RESULTS}")
 
 
-def _report(medians: dict[str, float], added: float) -> None:
-    print("users   API   direct    share   llama-batched-bench   direct's share of it   (tokens/s)")
+def _report(figures: dict[str, list[float]], medians: dict[str, float], added: float) -> None:
+    print("users     API  direct batched   API's  direct's share of the one right of it (tokens/s)")
     for users in LENGTHS:
-        api, direct, bare = (medians[f"{arm}, {users}"] for arm in ("API", "direct", "llama-batched-bench"))
-        goal = f"(at least {GOALS[users]:.0%})" if users in GOALS else ""
-        print(
-            f"{users:5}{api:7.1f}{direct:8.1f}{api / direct:9.1%}{bare:15.1f}{direct / bare:22.1%}   {goal}"
-        )
+        names = api, direct, bare = [f"{arm}, {users}" for arm in ("API", "direct", "llama-batched-bench")]
+        speeds = "".join(f"{medians[name]:8.1f}" for name in names)
+        shares = f"{_share(figures, api, direct):9.1%}{_share(figures, direct, bare):9.1%}"
+        print(f"{users:5}{speeds}{shares}   {f'(at least {GOALS[users]:.0%})' if users in GOALS else ''}")
     per_token = 1000 * (1 / medians["API, 1"] - 1 / medians["direct, 1"])
     print(f"the API adds {per_token:.2f} ms a token (under 2) and {added:.0f} MB (under 150)")
     alone, beside, batch = (
@@ -88,14 +92,26 @@ def _report(medians: dict[str, float], added: float) -> None:
     print(f"first token: {alone:.3f} s alone, {beside:.3f} s beside 3 (under {1.5 * alone + batch:.3f})")
 
 
+def _share(figures: dict[str, list[float]], name: str, of: str) -> float:
+    return statistics.median(one / other for one, other in zip(figures[name], figures[of], strict=True))
+
+
+def _batch(app: psutil.Process) -> int:
+    """The batch of the app's llama-server, which decides about its slots."""
+    commands = [child.cmdline() for child in app.children(recursive=True)]
+    server = next(command for command in commands if "--batch-size" in command)
+    return int(server[server.index("--batch-size") + 1])
+
+
 def _engine() -> Any:
     host = measure.sessions("llama-server").host
     with host.use(host.default) as model:
         return model.engine
 
 
-def _direct() -> tuple[Line, Callable[[str, int], str]]:
+def _direct(batch: int) -> tuple[Line, Callable[[str, int], str]]:
     """A llama-server with the settings of the app's, and what turns a question into a request to it."""
+    llama_server.MIN_BATCH = llama_server.MAX_BATCH = batch
     host = measure.sessions("llama-server").host
     with host.use(host.default) as model:
         engine: Any = model.engine

@@ -37,7 +37,6 @@ from core.lora import Adapter, strengths
 from core.machine import memory_limit_bytes
 from core.sandbox import confined
 
-CACHE_RAM_MIB = 256  # prompts of other chats kept ready; llama-server's default of 8 GiB has filled machines
 BATCH_TIME_S = 0.45  # a batch can't be interrupted, and Stop may have to wait for two
 FIRST_BATCH, MIN_BATCH, MAX_BATCH = 128, 16, 2048
 # A token of each reply is in every batch, which must have room for prompts beside them.
@@ -71,6 +70,7 @@ class LlamaServerEngine:
         n_threads: int,
         adapters: Sequence[Adapter] = (),
         n_cells: int = 0,
+        kept_prompt_bytes: int = 0,
         cancelled: Callable[[], bool] = wanted,
         overrides: Mapping[str, int] | None = None,
     ) -> None:
@@ -78,7 +78,7 @@ class LlamaServerEngine:
         self.shown: Mapping[str, int] = {}
         self.n_cells = max(n_ctx, n_cells)
         self._path, self._n_threads, self._adapters = path, n_threads, adapters
-        self._overrides = overrides or {}
+        self._overrides, self._kept_prompt_bytes = overrides or {}, kept_prompt_bytes
         self.batch, self.slots = FIRST_BATCH, _slots(FIRST_BATCH)
         self._process: child.Process | None = None
         with self._killed_when(cancelled):
@@ -157,7 +157,7 @@ class LlamaServerEngine:
             "--batch-size": self.batch,
             "--ubatch-size": self.batch,
             # It isn't keyed by adapter: the prompt of a chat with one would be taken for a chat without.
-            "--cache-ram": 0 if self._adapters else CACHE_RAM_MIB,
+            "--cache-ram": 0 if self._adapters else self._kept_prompt_bytes >> 20,
             "--chat-template": "chatml",
             "--log-colors": "off",
         }
@@ -196,9 +196,13 @@ class LlamaServerEngine:
         )
         probe = Request(vocabulary[:PROBE_TOKENS], Sampling(temperature=0, seed=0))
         request = completion(probe, strengths(self._adapters, {}), 1, stream=False)
-        speed = self._request("POST", "/completion", request)["timings"]["prompt_per_second"] or 1.0
+        speeds: list[float] = []
+        while len(speeds) < 2 and max([0, *speeds]) * BATCH_TIME_S < FIRST_BATCH:
+            # The first one also brings the weights from the disk: a second one may be faster.
+            timings = self._request("POST", "/completion", request)["timings"]
+            speeds.append(timings["prompt_per_second"] or 1.0)
         batch = MIN_BATCH
-        while batch * 2 <= min(speed * BATCH_TIME_S, MAX_BATCH):
+        while batch * 2 <= min(max(speeds) * BATCH_TIME_S, MAX_BATCH):
             batch *= 2
         # A step up is within what a busy machine misjudges, and not worth a second start.
         return batch if batch < FIRST_BATCH or batch > FIRST_BATCH * 2 else FIRST_BATCH

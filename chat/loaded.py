@@ -14,7 +14,7 @@ from core.errors import ChatError
 from core.gguf_model import GgufFile, read_sizes
 from core.gguf_reader import model_size
 from core.lora import Adapter
-from core.machine import model_bytes, shared_cells
+from core.machine import kept_prompt_bytes, model_bytes, shared_cells
 from core.model import Model
 
 ENGINES = ("auto", "in-process", "llama-server")
@@ -68,8 +68,10 @@ def bytes_needed(kind: str, entry: Entry, path: Path) -> int:
         return 0  # it runs elsewhere
     trained, kv_bytes = read_sizes(path, path.stat().st_mtime_ns)
     size, n_ctx = model_size(path), min(entry.n_ctx, trained or entry.n_ctx)
-    cells = shared_cells(size, kv_bytes, n_ctx) if kind == "llama-server" else n_ctx
-    return model_bytes(size, kv_bytes, cells)
+    if kind == "in-process":
+        return model_bytes(size, kv_bytes, n_ctx)
+    cells = shared_cells(size, kv_bytes, n_ctx)
+    return model_bytes(size, kv_bytes, cells) + kept_prompt_bytes(size, kv_bytes, n_ctx, cells)
 
 
 def make_room(
@@ -124,8 +126,10 @@ def start_engine(
         return InProcessEngine(file.path, n_ctx, n_threads, adapters, cancelled, overrides)
     from chat.llama_server import LlamaServerEngine
 
-    cells = shared_cells(file.file_size, file.kv_bytes_per_token, n_ctx)
-    return LlamaServerEngine(file.path, n_ctx, n_threads, adapters, cells, cancelled, overrides)
+    sizes = file.file_size, file.kv_bytes_per_token, n_ctx
+    cells = shared_cells(*sizes)
+    kept = kept_prompt_bytes(*sizes, cells)
+    return LlamaServerEngine(file.path, n_ctx, n_threads, adapters, cells, kept, cancelled, overrides)
 
 
 def choose_engine(name: str) -> str:

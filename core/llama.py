@@ -196,6 +196,8 @@ class LlamaModel:
         """Free the memory; nothing else may be called afterwards."""
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
+        if trim := getattr(_libc, "malloc_trim", None):
+            trim(0)  # glibc keeps what was freed, which the next model then takes beside it
 
 
 def _load(path: Path, cancelled: Callable[[], bool], overrides: Mapping[str, int]) -> Any:

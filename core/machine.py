@@ -71,6 +71,19 @@ def shared_cells(size_bytes: int, kv_bytes_per_token: int, n_ctx: int, root: Pat
     return n_ctx + min(more, (CHATS_IN_FULL - 1) * n_ctx)
 
 
+def kept_prompt_bytes(
+    size_bytes: int, kv_bytes_per_token: int, n_ctx: int, cells: int, root: Path = _ROOT
+) -> int:
+    """Return how much memory may keep the prompts of chats that have no place in a cache of `cells` tokens.
+
+    As much as CHATS_IN_FULL chats take, under the bounds of `shared_cells`. llama-server's own default of
+    8 GiB has filled machines.
+    """
+    limit = memory_limit_bytes(root)
+    room = TIGHT_SHARE * limit - model_bytes(size_bytes, kv_bytes_per_token, cells)
+    return max(0, int(min(room, MORE_CHATS_SHARE * limit, CHATS_IN_FULL * n_ctx * kv_bytes_per_token)))
+
+
 def check_fits(name: str, size_bytes: int, kv_bytes_per_token: int, n_ctx: int) -> None:
     """Raise ModelFileError if the model `name`, with a context of `n_ctx` tokens, does not run here."""
     if verdict(size_bytes, kv_bytes_per_token, n_ctx) == "too big":

@@ -5,15 +5,19 @@ from __future__ import annotations
 import http.client
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
 from chat.llama_server import BATCH_TIME_S, LlamaServerEngine
+from chat.model_host import Host
 from core.engine import Request, Sampling
+from core.entry import Entry, Source
 from core.errors import EngineDied
 from core.machine import memory_limit_bytes, thread_count
+from core.registry import Registry
 
 LONG = Sampling(temperature=0, repeat_penalty=1, max_tokens=1500)
 
@@ -50,6 +54,23 @@ def test_it_knows_no_secret_of_ours_and_its_own_is_not_on_the_command_line(engin
     assert key not in " ".join(process.cmdline())
     assert "HF_TOKEN" not in process.environ()
     assert process.environ()["LLAMA_API_KEY"] == key
+
+
+def test_under_a_quota_of_one_core_it_computes_with_one_thread(embedded_model: Path, tmp_path: Path) -> None:
+    """The control group's files are made up, from there to the running server all is as it is."""
+    root = tmp_path / "root"
+    for name, text in {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "100000 100000"}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n")
+    entry = Entry(sources=[Source(path=str(embedded_model))], n_ctx=256)
+    registry = Registry(tmp_path / "models.json", {"small": entry})
+    with (
+        closing(Host(registry, "llama-server", threads=lambda: thread_count(root))) as host,
+        host.use("small") as model,
+    ):
+        assert isinstance(model.engine, LlamaServerEngine)
+        command = server(model.engine).cmdline()
+    assert command[command.index("--threads") + 1] == "1"
 
 
 def test_it_serves_no_page_no_slots_and_never_the_models_template(engine: LlamaServerEngine) -> None:
