@@ -41,21 +41,30 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
     db.onclose = () => (opened = null); // the browser closed it: its data were cleared, or the disk fails
     return db;
   };
+  let late = false; // the database was asked for, and nobody waits any longer
   const open = () => (opened ??= new Promise((done, failed) => {
     if (!window.indexedDB) throw new Fault(BLOCKED);
+    if (late) throw new Fault(HELD);
     const request = indexedDB.open(NAME, UPGRADES.length);
-    let late = false;
-    const giveUp = () => failed(new Fault(HELD), (late = true));
+    const giveUp = () => {
+      late = true;
+      failed(new Fault(HELD));
+    };
     const patience = setTimeout(giveUp, PATIENCE_MS);
     request.onblocked = giveUp;
-    request.onerror = () => failed(request.error);
+    request.onerror = () => {
+      clearTimeout(patience);
+      late = false;
+      failed(request.error);
+    };
     request.onupgradeneeded = ({ oldVersion }) =>
       UPGRADES.slice(oldVersion).forEach((step) => step(request.result, request.transaction));
     request.onsuccess = () => {
       clearTimeout(patience);
       done(use(request.result));
-      opened = Promise.resolve(request.result);
-      if (late) changed(); // whoever asks again gets an answer now
+      if (!late) return;
+      [opened, late] = [Promise.resolve(request.result), false];
+      changed(); // whoever asks again gets an answer now
     };
   }).catch((error) => {
     opened = null;
@@ -110,17 +119,20 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
     chats.put({ ...entry, row: chat });
   };
   const unkept = new Map(); // what could not be kept yet, by chat: it goes along with what comes next
+  const retry = () => unkept.forEach(({ chat }) => put({ chat, messages: [] }).catch(() => {}));
   const put = async ({ chat, messages }) => {
-    const waiting = { chat, rows: new Map(unkept.get(chat.id)?.rows) };
+    const before = unkept.get(chat.id), waiting = { chat, rows: new Map(before?.rows), failed: false };
     messages.forEach((row) => waiting.rows.set(row.id, row));
     unkept.set(chat.id, waiting);
     try {
       await transact('readwrite', (chats, kept) => write(chats, kept, chat, waiting.rows));
     } catch (error) {
+      waiting.failed = true;
       if (error.message === GONE) unkept.delete(chat.id);
       throw error;
     }
     if (unkept.get(chat.id) === waiting) unkept.delete(chat.id);
+    if (before?.failed) retry(); // there is room again
     navigator.storage?.persist?.().catch(() => {}); // or the browser may clear it when its disk is full
     changed(chat.id);
   };
@@ -131,7 +143,7 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
       messages.delete(allOf(id));
     })));
     ids.forEach((id) => unkept.delete(id));
-    unkept.forEach(({ chat }) => put({ chat, messages: [] }).catch(() => {})); // perhaps there is room now
+    retry();
   };
 
   const fold = (text) => text.normalize('NFKC').toLowerCase();

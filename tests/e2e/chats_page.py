@@ -10,8 +10,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from playwright.sync_api import BrowserContext, Page
+
 CHAT = Path(__file__).resolve().parents[2] / "chat"
 SCRIPTS = ("kept_in_browser.js", "kept.js", "chat_rows.js", "chat_list.js")
+# A turn a row: the chat's row and its two messages, as chat/tree.py writes them.
+ROWS = """window.rows = (id, turn = 0, text = 'word', changed = 1e9) => {
+  const node = (name, parent, role, content) =>
+    ({ id: name, parent, at: turn, message: { role, content }, vote: 0, edited: false });
+  const before = turn ? `a${turn - 1}` : '';
+  return {
+    chat: { id, title: `Chat ${id}`, made: 1, changed, pinned: false, leaf: `a${turn}` },
+    messages: [node(`q${turn}`, before, 'user', text), node(`a${turn}`, `q${turn}`, 'assistant', text)],
+  };
+};"""
 # Gradio's own values of the colours that the style sheet uses, light and dark.
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Chats</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -54,6 +66,9 @@ class Site(ThreadingHTTPServer):
         self.page = page_of()
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing: browsers that are killed break their connections."""
 
     def rows(self, text: str) -> list[dict[str, Any]]:
         """What the list shows of each chat, `found` included where `text` is looked for."""
@@ -132,3 +147,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+def tab(context: BrowserContext, site: Site) -> Page:
+    page = context.new_page()
+    page.goto(site.url)
+    return page
+
+
+def do(page: Page, script: str, *given: Any) -> Any:
+    """Run `script` on the page with `store`; a rejection comes back as its sentence."""
+    code = f"(given) => (async (store) => {{ {script} }})(tune2chat.store).catch((error) => error.message)"
+    return page.evaluate(code, list(given))

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error, Page
+from playwright.sync_api import Browser, BrowserContext, Error
 
-from tests.e2e.chats_page import Site
+from tests.e2e.chats_page import ROWS, Site, do, page_of, tab
 
-# A turn a row: the chat's row and its two messages, as chat/tree.py writes them.
-ROWS = """window.rows = (id, turn = 0, text = 'word', changed = 1e9) => {
-  const node = (name, parent, role, content) =>
-    ({ id: name, parent, at: turn, message: { role, content }, vote: 0, edited: false });
-  const before = turn ? `a${turn - 1}` : '';
-  return {
-    chat: { id, title: `Chat ${id}`, made: 1, changed, pinned: false, leaf: `a${turn}` },
-    messages: [node(`q${turn}`, before, 'user', text), node(`a${turn}`, `q${turn}`, 'assistant', text)],
-  };
-};"""
+NO_ROOM, KEEPS_NOTHING = "This browser has no room left", "This browser keeps nothing for this page"
+# A step more of the database, as a later version of the script has.
+LATER = ("  ];\n  const PATIENCE", "    (db) => db.createObjectStore('later'),\n  ];\n  const PATIENCE")
 
 
 @pytest.fixture
@@ -36,18 +28,6 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
     context.add_init_script(ROWS)
     yield context
     context.close()
-
-
-def tab(context: BrowserContext, site: Site) -> Page:
-    page = context.new_page()
-    page.goto(site.url)
-    return page
-
-
-def do(page: Page, script: str, *given: Any) -> Any:
-    """Run `script` on the page with `store`; a rejection comes back as its sentence."""
-    code = f"(given) => (async (store) => {{ {script} }})(tune2chat.store).catch((error) => error.message)"
-    return page.evaluate(code, list(given))
 
 
 def test_chats_come_back_as_they_were_put(context: BrowserContext, site: Site) -> None:
@@ -155,3 +135,125 @@ def test_a_tab_that_is_killed_frees_its_chat(context: BrowserContext, site: Site
     with one.expect_event("crash"), pytest.raises(Error):
         one.goto("chrome://crash")
     two.wait_for_function("async () => (await tune2chat.store.lock('x')) !== false")
+
+
+def test_a_full_browser_says_so_and_loses_nothing(context: BrowserContext, site: Site) -> None:
+    page = tab(context, site)
+    session = context.new_cdp_session(page)
+    # Before the first row: Chromium remembers for half a minute how much room there is.
+    session.send("Storage.overrideQuotaForOrigin", {"origin": site.url, "quotaSize": 1_000_000})
+    page.add_script_tag(content="window.noise = (n) => Array.from({ length: n / 20 }, Math.random).join('');")
+    do(page, "window.text = noise(100_000); await store.put(rows('a', 0, text)); await store.put(rows('b'));")
+    assert NO_ROOM in do(page, "await store.put(rows('a', 1, noise(900_000)));")
+    assert NO_ROOM in page.evaluate("tune2chat.store.fault")
+    assert do(page, "return (await store.read('a')).messages[0].message.content === text") is True
+    fill = "for (let n = 0; n < 200; n++) await store.put(rows(`fill${given[0]}`, n, noise(given[0])));"
+    assert all(NO_ROOM in do(page, fill, size) for size in (20_000, 1_000, 10))
+    assert NO_ROOM in do(page, "await store.change('b', { title: 'b'.repeat(200) });")
+    do(page, "await store.remove('b');")  # there is no room even for the mark
+    listed = {c["id"] for c in do(page, "return store.list()")}
+    assert "a" in listed
+    assert "b" not in listed
+    assert NO_ROOM in page.evaluate("tune2chat.store.fault")
+    session.send("Storage.overrideQuotaForOrigin", {"origin": site.url})
+    do(page, "await store.restore('b'); await store.put(rows('a', 2));")  # what was refused comes along
+    kept = do(
+        page, "return Promise.all(['a', 'b'].map(async (id) => (await store.read(id)).messages.length))"
+    )
+    assert kept == [6, 2]
+    page.wait_for_function("async () => (await tune2chat.store.list()) && !tune2chat.store.fault")
+
+
+@pytest.mark.parametrize("how", ["blocked", "absent"])
+def test_a_browser_that_keeps_nothing_says_so(context: BrowserContext, site: Site, how: str) -> None:
+    page = tab(context, site)
+    if how == "absent":
+        page.add_init_script("Object.defineProperty(window, 'indexedDB', { value: undefined });")
+        page.reload()
+        frame = page.main_frame
+    else:  # a page in a frame of its own origin has neither storage nor locks
+        page.set_content(f"<iframe sandbox='allow-scripts' src='{site.url}/'></iframe>")
+        page.frames[1].wait_for_function("window.tune2chat?.store")
+        frame = page.frames[1]
+    for act in ("list()", "put(rows('a'))", "read('a')", "room()"):
+        said = frame.evaluate(f"tune2chat.store.{act}.catch((error) => error.message)")
+        assert KEEPS_NOTHING in said
+    assert KEEPS_NOTHING in frame.evaluate("tune2chat.store.fault")
+    assert frame.evaluate("tune2chat.store.lock('a').then((free) => typeof free)") == "function"
+
+
+def test_a_later_version_upgrades_and_the_tab_of_this_one_says_so(
+    context: BrowserContext, site: Site
+) -> None:
+    old = tab(context, site)
+    do(old, "await store.put(rows('a'));")
+    site.page = page_of(LATER)
+    new = tab(context, site)
+    assert len(do(new, "return store.list()")) == 1
+    newer = "The chats in this browser are those of a newer version of this page. Reload it."
+    old.wait_for_function("tune2chat.store.fault")
+    assert old.evaluate("tune2chat.store.fault") == newer
+    assert do(old, "return store.put(rows('a', 1))") == newer
+    assert len(do(new, "return (await store.read('a')).messages")) == 2
+
+
+def test_a_tab_that_holds_the_database_is_told_of(context: BrowserContext, site: Site) -> None:
+    other = context.new_page()
+    other.goto(site.url + "/empty")
+    other.evaluate("""new Promise((done) => {
+      const request = indexedDB.open('tune2chat', 1);
+      request.onupgradeneeded = () => {
+        request.result.createObjectStore('chats', { keyPath: 'id' });
+        request.result.createObjectStore('messages', { keyPath: ['chat', 'id'] });
+      };
+      request.onsuccess = () => done((window.held = request.result) && 1);
+    })""")
+    site.page = page_of(LATER)
+    page = tab(context, site)
+    assert "Another tab holds the chats" in do(page, "return store.list()")
+    other.close()
+    page.wait_for_function("async () => !(await tune2chat.store.list().catch(() => [0])).length")
+    do(page, "await store.put(rows('a'));")
+    assert page.evaluate("tune2chat.store.fault") == ""
+
+
+def test_a_visitors_chats_come_along_at_sign_in(context: BrowserContext, site: Site) -> None:
+    page = tab(context, site)
+    do(page, "for (const id of ['a', 'b', 'c']) await store.put(rows(id));")
+    do(page, "await store.change('a', { pinned: true });")
+    do(page, "await store.remove('c'); await store.put(rows('huge', 0, 'x'.repeat(2_000_000)));")
+    site.user, site.refused = "someone", "b"
+    page.reload()
+    assert do(page, "return (await store.ready).user") == "someone"
+    assert sorted(site.trees) == ["a", "huge"]
+    assert site.trees["a"]["chat"]["pinned"] is True
+    assert [c["id"] for c in do(page, "return store.list()")] == ["a", "huge"]
+    stays = "A chat from before you signed in stays in this browser: This chat is too large."
+    assert page.evaluate("tune2chat.store.fault") == stays
+    site.user, site.trees = "", {}
+    page.reload()
+    assert [c["id"] for c in do(page, "return store.list()")] == ["b"]
+
+
+def test_who_signed_in_keeps_chats_on_the_server(context: BrowserContext, site: Site) -> None:
+    page = tab(context, site)
+    tree = page.evaluate("rows('a')")
+    site.user, site.trees = "someone", {"a": tree, "b": {**tree, "chat": {**tree["chat"], "id": "b"}}}
+    one, two = tab(context, site), tab(context, site)
+    do(one, "await store.ready;")
+    do(two, "await store.change('a', { title: 'Mine' }); await store.remove('b');")
+    one.wait_for_function("heard.length === 2")
+    assert [(c["id"], c["title"]) for c in do(one, "return store.list()")] == [("a", "Mine")]
+    do(one, "await store.restore('b');")
+    assert [c["id"] for c in do(one, "return store.search('word')")] == ["a", "b"]
+    assert do(one, "return store.read('a')") == {"chat": {"id": "a"}}
+    assert do(one, "return (await store.room()).used") > 100
+    assert do(one, "return (await indexedDB.databases()).length") == 1
+    site.user = ""  # as after a restart of the app
+    assert do(one, "return store.list()").startswith("You are signed out")
+    assert do(one, "return store.change('a', { pinned: true })").startswith("You are signed out")
+    site.user = "someone"
+    do(one, "await store.clear();")
+    assert site.trees == {}
+    context.set_offline(True)
+    assert "does not answer" in do(one, "return store.list()")
