@@ -20,6 +20,7 @@ from chat.openai_api import Api
 from chat.openai_keys import Keys
 from chat.page import SAMPLING_KEYS, Page
 from chat.reply import Sessions
+from chat.runs_page import add_runs_page
 from chat.turn_queue import QUEUE_SIZE
 
 QUEUE_PAUSE_S = 0.02
@@ -42,6 +43,7 @@ def build_demo(sessions: Sessions) -> gr.Blocks:
         _actions(page, on)
         _wire(demo, page, on)
         add_api(sessions)
+    add_runs_page(demo, sessions.host.registry)
     demo.queue(default_concurrency_limit=None)  # chat/turn_queue.py has the limits: Gradio's knows no users
     # Gradio looks at its queue 1,000 times a second (gradio/queueing.py): 7 % of a core that decodes.
     demo._queue.sleep_when_free = QUEUE_PAUSE_S
