@@ -5,7 +5,7 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
   const UNDO_MS = 10_000, TYPING_MS = 200, TITLE_CHARACTERS = 200; // as chat/tree.py has them
 
   const search = make('input', { type: 'search', placeholder: 'Search chats', 'aria-label': 'Search chats', dir: 'auto' });
-  const fault = make('p', { class: 'fault', role: 'alert' });
+  const fault = make('p', { class: 'fault', role: 'alert' }, store.fault);
   const panel = make('nav', { class: 'panel', 'aria-label': 'Chats' });
   const status = make('span', { role: 'status', dir: 'auto' });
   const undo = button('undo', 'Undo', { hidden: '' });
@@ -59,12 +59,12 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
     panel.setAttribute('aria-busy', true);
     try {
       const chats = text ? await store.search(text, mine.signal) : await store.list();
-      const { used, quota } = await store.room();
+      const { used } = await store.room(); // what is left, browsers don't really tell
       if (mine !== asked) return;
       if (renaming) return void (again = true);
       draw(chats, text);
-      room.textContent = `${bytes(used)}${quota ? ` of ${bytes(quota)}` : ''} used`;
-      if (text) say(chats.length ? `${counted(chats.length)} found` : '');
+      room.textContent = `${bytes(used)} used`;
+      if (text && undo.hidden) say(chats.length ? `${counted(chats.length)} found` : '');
     } catch {
       // the store tells what is wrong
     } finally {

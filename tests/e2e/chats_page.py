@@ -30,9 +30,9 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Chat
 <style>
   body {{ margin: 0; background: var(--background-fill-primary); font-family: system-ui, sans-serif;
     --background-fill-primary: white; --background-fill-secondary: #fafafa; --body-text-color: #27272a;
-    --body-text-color-subdued: #6b6b73; --border-color-primary: #e4e4e7; --color-accent: #6366f1; }}
-  body.dark {{ --background-fill-primary: #27272a; --background-fill-secondary: #18181b;
-    --body-text-color: #f4f4f5; --body-text-color-subdued: #a1a1aa; --border-color-primary: #3f3f46; }}
+    --body-text-color-subdued: #71717a; --border-color-primary: #e4e4e7; --color-accent: #6366f1; }}
+  body.dark {{ --background-fill-primary: #0f0f11; --background-fill-secondary: #18181b;
+    --body-text-color: #f4f4f5; --body-text-color-subdued: #bbbbc2; --border-color-primary: #3f3f46; }}
   main {{ width: 320px; max-width: 100%; height: 100vh; padding: 8px; box-sizing: border-box; }}
 </style><style>{css}</style></head>
 <body><main><h1 hidden>Chats</h1><div id="root"></div></main>{scripts}
