@@ -237,7 +237,8 @@ def ask(conversation: Conversation, message: str) -> None:
 
 def _message(number: int, message: Any) -> dict[str, Any]:
     """Return one message with text for its content, without the keys that say nothing."""
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+    role = message.get("role") if isinstance(message, Mapping) else None
+    if not isinstance(message, Mapping) or not isinstance(role, str) or not role:
         raise ChatError(f"Message {number} is {message!r:.80}; a message has a role and content.")
     kept = {key: value for key, value in message.items() if value not in (None, "", [], {})}
     thought = next((kept[key] for key in REASONING_KEYS if key in kept), None)

@@ -43,7 +43,7 @@ class Imported(list[Tree]):
 
     def told(self) -> str:
         """What came in and what didn't, in a sentence or two."""
-        notes = [f"{count:,} {what}" for what, count in self.notes.most_common(MAX_REASONS)]
+        notes = [f"{what} ({count:,})" for what, count in self.notes.most_common(MAX_REASONS)]
         notes += ["more of other kinds"] if len(self.notes) > MAX_REASONS else []
         came = f"{len(self):,} chat{'' if len(self) == 1 else 's'} came in."
         return f"{came} Not as in the file: {'; '.join(notes)}." if notes else came

@@ -46,7 +46,7 @@ STEPS = (
 )
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SENTENCES = {
-    sqlite3.SQLITE_FULL: "The disk of this app is full. Make room there, or delete chats.",
+    sqlite3.SQLITE_FULL: "The disk of this app is full; whoever runs it has to make room there.",
     sqlite3.SQLITE_IOERR: "The disk of this app doesn't take what is written to it, or is full.",
     sqlite3.SQLITE_READONLY: "The file of kept chats can't be written, only read.",
     sqlite3.SQLITE_CANTOPEN: "The file of kept chats can't be opened.",

@@ -64,15 +64,15 @@ def test_messages_of_one_side_in_a_row_are_joined_and_told() -> None:
     saved = [{"role": role, "content": text} for role, text in zip(roles, "abcdef", strict=True)]
     read = read_chats(json.dumps(saved).encode())
     assert [node.message.content for node in read[0].branch()] == ["b\n\nc", "d\n\ne", "f"]
-    assert "2 messages joined" in read.told()
-    assert "1 replies before the first question" in read.told()
+    assert "messages joined with the one before them, of the same side (2)" in read.told()
+    assert "replies before the first question left out (1)" in read.told()
 
 
 def test_lines_and_archives_are_read() -> None:
     line = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
     read = read_chats(f"{line}\n\n{line}\n{{cut".encode())
     assert len(read) == 2
-    assert read.told() == "2 chats came in. Not as in the file: 1 lines that are no JSON left out."
+    assert read.told() == "2 chats came in. Not as in the file: lines that are no JSON left out (1)."
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/conversations-001.json", f"[{line}]")
@@ -111,6 +111,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "messages that are none": (b'{"messages": {}}', "kind"),
     "no messages": (b'{"messages": []}', "no messages"),
     "a message that is none": (b'{"messages": [3]}', "has a role"),
+    "a role that is none": (b'{"messages": [{"role": "", "content": "x"}]}', "has a role"),
     "another role": (b'{"messages": [{"role": "tool", "content": "x"}]}', "role"),
     "a setting that none is": (b'{"messages": [], "sampling": {"temperature": 99}}', "temperature"),
     "an unknown setting": (b'{"messages": [], "colour": "red"}', "colour"),

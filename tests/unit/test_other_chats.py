@@ -118,7 +118,7 @@ def test_replies_in_steps_are_joined_on_each_of_their_branches() -> None:
     [tree] = found = read([given])
     assert children(tree)["Q"] == ["Let me look.\n\nOne.", "Let me look.\n\nTwo."]
     assert texts(tree) == ["Q", "Let me look.\n\nOne."]
-    assert "2 messages joined" in found.told()
+    assert "joined with the one before them, of the same side (2)" in found.told()
 
 
 def row(name: Any, parent: Any, role: str, content: str, at: int = 0, **more: Any) -> dict[str, Any]:
