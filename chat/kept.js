@@ -2,7 +2,7 @@
 // person who signed in on the server, which writes them itself. Whatever fails rejects with a sentence for a person;
 // `store.fault` has it, with an event, until all is well again.
 (() => {
-  const NAME = 'tune2chat';
+  const NAME = 'tune2chat', THEME = `${NAME}-theme`;
   const OPERATIONS = ['list', 'search', 'read', 'put', 'change', 'remove', 'restore', 'forget', 'clear', 'room'];
   const POST_BYTES = 1_000_000;
   const SIGNED_OUT = 'You are signed out, as happens when the app is started again. Reload the page and sign in.';
@@ -65,6 +65,14 @@
     room: async () => ({ used: (await mine()).bytes }),
   };
 
+  // The answer tells the browser to clear this page's storage (Clear-Site-Data), of which only the theme is no chat.
+  const wipe = async () => {
+    const theme = localStorage.getItem(THEME);
+    await ask('DELETE').catch(() => {}); // then it is deleted, and its files are tidied in the browser's own time
+    if (theme) localStorage.setItem(THEME, theme);
+  };
+  const here = { ...visitor, clear: () => visitor.clear(wipe) };
+
   // A visitor's chats come along when they sign in. One that the server refuses stays here, and the others go.
   let stays = '';
   const send = async (trees) => {
@@ -107,7 +115,7 @@
     store[name] = async (...given) => {
       await store.ready;
       try {
-        const answer = await (user ? account : visitor)[name](...given);
+        const answer = await (user ? account : here)[name](...given);
         if (user) tell(stays);
         else if (!visitor.behind()) tell('');
         return answer;

@@ -71,11 +71,21 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
     throw error;
   }));
 
+  const begin = async (mode) => {
+    const of = (db) => db.transaction(['chats', 'messages'], mode, { durability: 'strict' });
+    try {
+      return of(await open());
+    } catch (error) {
+      if (error.name !== 'InvalidStateError') throw error;
+      opened = null; // the browser closed the database, and has not said so yet
+      return of(await open());
+    }
+  };
   // Runs `work` in one transaction, and resolves with its answer when all of that is on the disk.
   const transact = async (mode, work) => {
     let change;
     try {
-      change = (await open()).transaction(['chats', 'messages'], mode, { durability: 'strict' });
+      change = await begin(mode);
       const complete = new Promise((done, failed) => {
         change.oncomplete = done;
         change.onabort = () => failed(change.error);
@@ -212,10 +222,12 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
     await mark(id, what);
     changed(id);
   };
-  const clear = async () => {
+  // Deletes everything. Then `wipe` has the browser delete its files, which hold deleted text for a while.
+  const clear = async (wipe) => {
     const ids = (await entries()).map(({ id }) => id);
     await transact('readwrite', (chats, messages) => Promise.all([got(chats.clear()), got(messages.clear())]));
     [unkept, dropped].forEach((map) => map.clear());
+    await wipe();
     changed(...ids);
   };
   const room = async () => {

@@ -1,4 +1,4 @@
-"""The browser is killed while chats are being kept: every message that was said to be kept is there again."""
+"""What is on the disk: all that was kept, whenever the browser is killed, and no word once all is deleted."""
 
 from __future__ import annotations
 
@@ -83,3 +83,31 @@ def kill(profile: Path) -> None:
         ):
             process.kill()
             process.wait(30)
+
+
+def test_everything_deleted_leaves_no_word_on_the_disk(browser: Browser, site: Site, tmp_path: Path) -> None:
+    context = launch(browser, tmp_path)
+    page, other = tab(context, site), tab(context, site)
+    page.evaluate(
+        "localStorage['tune2chat-theme'] = 'dark'; localStorage['tune2chat-chat:1'] = 'old'; void 0"
+    )
+    do(page, "await store.put(rows('a', 0, 'unmistakable'));")
+    do(
+        other,
+        "await store.put(rows('b', 0, 'unmistakable')); await store.remove('b'); await store.forget(['b']);",
+    )
+    assert holds(tmp_path, "unmistakable")
+    assert do(page, "await store.clear(); return store.list()") == []
+    assert not holds(tmp_path, "unmistakable")
+    assert page.evaluate("({ ...localStorage })") == {"tune2chat-theme": "dark"}
+    for each in (page, other):
+        do(each, "await store.put(rows('c'));")
+        assert len(do(each, "return store.list()")) == 1
+        assert each.evaluate("tune2chat.store.fault") == ""
+    context.close()
+
+
+def holds(folder: Path, word: str) -> bool:
+    """Whether a file has this word, in one byte or two a letter."""
+    files = [path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return any(word.encode(kind) in data for data in files for kind in ("ascii", "utf-16-le"))
