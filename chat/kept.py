@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sqlite3
 import time
 import unicodedata
@@ -19,6 +20,7 @@ from chat.tree import MAX_MESSAGES, Chat, Node, Tree, reason_of
 from core.errors import ChatError
 
 USER_BYTES = 100 * 2**20  # of one user's chats: some 50,000 long messages
+MIN_FREE = 64 * 2**20  # bytes of the disk: deleting needs some too
 RESTORABLE_S = 60 * 60  # that a deleted chat can be had back
 MAX_SEARCH = 200  # characters
 MAX_NAME = 1_000  # bytes of a user's
@@ -190,11 +192,14 @@ class Kept:
                 db.execute(without, [user])
             used = db.execute("SELECT total(bytes) FROM chats WHERE user = ?", [user]).fetchone()[0]
             if used <= self.limit:
-                return
-        raise NotKept(
-            f"Your chats would take {used / 2**20:,.1f} MB; {self.limit / 2**20:,.1f} MB are kept for each "
-            "person. Export old ones, and delete them."
-        )
+                break
+        else:
+            raise NotKept(
+                f"Your chats would take {used / 2**20:,.1f} MB; {self.limit / 2**20:,.1f} MB are kept for "
+                "each person. Export old ones, and delete them."
+            )
+        if shutil.disk_usage(self._file.path.parent).free < MIN_FREE:
+            raise NotKept("The disk of this app is nearly full. Delete chats, or whoever runs it makes room.")
 
     def _forget(self) -> None:
         """Delete for good what was deleted long ago."""

@@ -187,11 +187,7 @@ def _set_aside(path: Path) -> Path:
     """Rename a broken file and its log; return its new name. Raises ChatError."""
     aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06}")
     try:
-        for end in (
-            "-wal",
-            "-shm",
-            "",
-        ):  # the file last: a log without its file would be taken for the new one's
+        for end in ("-wal", "-shm", ""):  # the log first: it would be taken for the new file's
             if (file := Path(f"{path}{end}")).exists():
                 file.rename(f"{aside}{end}")
     except OSError as error:

@@ -11,12 +11,12 @@ left out and counted, and what came after it follows the message before it (`cha
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from chat.grow import BROKEN, Item, Notes, Side, grow
-from chat.tree import Chat, Tree
+from chat.tree import YEAR_10000, Chat, Tree
 from core.errors import ChatError
 
 MEDIA = "pictures and other files left out"
@@ -24,6 +24,8 @@ TOOLS = "calls and results of tools left out"
 SYSTEM = "system messages in the middle of a chat left out"
 SUMMARIES = "summaries of thoughts left out"
 EMPTY = "empty messages left out"
+SOURCES = "marks of sources, which only ChatGPT can show, left out"
+_SOURCES = re.compile("\ue200(?:file)?cite\ue202[^\ue200\ue201]*\ue201")
 ONLY_MEDIA = "[picture]"  # a question of nothing else: its reply has to follow something
 
 
@@ -68,8 +70,10 @@ def _said(message: Mapping[str, Any], told: list[str], notes: Notes) -> tuple[Si
     else:
         parts = content.get("parts")
         parts = parts if isinstance(parts, list) else [content.get("text")]
-        texts = [text for part in parts if (text := _part(part, notes)).strip()]
-        return _sided(role, "\n\n".join(texts), any(isinstance(part, Mapping) for part in parts), notes)
+        text = "\n\n".join(text for part in parts if (text := _part(part, notes)).strip())
+        text, sources = _SOURCES.subn("", text)
+        notes += Notes({SOURCES: sources} if sources else {})
+        return _sided(role, text, any(isinstance(part, Mapping) for part in parts), notes)
     return "", ""
 
 
@@ -154,18 +158,14 @@ def _chat(title: Any, made: Any, changed: Any, per_second: int = 1) -> Chat:
 
 def _time(value: Any, per_second: int = 1) -> float | None:
     """Seconds since 1970, if `value` is a time."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value / per_second if 0 <= value / per_second < 253_402_300_800 else None
+    return value / per_second if 0 <= value < YEAR_10000 * per_second else None
 
 
 def _id(value: Any) -> str:
     """An id, which is a number in old files; "" for none."""
-    return (
-        str(value)
-        if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
-        else ""
-    )
+    return "" if isinstance(value, bool) or not isinstance(value, str | int) else str(value)
 
 
 def _text(value: Any) -> str:

@@ -44,7 +44,8 @@ Title = Annotated[Text, Field(max_length=200)]
 Name = Annotated[Text, Field(max_length=500)]  # of a model or an adapter
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Strengths = Annotated[dict[Name, Finite], Field(max_length=100)]  # of adapters
-Time = Annotated[Finite, Field(ge=0, lt=253_402_300_800)]  # seconds since 1970, up to the year 9999
+YEAR_10000 = 253_402_300_800  # in seconds since 1970
+Time = Annotated[Finite, Field(ge=0, lt=YEAR_10000)]  # seconds since 1970
 Count = Annotated[int, Field(ge=0, lt=2**53)]  # as large as a browser can count
 Schema = Annotated[dict[str, Any] | None, AfterValidator(_bounded)]
 
@@ -181,6 +182,8 @@ class Tree:
         if self._role(parent) == message.role:
             raise ChatError("In a chat, questions and replies take turns.")
         node = Node(message=message, parent=parent, **about)
+        if node.id in self.nodes:
+            raise ChatError("This message is in the chat already.")
         self.nodes[node.id] = node
         self.chat.leaf = node.id
         return node

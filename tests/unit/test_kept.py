@@ -205,6 +205,18 @@ def test_a_user_has_so_much_room_and_deleting_makes_some(tmp_path: Path) -> None
         assert ids(kept) == [full.chat.id]
 
 
+def test_on_a_disk_that_is_nearly_full_chats_can_be_deleted(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = put(kept, "ada", chat_of("a"))
+    monkeypatch.setattr(kept_module, "MIN_FREE", 2**60)
+    with pytest.raises(NotKept, match="nearly full"):
+        put(kept, "ada", chat_of("b"))
+    kept.put("ada", tree.chat, tree.nodes.values())  # no byte more
+    kept.remove("ada", tree.chat.id)
+    kept.clear("ada")
+
+
 def test_a_visitors_chats_come_along_once(kept: Kept) -> None:
     one, two = chat_of("a", "b", title="one"), chat_of("c")
     assert kept.take_in("ada", [one, two]) == 2

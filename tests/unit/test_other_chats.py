@@ -105,6 +105,14 @@ def test_what_is_no_text_is_left_out_told_and_what_came_after_it_stays() -> None
     }
 
 
+def test_marks_that_only_chatgpt_can_show_are_left_out() -> None:
+    cited = "Rome\ue200cite\ue202turn0search1\ue201. \ue200entity\ue202Ada\ue201 \ue200cite\ue202"
+    given = chatgpt(node("a", ROOT, "user", "Where?"), node("b", "a", "assistant", cited), current="b")
+    [tree] = found = read([given])
+    assert texts(tree)[1] == "Rome. \ue200entity\ue202Ada\ue201 \ue200cite\ue202"
+    assert "marks of sources, which only ChatGPT can show, left out (1)" in found.told()
+
+
 def test_replies_in_steps_are_joined_on_each_of_their_branches() -> None:
     given = chatgpt(
         node("a", ROOT, "user", "Q"),
@@ -230,7 +238,7 @@ def test_a_broken_chat_is_left_out_and_the_others_come_in(given: Any, reason: st
     assert not {"joined"} & {*found.told().split()}
 
 
-@pytest.mark.parametrize("value", [None, True, -1, 1e300, "2026", [], {}])
+@pytest.mark.parametrize("value", [None, True, -1, 1e300, 10**400, "2026", [], {}])
 def test_odd_dates_names_and_places_do_no_harm(value: Any) -> None:
     given = chatgpt(node("a", ROOT, "user", "Q", at=value, metadata=value), node("b", "a", "assistant", "A"))
     given |= {"title": value, "create_time": value, "update_time": value, "current_node": value}

@@ -100,6 +100,8 @@ def test_nothing_is_added_where_it_can_not_stand() -> None:
     for parent, message in ((None, replied("x")), ("", replied("x")), ("gone", said("x"))):
         with pytest.raises(ChatError):
             made.add(message, parent)
+    with pytest.raises(ChatError, match="already"):
+        made.add(said("x"), id=made.chat.leaf)
     with pytest.raises(ChatError, match="Reload"):
         made.show("gone")
     for hostile in (None, 3, ["x"], {}, "gone"):
