@@ -210,6 +210,8 @@ def read_chat(saved: Any) -> Conversation:
         else:
             system.append(read["content"])
     system += [saved.pop("system_prompt", None) or ""]
+    if others := [text for text in system if not isinstance(text, str)]:
+        raise ChatError(f"A system message is text, not {type(others[0]).__name__}.")
     prompt = "\n\n".join(text for text in system if text.strip())
     return Conversation.model_validate(saved | {"system_prompt": prompt, "messages": chat})
 

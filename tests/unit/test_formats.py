@@ -112,6 +112,8 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no messages": (b'{"messages": []}', "no messages"),
     "a message that is none": (b'{"messages": [3]}', "has a role"),
     "a role that is none": (b'{"messages": [{"role": "", "content": "x"}]}', "has a role"),
+    "a system message of no text": (b'{"messages": [{"role": "system", "content": 3}]}', "not int"),
+    "a system prompt of no text": (b'{"messages": [], "system_prompt": {"a": 1}}', "not dict"),
     "another role": (b'{"messages": [{"role": "tool", "content": "x"}]}', "role"),
     "a setting that none is": (b'{"messages": [], "sampling": {"temperature": 99}}', "temperature"),
     "an unknown setting": (b'{"messages": [], "colour": "red"}', "colour"),
