@@ -38,20 +38,26 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
     panel.querySelector('[aria-current]')?.removeAttribute('aria-current');
     rowOf(current)?.querySelector('.title').setAttribute('aria-current', 'true');
   };
+  const reveal = (row) => { // within the list only: the page around it stays where it is
+    const [part, whole] = [row, panel].map((box) => box?.getBoundingClientRect());
+    if (part && (part.top < whole.top || part.bottom > whole.bottom)) panel.scrollTop += part.top - whole.top;
+  };
   const draw = (chats, text) => {
     const groups = [...grouped(chats, text)];
     const rest = groups.map(([name, own]) => [name, own.map(({ id, title, found }) => [id, title, found])]);
     const now = JSON.stringify([text, rest]);
+    const first = !drawn;
     shown = chats;
     if (now === drawn) return; // as while a reply is being written
     drawn = now;
-    const part = document.activeElement, had = panel.contains(part);
-    const id = had && part.closest('li')?.dataset.id, act = had && part.dataset.act;
+    const part = document.activeElement, act = part?.dataset.act;
+    const id = act && panel.contains(part) && part.closest('li').dataset.id;
     panel.replaceChildren(...groups.map((group) => section(group, text.toLowerCase().split(/\s+/)[0])));
     if (!chats.length) panel.append(make('p', { class: 'none' }, text ? 'Nothing found.' : 'No chats yet.'));
     markCurrent();
     rove(rowOf(id || current) ?? rows()[0]);
-    if (had) focus(rowOf(id) ?? rows()[0], act);
+    if (id) focus(rowOf(id) ?? rows()[0], rowOf(id) && act);
+    if (first) reveal(rowOf(current));
   };
   const refresh = async () => {
     asked?.abort(); // the newest question is the one to answer
@@ -234,7 +240,7 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
       markCurrent();
       if (panel.contains(document.activeElement)) return;
       rove(rowOf(id) ?? rows()[0]);
-      rowOf(id)?.scrollIntoView({ block: 'nearest' });
+      reveal(rowOf(id));
     },
   };
 } };

@@ -104,8 +104,8 @@
     } catch (error) {
       tell(error.message); // until it does, chats are kept here: they come along later
     }
-    const work = user ? bring : visitor.tidy;
-    await Promise.resolve(navigator.locks ? navigator.locks.request(NAME, work) : work()) // one tab at a time
+    const work = () => visitor.tidy().then(() => user && bring());
+    await (navigator.locks ? navigator.locks.request(NAME, work) : work()) // one tab at a time
       .catch(() => {}); // without storage there is nothing to bring, and whoever keeps a chat is told
     return { user };
   };

@@ -69,6 +69,31 @@ def test_chats_are_grouped_by_date_pinned_first(page: Page) -> None:
     assert page.evaluate("done") == ["open c", "fresh"]
 
 
+def test_days_are_those_of_the_persons_clock(browser: Browser, site: Site) -> None:
+    """Half an hour after midnight, the day after one of 23 hours."""
+    context = browser.new_context(timezone_id="America/New_York")
+    page = context.new_page()
+    page.clock.set_fixed_time("2026-03-09T00:30:00-04:00")
+    page.goto(site.url)
+    group = """(at) => [...tune2chat.rows.grouped([{ changed: Date.parse(at) / 1000 }]).keys()][0]"""
+    times = {
+        "2026-03-09T00:10:00-04:00": "Today",
+        "2026-03-10T00:10:00-04:00": "Today",  # another machine's clock is ahead
+        "2026-03-08T00:10:00-05:00": "Yesterday",
+        "2026-03-07T23:50:00-05:00": "Previous 7 days",
+        "2026-03-02T00:10:00-05:00": "Previous 7 days",
+        "2026-03-01T23:50:00-05:00": "Previous 30 days",
+        "2026-02-01T12:00:00-05:00": "February 2026",
+        "2025-03-09T12:00:00-04:00": "March 2025",
+    }
+    assert {at: page.evaluate(group, at) for at in times} == times
+    assert page.evaluate("[...tune2chat.rows.grouped([{ changed: 1e300 }]).keys()]") == ["Today"]
+    assert page.evaluate("[0, 999, 1000, 1500, 2e6, 12345678, 3e9].map(tune2chat.rows.bytes)") == [
+        *("0 B", "999 B", "1 kB", "1.5 kB", "2 MB", "12 MB", "3 GB")
+    ]
+    context.close()
+
+
 def test_rename_pin_and_delete_by_mouse(page: Page) -> None:
     show(page, ("a", "One", 1), ("b", "Two", 2))
     page.get_by_role("button", name="More: Two").click()
@@ -250,6 +275,7 @@ def test_axe_finds_nothing_serious_and_360_pixels_are_enough(page: Page, mode: s
 
 
 def test_a_thousand_chats_are_drawn_at_once(page: Page) -> None:
+    page.evaluate("document.querySelector('main').style.height = '600px'")
     page.evaluate(
         FILL, [[f"c{n}", f"Chat number {n} about something", n / 3, n < 5, None] for n in range(1000)]
     )
@@ -269,3 +295,5 @@ def test_a_thousand_chats_are_drawn_at_once(page: Page) -> None:
       return taken;
     }""")
     assert min(taken) < 100, taken
+    page.evaluate("list.current('c900')")
+    expect(page.locator("#root [aria-current]")).to_be_in_viewport()
