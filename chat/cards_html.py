@@ -81,7 +81,7 @@ def query(**values: str) -> str:
 
 
 def link(address: str, words: str, kind: str = "") -> str:
-    """A link; `words` are HTML."""
+    """A link; `words` are HTML. `address` is relative to the folder of the page, which is Gradio's base."""
     return f'<a class="{kind}" href="{escape(address)}">{words}</a>'
 
 

@@ -39,7 +39,7 @@ def files_of_run(files: Sequence[MadeFile], run: str) -> str:
     for at, file in enumerate(files[:CARDS]):
         made = {entry.run for entry in file.entries.values()} | {file.quality and file.quality.run}
         if run in made:
-            parts.append(f"<li>{link(f'#file-{at}', name(file.file))} {_chats(file)}</li>")
+            parts.append(f"<li>{link(f'runs#file-{at}', name(file.file))} {_chats(file)}</li>")
     return f"<h4>Files made of it</h4><ul>{''.join(parts)}</ul>" if parts else ""
 
 
@@ -72,7 +72,7 @@ def _sub(file: MadeFile) -> list[str]:
 
 def _of_run(quality: Quality, runs: Collection[str]) -> str:
     run = quality.run or ""
-    shown = link("?" + query(run=run), name(run)) if run in runs else name(run)
+    shown = link("runs?" + query(run=run), name(run)) if run in runs else name(run)
     made = f"Made of the run {shown}. " if run else ""
     on = f"Measured on {text(quality.tested_on)}." if quality.tested_on else ""
     return f"<p>{made}{on}</p>" if made or on else ""

@@ -28,7 +28,7 @@ Made = Callable[[str], str]  # links to a run's files, by its name
 def runs_html(found: Sequence[Run | Sweep], made: Made) -> str:
     """Cards of those that don't run now, the newest open; older ones as links."""
     shown = [_card(run, number, made, folded=number > 0) for number, run in enumerate(found[:CARDS])]
-    older = (link("?" + query(run=run.name), name(run.name)) for run in found[CARDS : CARDS + LINKS])
+    older = (link("runs?" + query(run=run.name), name(run.name)) for run in found[CARDS : CARDS + LINKS])
     rest = ", ".join(older)
     return "".join(shown) + (f"<p>Older: {rest}</p>" if rest else "")
 

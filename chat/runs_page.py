@@ -22,9 +22,10 @@ HEAD = (
     f"<style>{Path(__file__).with_name('runs.css').read_text()}</style>"
     '<header class="runs"><a href="./">← Back to the chat</a><h1>Runs and files</h1></header>'
 )
-# The chat's choice of colours, and a title of its own.
+# A title of its own, the chat's choice of colours, and the part that the address names: it is there by now.
 PAGE_JS = """() => {
   document.title = 'Runs and files · tune2chat';
+  setTimeout(() => document.getElementById(location.hash.slice(1))?.scrollIntoView(), 100);
   const theme = localStorage.getItem('tune2chat-theme');
   if (theme) document.body.classList.toggle('dark', theme === 'dark');
 }"""
@@ -106,7 +107,7 @@ def page_html(found: tuple[list[Run | Sweep], list[str]], menu: Registry, chosen
     if chosen:
         ended = [run for run in ended if run.name == chosen]
         none = "" if any(run.name == chosen for run in runs) else f"No run is called {name(chosen)}. "
-        top = f"<p>{none}{link('?', 'Show all runs')}</p>"
+        top = f"<p>{none}{link('runs', 'Show all runs')}</p>"
     cards = runs_html(ended, lambda run: files_of_run(files, run))
     if not runs:
         cards = ON_A_SPACE if space.is_one() else FIRST_RUN

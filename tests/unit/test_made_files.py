@@ -39,12 +39,12 @@ def test_files_say_what_was_measured_and_where_to_chat(tmp_path: Path) -> None:
     assert 'href="./?model=quotes%20Q6_K"' in cards["quotes-Q6_K.gguf"]
     assert "warning: quantised: KL" in cards["quotes-Q6_K.gguf"]
     assert "95.9%" in cards["quotes-Q6_K.gguf"]
-    assert 'href="?run=quotes"' in cards["quotes-Q6_K.gguf"]
+    assert 'href="runs?run=quotes"' in cards["quotes-Q6_K.gguf"]
     assert "start it again" in cards["new-Q6_K.gguf"]
     assert "python app.py --model models/mine.gguf" in cards["mine.gguf"]
     assert "failed a check" in cards["bad-Q4_0.unverified"]
     assert "above 0.0323" in cards["bad-Q4_0.unverified"]
     assert "?model=" not in cards["bad-Q4_0.unverified"]
     run = shown.split("<h2>Files")[0]
-    assert 'href="#file-' in run
+    assert 'href="runs#file-' in run
     assert 'href="./?model=quotes%20Q6_K"' in run
