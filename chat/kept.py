@@ -106,7 +106,7 @@ class Kept:
                 before = Chat.model_validate_json(row)
                 own = {"title": before.title or chat.title, "pinned": before.pinned, "made": before.made}
                 chat = chat.model_copy(update=own)
-            self._write(db, user, chat, list(nodes))
+            self._check_room(db, user, _write(db, _key(user, chat.id), chat, nodes))
 
     def change(self, user: str, chat: str, *, title: str | None = None, pinned: bool | None = None) -> None:
         """Rename or pin the chat. Raises NoSuchChat."""
@@ -117,7 +117,7 @@ class Kept:
                 row.pinned = row.pinned if pinned is None else pinned
             except ValidationError as error:
                 raise ChatError(f"The chat can't be changed: {reason_of(error)}.") from None
-            self._write(db, user, row, [])
+            self._check_room(db, user, _write(db, (user, chat), row, []))
 
     def remove(self, user: str, chat: str) -> None:
         """Delete the chat: for RESTORABLE_S it can be had back. Raises NoSuchChat."""
@@ -151,42 +151,25 @@ class Kept:
         One that is there already gets the messages that it lacks; where both have a message, a title or a
         setting, those of the chat that was changed last stay.
         """
-        count = 0
+        count = more = 0
         with self._file.opened(writes=True) as db:
             for tree in trees:
+                key = _key(user, tree.chat.id)
                 with suppress(NoSuchChat):
-                    tree = _merged(_read(db, _key(user, tree.chat.id), removed=True), tree)
-                    db.execute(f"UPDATE chats SET removed = NULL {_OWN}", [user, tree.chat.id])
-                self._write(db, user, tree.chat, list(tree.nodes.values()))
+                    tree = _merged(_read(db, key, removed=True), tree)
+                    db.execute(f"UPDATE chats SET removed = NULL {_OWN}", key)
+                more += _write(db, key, tree.chat, tree.nodes.values())
                 count += 1
+            self._check_room(db, user, more)
         return count
 
-    def _write(self, db: sqlite3.Connection, user: str, chat: Chat, nodes: Iterable[Node]) -> None:
-        """Insert or replace rows, and count them.
+    def _check_room(self, db: sqlite3.Connection, user: str, more: int) -> None:
+        """Where `more` bytes came, let go of deleted chats of a user who has too much.
 
-        Raises NotKept: it is too much; NoSuchChat: what they hang on has been deleted.
+        Raises NotKept if it is still too much.
         """
-        key, by_id = _key(user, chat.id), {node.id: node for node in nodes}
-        before = {node.parent for node in by_id.values()} - by_id.keys() - {""}
-        if before and _among(db, key, before)[0] < len(before):
-            raise NoSuchChat("The beginning of this chat has been deleted.")
-        count, size = _among(db, key, by_id)
-        size += db.execute(f"SELECT {_SIZE} FROM chats {_OWN}", key).fetchone()[0]
-        row, rows = _text(chat), [(*key, name, _text(node)) for name, node in by_id.items()]
-        put = "INSERT INTO {} VALUES ({}) ON CONFLICT ({}) DO UPDATE SET row = excluded.row"
-        db.execute(put.format("chats (user, id, row)", "?, ?, ?", "user, id"), [*key, row])
-        names = "user, chat, id"
-        db.executemany(put.format(f"messages ({names}, row)", "?, ?, ?, ?", names), rows)
-        more = sum(len(text.encode()) for text in (row, *(text for *_, text in rows))) - size
-        added = [more, len(rows) - count, *key]
-        db.execute(f"UPDATE chats SET bytes = bytes + ?, messages = messages + ? {_OWN}", added)
-        if db.execute(f"SELECT messages FROM chats {_OWN}", key).fetchone()[0] > MAX_MESSAGES:
-            raise ChatError(f"A chat has at most {MAX_MESSAGES:,} messages. Begin a new one.")
-        if more > 0:
-            self._check_room(db, user)
-
-    def _check_room(self, db: sqlite3.Connection, user: str) -> None:
-        """Let go of deleted chats of a user who has too much. Raises NotKept if it is still too much."""
+        if more <= 0:
+            return
         for without in ("", "DELETE FROM chats WHERE user = ? AND removed IS NOT NULL"):
             if without:
                 db.execute(without, [user])
@@ -245,6 +228,30 @@ def _rows(db: sqlite3.Connection, key: tuple[str, str], plain: str = "") -> list
 
 def _read(db: sqlite3.Connection, key: tuple[str, str], removed: bool = False) -> Tree:
     return Tree.read(json.loads(_row(db, key, removed)), _rows(db, key))
+
+
+def _write(db: sqlite3.Connection, key: tuple[str, str], chat: Chat, nodes: Iterable[Node]) -> int:
+    """Insert or replace rows, and count them; return by how many bytes they are more.
+
+    Raises NoSuchChat: what they hang on has been deleted.
+    """
+    by_id = {node.id: node for node in nodes}
+    before = {node.parent for node in by_id.values()} - by_id.keys() - {""}
+    if before and _among(db, key, before)[0] < len(before):
+        raise NoSuchChat("The beginning of this chat has been deleted.")
+    count, size = _among(db, key, by_id)
+    size += db.execute(f"SELECT {_SIZE} FROM chats {_OWN}", key).fetchone()[0]
+    row, rows = _text(chat), [(*key, name, _text(node)) for name, node in by_id.items()]
+    put = "INSERT INTO {} VALUES ({}) ON CONFLICT ({}) DO UPDATE SET row = excluded.row"
+    db.execute(put.format("chats (user, id, row)", "?, ?, ?", "user, id"), [*key, row])
+    names = "user, chat, id"
+    db.executemany(put.format(f"messages ({names}, row)", "?, ?, ?, ?", names), rows)
+    more: int = sum(len(text.encode()) for text in (row, *(text for *_, text in rows))) - size
+    added = [more, len(rows) - count, *key]
+    db.execute(f"UPDATE chats SET bytes = bytes + ?, messages = messages + ? {_OWN}", added)
+    if db.execute(f"SELECT messages FROM chats {_OWN}", key).fetchone()[0] > MAX_MESSAGES:
+        raise ChatError(f"A chat has at most {MAX_MESSAGES:,} messages. Begin a new one.")
+    return more
 
 
 def _among(db: sqlite3.Connection, key: tuple[str, str], ids: Iterable[str]) -> tuple[int, int]:
