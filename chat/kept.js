@@ -4,7 +4,7 @@
 (() => {
   const NAME = 'tune2chat', THEME = `${NAME}-theme`;
   const OPERATIONS = ['list', 'search', 'read', 'put', 'change', 'remove', 'restore', 'forget', 'clear', 'room'];
-  const POST_BYTES = 1_000_000;
+  const POST_LENGTH = 1_000_000;
   const SIGNED_OUT = 'You are signed out, as happens when the app is started again. Reload the page and sign in.';
 
   const store = Object.assign(new EventTarget(), { fault: '', onchange: null });
@@ -73,36 +73,39 @@
   };
   const here = { ...visitor, clear: () => visitor.clear(wipe) };
 
-  // A visitor's chats come along when they sign in. One that the server refuses stays here, and the others go.
+  // A visitor's chats come along when they sign in. One that the server refuses stays here, and the others go; one that
+  // another tab writes meanwhile stays until next time.
   let stays = '';
-  const send = async (trees) => {
+  const send = async (moving) => {
     try {
-      await ask('POST', '', { chats: trees });
-      await visitor.erase(trees.map(({ chat }) => chat.id));
+      await ask('POST', '', { chats: moving.map(({ tree }) => tree) });
+      const before = new Map(moving.map(({ entry }) => [entry.id, JSON.stringify(entry)]));
+      await visitor.erase([...before.keys()], (entry) => JSON.stringify(entry) === before.get(entry?.id));
     } catch (error) {
-      if (trees.length === 1) stays = `A chat from before you signed in stays in this browser: ${error.message}`;
-      else for (const tree of trees) await send([tree]);
+      if (moving.length === 1) stays = `A chat from before you signed in stays in this browser: ${error.message}`;
+      else for (const each of moving) await send([each]);
     }
   };
   const bring = async () => {
-    let trees = [], bytes = 0;
-    for (const { id } of await visitor.list()) {
-      const tree = await visitor.read(id);
+    let moving = [], length = 0;
+    for (const entry of await visitor.entries()) {
+      const tree = await visitor.read(entry.id);
+      if (!tree) continue; // deleted
       const more = JSON.stringify(tree).length;
-      if (trees.length && bytes + more > POST_BYTES) {
-        await send(trees);
-        [trees, bytes] = [[], 0];
+      if (moving.length && length + more > POST_LENGTH) {
+        await send(moving);
+        [moving, length] = [[], 0];
       }
-      trees.push(tree);
-      bytes += more;
+      moving.push({ entry, tree });
+      length += more;
     }
-    if (trees.length) await send(trees);
+    if (moving.length) await send(moving);
   };
   const begin = async () => {
     try {
       ({ user } = await ask('GET'));
     } catch (error) {
-      tell(error.message); // until it does, chats are kept here: they come along later
+      stays = `${error.message} Until this page is loaded again, chats are kept in this browser only.`;
     }
     const work = () => visitor.tidy().then(() => user && bring());
     await (navigator.locks ? navigator.locks.request(NAME, work) : work()) // one tab at a time
@@ -116,8 +119,7 @@
       await store.ready;
       try {
         const answer = await (user ? account : here)[name](...given);
-        if (user) tell(stays);
-        else if (!visitor.behind()) tell('');
+        if (user || !visitor.behind()) tell(stays);
         return answer;
       } catch (error) {
         if (name !== 'search' || !given[1]?.aborted) tell(error.message);

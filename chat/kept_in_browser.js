@@ -235,5 +235,5 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
     return { used, quota: (await navigator.storage?.estimate?.())?.quota };
   };
   const behind = () => unkept.size > 0;
-  return { list, search, read, put, change, remove, restore, forget, clear, room, erase, tidy, behind };
+  return { list, search, read, put, change, remove, restore, forget, clear, room, entries, erase, tidy, behind };
 } };

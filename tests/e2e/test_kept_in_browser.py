@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error
+from playwright.sync_api import Browser, BrowserContext, Error, Route
 
 from tests.e2e.chats_page import ROWS, Site, do, page_of, tab
 
@@ -233,6 +233,38 @@ def test_a_visitors_chats_come_along_at_sign_in(context: BrowserContext, site: S
     site.user, site.trees = "", {}
     page.reload()
     assert [c["id"] for c in do(page, "return store.list()")] == ["b"]
+
+
+def test_what_another_tab_says_during_the_sign_in_is_not_lost(context: BrowserContext, site: Site) -> None:
+    old = tab(context, site)
+    do(old, "await store.put(rows('a'));")
+    site.user = "someone"
+    new = context.new_page()
+
+    def answer(route: Route) -> None:
+        if route.request.method == "POST":
+            do(old, "await store.put(rows('a', 1));")
+        route.continue_()
+
+    new.route("**/chats", answer)
+    new.goto(site.url)
+    do(new, "await store.ready;")
+    assert len(site.trees["a"]["messages"]) == 2
+    assert len(do(old, "return (await store.read('a')).messages")) == 4
+    new.unroute("**/chats")
+    new.reload()
+    do(new, "await store.ready;")
+    assert len(site.trees["a"]["messages"]) == 4
+    assert do(old, "return store.list()") == []
+
+
+def test_who_can_not_be_known_is_a_visitor_who_is_told(context: BrowserContext, site: Site) -> None:
+    page = context.new_page()
+    page.route("**/chats", lambda route: route.fulfill(status=503, body="busy"))
+    page.goto(site.url)
+    do(page, "await store.put(rows('a'));")
+    assert len(do(page, "return store.list()")) == 1
+    assert page.evaluate("tune2chat.store.fault").startswith("The app answers with an error (503).")
 
 
 def test_who_signed_in_keeps_chats_on_the_server(context: BrowserContext, site: Site) -> None:
