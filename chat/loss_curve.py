@@ -80,7 +80,7 @@ def _thinned(points: Sequence[Point], keep: bool = False) -> Sequence[Point]:
     return [(group[len(group) // 2][0], math.fsum(v for _, v in group) / len(group)) for group in groups]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 6) -> list[float]:
     """Round numbers between two: 1, 2 or 5 times a power of ten apart, about `count` of them."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
@@ -156,7 +156,7 @@ def _axes(scale: _Scale, unit: str) -> Iterator[str]:
     under = f'x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}"'
     yield f'<text class="name" {under} text-anchor="middle">step</text>'
     turned = f'x="16" y="{middle}" transform="rotate(-90 16 {middle})"'
-    yield f'<text class="name" {turned} text-anchor="middle">loss, {escape(unit)}</text>'
+    yield f'<text class="name axis" {turned} text-anchor="middle">loss, {escape(unit)}</text>'
 
 
 def _line(scale: _Scale, points: Sequence[Point], name: str) -> str:

@@ -18,8 +18,8 @@ ROWS, COLUMNS = 200, 14  # of a sweep
 LOSSES = {"base16": "untouched base, 16 bit", "start": "before the first step", "last": "at the end"}
 SPEEDS = {"memory_gb": "peak memory, GB", "tokens_per_s": "tokens/s", "minutes": "minutes"}
 LEGEND = (
-    '<p class="legend"><span class="training">training</span> '
-    '<span class="validation">validation</span> <span class="best">the best</span></p>'
+    '<p class="legend"><span class="training">training</span> <span class="validation">validation</span> '
+    '<span class="best">the best</span> <span class="axis">loss in {unit}</span></p>'
 )
 
 Made = Callable[[str], str]  # links to a run's files, by its name
@@ -53,7 +53,7 @@ def _card(run: Run | Sweep, number: int, made: Made, folded: bool | None) -> str
         _bar(run),
         f"<p>{text(run.recipe.get('description', ''))}</p>" if run.recipe.get("description") else "",
         notes(run.notes),
-        picture and f"<figure>{picture}{LEGEND}</figure>",
+        picture and f"<figure>{picture}{LEGEND.format(unit=unit)}</figure>",
         f'<div class="tables">{grid}</div>' if grid else "",
         _samples(run.samples),
         fold("Facts", _facts(manifest)) if manifest else "",

@@ -46,5 +46,5 @@ def test_any_curve_is_a_picture_within_its_frame(one: list[Point], other: list[P
 
 
 def test_ticks_are_round() -> None:
-    assert ticks(0, 54) == [0, 20, 40]
+    assert ticks(0, 54) == [0, 10, 20, 30, 40, 50]
     assert [round(tick, 9) for tick in ticks(2.1, 3.8)] == [2.5, 3.0, 3.5]
