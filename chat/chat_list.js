@@ -2,9 +2,9 @@
 // `actions` are open(id), fresh() and removed(id).
 window.tune2chat = { ...window.tune2chat, list(root, actions) {
   const { store, rows: { make, button, nameOf, counted, bytes, grouped, section } } = window.tune2chat;
-  const UNDO_MS = 10_000, TYPING_MS = 200, TITLE_CHARACTERS = 200; // as chat/tree.py has them
+  const UNDO_MS = 10_000, TYPING_MS = 200, TITLE_CHARACTERS = 200, FIND = 'Search chats';
 
-  const search = make('input', { type: 'search', placeholder: 'Search chats', 'aria-label': 'Search chats', dir: 'auto' });
+  const search = make('input', { type: 'search', dir: 'auto', placeholder: FIND, 'aria-label': FIND });
   const fault = make('p', { class: 'fault', role: 'alert' }, store.fault);
   const panel = make('nav', { class: 'panel', 'aria-label': 'Chats' });
   const status = make('span', { role: 'status', dir: 'auto' });
@@ -12,10 +12,12 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
   const told = make('div', { class: 'told' }, status, undo);
   const room = make('span', { class: 'room' });
   const foot = make('div', { class: 'foot' }, room, button('ask', 'Delete everything'));
-  const sure = make('div', { class: 'sure', role: 'group', 'aria-label': 'Delete everything?', hidden: '' }, make('p'),
+  const sure = make('div', { class: 'sure', role: 'group', 'aria-label': 'Delete everything?', hidden: '' },
+    make('p', {}, 'Delete all chats, for good?'),
     button('clear', 'Delete everything', { class: 'danger' }), button('spare', 'Cancel'));
   const menu = make('div', { class: 'menu', popover: '', role: 'group' },
-    button('rename', 'Rename'), button('pin', 'Pin'), button('remove', 'Delete', { class: 'danger' }));
+    button('rename', 'Rename', { title: 'F2' }), button('pin', 'Pin'),
+    button('remove', 'Delete', { class: 'danger', title: 'Delete key' }));
   root.classList.add('chats');
   root.replaceChildren(button('fresh', 'New chat', { class: 'fresh' }), search, fault, panel, told, foot, sure, menu);
 
@@ -56,7 +58,7 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
     if (!chats.length) panel.append(make('p', { class: 'none' }, text ? 'Nothing found.' : 'No chats yet.'));
     markCurrent();
     rove(rowOf(id || current) ?? rows()[0]);
-    if (id) focus(rowOf(id) ?? rows()[0], rowOf(id) && act);
+    if (id) (rowOf(id)?.querySelector(`[data-act=${act}]`) ?? search).focus({ preventScroll: true });
     if (first) reveal(rowOf(current));
   };
   const refresh = async () => {
@@ -71,8 +73,7 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
       draw(chats, text);
       room.textContent = `${bytes(used)} used`;
       if (text && undo.hidden) say(chats.length ? `${counted(chats.length)} found` : '');
-    } catch {
-      // the store tells what is wrong
+    } catch { // the store tells what is wrong
     } finally {
       if (mine === asked) {
         panel.setAttribute('aria-busy', false);
@@ -88,11 +89,14 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
 
   const rename = (id) => {
     const row = rowOf(id), title = row.querySelector('.title');
-    const input = make('input', { class: 'title', dir: 'auto', maxlength: TITLE_CHARACTERS, 'aria-label': 'Title of this chat' });
+    const about = { class: 'title', dir: 'auto', maxlength: TITLE_CHARACTERS, 'aria-label': 'Title of this chat' };
+    const input = make('input', about);
     input.value = chatOf(id).title;
+    let ended = false;
     renaming = true;
     const end = (keep) => {
-      if (!renaming) return;
+      if (ended) return; // its removal is a loss of focus too
+      ended = true;
       renaming = false;
       const text = input.value.replace(/\s+/g, ' ').trim(), inside = document.activeElement === input;
       input.replaceWith(title);
@@ -140,7 +144,6 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
     focus(rowOf(ids.at(-1)));
   };
   const ask = (open) => {
-    sure.firstChild.textContent = 'Delete all chats, for good?';
     sure.hidden = !open;
     foot.hidden = open;
     (open ? sure : foot).lastChild.focus();

@@ -56,7 +56,8 @@ window.tune2chat = { ...window.tune2chat, rows: (() => {
     const name = nameOf(chat);
     const open = button('open', name, { class: 'title', dir: 'auto', title: name, tabindex: -1 });
     if (chat.found) open.append(found(chat.found, word));
-    const more = button('more', '⋯', { class: 'more', 'aria-label': `More: ${name}`, 'aria-expanded': false, tabindex: -1 });
+    const about = { class: 'more', 'aria-label': `More: ${name}`, 'aria-expanded': false, tabindex: -1 };
+    const more = button('more', '⋯', about);
     return make('li', { 'data-id': chat.id }, open, more);
   };
   const section = ([name, chats], word) => {

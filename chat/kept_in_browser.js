@@ -24,8 +24,10 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
     InvalidStateError: BLOCKED,
   };
   class Fault extends Error {} // its message is a sentence
-  const faultOf = (cause) => cause instanceof Fault ? cause : new Fault(
-    SENTENCES[cause?.name] ?? `This browser could not keep or read a chat (${cause?.message ?? 'it gave up'}).`, { cause });
+  const faultOf = (cause) => {
+    const unknown = `This browser could not keep or read a chat (${cause?.message ?? 'it gave up'}).`;
+    return cause instanceof Fault ? cause : new Fault(SENTENCES[cause?.name] ?? unknown, { cause });
+  };
 
   const got = (request) => new Promise((done, failed) => {
     request.onsuccess = () => done(request.result);

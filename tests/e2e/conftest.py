@@ -11,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from tests.e2e.chats_page import Site
     from tests.e2e.person import Person
     from tests.e2e.serve import App
 
@@ -41,3 +42,14 @@ def person(browser: Browser, app: App) -> Iterator[Person]:
     trouble = person.trouble
     context.close()
     assert not trouble, trouble
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """Serve a plain page with the scripts that keep and list chats."""
+    from tests.e2e.chats_page import Site
+
+    site = Site()
+    yield site
+    site.shutdown()
+    site.server_close()

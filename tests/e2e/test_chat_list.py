@@ -20,14 +20,6 @@ FILL = """(chats) => Promise.all(chats.map(([id, title, days, pinned, text]) => 
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    site = Site()
-    yield site
-    site.shutdown()
-    site.server_close()
-
-
-@pytest.fixture
 def page(browser: Browser, site: Site) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 360, "height": 700})
     page = context.new_page()
@@ -161,6 +153,11 @@ def test_everything_by_keyboard(page: Page) -> None:
     page.keyboard.press("Enter")
     assert page.evaluate("done").count("open a") == 1
     page.keyboard.press("ArrowUp")
+    expect(page.get_by_label("Search chats")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    for left in (2, 1, 0):
+        page.keyboard.press("Delete")
+        expect(page.locator("#root li")).to_have_count(left)
     expect(page.get_by_label("Search chats")).to_be_focused()
 
 

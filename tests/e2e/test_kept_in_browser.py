@@ -15,14 +15,6 @@ LATER = ("  ];\n  const PATIENCE", "    (db) => db.createObjectStore('later'),\n
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    site = Site()
-    yield site
-    site.shutdown()
-    site.server_close()
-
-
-@pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     context = browser.new_context()
     context.add_init_script(ROWS)

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,14 +16,6 @@ from tests.conftest import SYSTEM_BROWSERS
 from tests.e2e.chats_page import ROWS, Site, do, tab
 
 KILLS = 30 if os.environ.get("TUNE2CHAT_TEST_ALL") else 8
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    site = Site()
-    yield site
-    site.shutdown()
-    site.server_close()
 
 
 def test_a_kill_at_any_moment_loses_no_row_that_was_kept(
