@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -79,12 +79,30 @@ def read_runs(outputs: Path) -> tuple[list[Run | Sweep], list[str]]:
         elif not entry.is_dir(follow_symlinks=False) or entry.name.startswith("."):
             continue
         elif has & RUN:
-            found.append(_run(folder))
+            found.append(_kept(folder, _fingerprint(folder)) if "manifest.json" in has else _run(folder))
         elif has:
             found.append(_sweep(folder))
         elif not os.path.lexists(folder / "convert"):  # of a checkpoint that was trained elsewhere
             notes.append(f"{entry.name}/ holds no run")
     return sorted(found, key=lambda one: one.changed, reverse=True), notes
+
+
+def _fingerprint(folder: Path) -> tuple[tuple[int, int], ...]:
+    """Tells whether one of a run's files has changed."""
+    found = []
+    for name in (*sorted(RUN), "samples.md"):
+        try:
+            status = os.lstat(folder / name)
+            found.append((status.st_mtime_ns, status.st_size))
+        except OSError:
+            found.append((0, 0))
+    return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def _kept(folder: Path, fingerprint: tuple[tuple[int, int], ...]) -> Run:
+    """A run that is done, read once: while another one runs, the page asks every few seconds."""
+    return _run(folder)
 
 
 def _run(folder: Path) -> Run:

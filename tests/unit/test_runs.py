@@ -71,6 +71,8 @@ def test_a_run_is_read_as_training_wrote_it(tmp_path: Path) -> None:
         assert said in shown, said
     assert "/home/me" not in shown  # where things lie is nobody's business
     assert snapshot(tmp_path) == before
+    (tmp_path / "outputs" / "quotes" / "manifest.json").write_text(json.dumps(MANIFEST | {"steps": 1_234}))
+    assert one(tmp_path).said == "finished at step 1,234"
 
 
 def test_a_run_runs_while_its_lock_is_held_and_looking_takes_no_lock(tmp_path: Path) -> None:
