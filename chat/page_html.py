@@ -1,10 +1,9 @@
-"""What the page is made of apart from its wiring: texts and small pieces of HTML. Knows no engine."""
+"""What the page is made of apart from its wiring: texts and small pieces of HTML."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from functools import lru_cache
+import json
+from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from chat.context import TurnState
-from chat.conversation import Conversation
+from chat.markup import literal
+from chat.model_host import Host
+from chat.tree import Node, Tree
 from core.engine import PENALTY_SCOPE, Stats
+from core.gguf_reader import model_size
 from core.machine import human_size
+
+Shown = dict[str, Any]  # a message as gr.Chatbot takes it
 
 TITLE = "tune2chat"
 EXAMPLES = [
@@ -22,6 +26,7 @@ EXAMPLES = [
     "Write a Python function that reverses a string, and show how to call it.",
     "Give me three ideas for a rainy Sunday.",
 ]
+WINDOW = 40  # messages that are shown at once: an update sends and draws all of them
 LATEX: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
     {"left": "\\(", "right": "\\)", "display": False},
@@ -30,14 +35,11 @@ LATEX: list[dict[str, str | bool]] = [
 PENALTY_INFO = f"1.0 is off. Counts {PENALTY_SCOPE}, on both engines here."
 SEED_INFO = "Empty: a new one each time, shown below the reply"
 
-# Files are made in the browser from what the page already holds: nothing is written on the server.
-SAVE_JS = """(text, name, type) => {
-  const a = document.createElement('a');
-  a.href = URL.createObjectURL(new Blob([text], {type}));
-  a.download = name;
-  a.click();
-  setTimeout(() => URL.revokeObjectURL(a.href), 1000);
-}"""
+VOTES = {"left": "Left is better", "both": "Both are good", "neither": "Neither", "right": "Right is better"}
+
+# The hidden component through which the page's scripts and the handlers hear of each other.
+BUS_JS = "window.tune2chat.attach({ trigger, watch, props });"
+MARKS_JS = "watch('value', () => window.tune2chat.mark(props.value));"
 THEME_JS = """() => {
   localStorage.setItem('tune2chat-theme', document.body.classList.toggle('dark') ? 'dark' : 'light');
 }"""
@@ -49,43 +51,80 @@ POLICY = (
     "content=\"img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; "
     "frame-src 'none'; object-src 'none'; form-action 'none'; base-uri 'self'\">"
 )
-TABS_JS = Path(__file__).with_name("screen_tabs.js").read_text()
+_SCRIPTS = ("kept_in_browser", "kept", "chat_rows", "chat_list", "screen_chats", "screen_marks")
+HEAD_JS = "\n".join(Path(__file__).with_name(f"{name}.js").read_text() for name in _SCRIPTS)
 
 
-def text_part(text: str) -> list[dict[str, str]]:
+def act(name: str, **more: str) -> str:
+    """A button's script that asks for the action `name` of chat/actions.py."""
+    return f"() => window.tune2chat.act({json.dumps(name)}, {json.dumps(more)})"
+
+
+def text_part(text: str) -> list[Any]:
     """A message's content for the chatbot; a bare string would lose its indentation."""
-    return [{"type": "text", "text": text}]
+    return [{"type": "text", "text": literal(text)}]
 
 
-def display(conversation: Conversation, writing: bool = False) -> tuple[list[dict[str, Any]], list[int]]:
-    """The messages as the chatbot shows them, and for each of them its index in the conversation.
+def display(tree: Tree, window: int = WINDOW, without: Collection[str] = ()) -> tuple[list[Shown], list[str]]:
+    """The last `window` messages of the branch as the chatbot shows them, and the id of each.
 
-    Thoughts fold away; a note stands where the model's view of the chat begins. `writing`: the last reply
-    is being written.
+    Thoughts fold away; a note stands where the model's view of the chat begins. Those in `without` are being
+    written, and shown elsewhere.
     """
-    shown: list[dict[str, Any]] = []
-    origin: list[int] = []
-
-    def show(index: int, role: str, text: str, metadata: dict[str, Any] | None = None) -> None:
-        shown.append({"role": role, "content": text_part(literal(text)), "metadata": metadata or {}})
-        origin.append(index)
-
-    if conversation.dropped:
-        note = "The browser has no room for longer chats: the oldest messages went first."
-        show(0, "assistant", note, {"title": f"✂ {conversation.dropped} messages dropped", "status": "done"})
-    for index, message in enumerate(conversation.messages):
-        if index and index == conversation.left_out:
+    branch = tree.branch()
+    shown: list[Shown] = []
+    origin: list[str] = []
+    for place, node in enumerate(branch):
+        if place < len(branch) - window or node.id in without:
+            continue
+        if place and place == tree.chat.left_out:
             note = "The messages above are out of the context: the model no longer sees them."
-            show(index - 1, "assistant", note, {"title": f"✂ {index} messages left out", "status": "done"})
-        thought, answer, thinking = message.reply()
-        if thought or thinking:
-            goes_on = thinking and writing and index == len(conversation.messages) - 1
-            title = "Thinking…" if goes_on else "Thought, cut short" if thinking else "Thought"
-            status = {"title": title, "status": "pending" if goes_on else "done"}
-            show(index, "assistant", thought or "…", status)
-        if answer or not (thought or thinking):
-            show(index, message.role, answer)
+            title = f"✂ {place} messages left out"
+            shown.append(_shown("assistant", text_part(note), title))
+            origin.append(branch[place - 1].id)
+        messages = message_parts(node)
+        shown += messages
+        origin += [node.id] * len(messages)
     return shown, origin
+
+
+def message_parts(node: Node, writing: bool = False) -> list[Shown]:
+    """A message as the chatbot has it: its thought, folded, and what it says."""
+    thought, answer, thinking = node.message.reply()
+    parts: list[Shown] = []
+    if thought or thinking:
+        goes_on = thinking and writing
+        title = "Thinking…" if goes_on else "Thought, cut short" if thinking else "Thought"
+        parts.append(_shown("assistant", text_part(thought or "…"), title, goes_on))
+    if answer or not parts:
+        parts.append(_shown(node.message.role, text_part(answer)))
+    return parts
+
+
+def _shown(role: str, content: list[Any], title: str = "", pending: bool = False) -> Shown:
+    folded = {"title": title, "status": "pending" if pending else "done"} if title else {}
+    return {"role": role, "content": content, "metadata": folded}
+
+
+def marks(tree: Tree, shown: Sequence[Shown], origin: Sequence[str]) -> list[dict[str, Any]]:
+    """For each row of the chatbot, which joins messages of one side: the id of its last message, and the ids
+    of those that stand beside it in the tree, itself among them.
+
+    The page's script puts what can be done with them into the row's toolbar, where no text of a chat comes.
+    """
+    children, rows = tree.children(), list[dict[str, Any]]()
+    for place, (message, name) in enumerate(zip(shown, origin, strict=True)):
+        if not place or shown[place - 1]["role"] != message["role"]:
+            rows.append({})
+        rows[-1] = {"id": name, "versions": children[tree.nodes[name].parent]}
+    return rows
+
+
+def arm_name(node: Node) -> str:
+    """Who wrote a reply: the model, and the adapters that it had."""
+    on = [f"{name} {strength:g}" for name, strength in node.adapters.items() if strength]
+    off = ["no adapter"] if node.adapters and not on else []
+    return ", ".join([node.model, *on, *off])
 
 
 def progress_html(progress: TurnState) -> str:
@@ -150,6 +189,21 @@ def download_html(name: str, done: int, total: int | None) -> str:
     return note_html(label) + f'<div class="bar"><i style="width:{share}%"></i></div>'
 
 
+def facts_html(host: Host, name: str) -> str:
+    """What is known of a model, in a line: its size, context and base, and what was measured of it."""
+    entry = host.registry.entries.get(name)
+    if entry is None:
+        return ""
+    path = host.registry.locate(entry)
+    size = model_size(path) if path else entry.size_bytes
+    facts = [human_size(size)] if size else []
+    facts += [f"context {entry.n_ctx:,}"]
+    facts += [entry.quant] if entry.quant else []
+    facts += [f"from {entry.base}"] if entry.base else []
+    facts += [f"{key.replace('_', ' ')} {value}" for key, value in entry.quality.items() if value is not None]
+    return note_html(" · ".join([*facts, host.engine]))
+
+
 def broken_html(broken: dict[str, str]) -> str:
     """The entries of models.json that are not in the menu, with the reason."""
     return "".join(f"<p><b>{escape(name)}</b>: {escape(reason)}</p>" for name, reason in broken.items())
@@ -164,87 +218,3 @@ def gauge_html(tokens: int, n_ctx: int) -> str:
         f'<p>{label}</p><div class="bar {level}" role="meter" aria-label="Context used" aria-valuemin="0" '
         f'aria-valuemax="{n_ctx}" aria-valuenow="{tokens}"><i style="width:{share}%"></i></div>'
     )
-
-
-# An invisible character that joins words: after it, `<` and `&` begin nothing for the Markdown renderer.
-# Entities would do the same, but would be there when a message is copied or edited.
-JOINER = "\u2060"
-
-# HTML but for addresses, entities, images, definitions of links (a title may go on over lines that look like
-# a fence), and the language whose blocks become diagrams, with images.
-_MARKUP = re.compile(
-    r"<(?=[A-Za-z/!?])(?!https?://[^\s`<>]+>)|&(?=#?\w+;)|!(?=\[)|(?<=\])(?=:)|(?<=```|~~~)[ \t]*mermaid",
-    re.I,
-)
-_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
-# With one of these in a line, renderers differ on what is code: escapes, formulas, cells, addresses.
-_NO_SPAN = re.compile(r"[\\$|]|\]\(|://|www\.", re.IGNORECASE)
-_TICKS = re.compile(r"`+")
-
-
-@lru_cache(maxsize=512)  # a page update shows every message again
-def literal(text: str) -> str:
-    """`text` for the chatbot, so that HTML in it is seen as it was typed, and images as links. Code is shown
-    as it is anyway."""
-    parts, end = [], 0
-    for start, stop in _code(text):
-        parts += [_MARKUP.sub(_joined, text[end:start]), text[start:stop]]
-        end = stop
-    return "".join([*parts, _MARKUP.sub(_joined, text[end:])])
-
-
-def typed(text: str) -> str:
-    """What somebody meant who edited a text that `literal` had made."""
-    return text.replace(JOINER, "")
-
-
-def _joined(markup: re.Match[str]) -> str:
-    return markup[0] + JOINER
-
-
-def _code(text: str) -> Iterator[tuple[int, int]]:
-    """Where code begins and ends: fenced blocks, an open one to the end of the text, and spans in backticks.
-
-    Reads the text once, whatever is in it: a pattern that looks for the end of each span can take minutes.
-    """
-    fence, began, prose = "", 0, 0
-    position = 0
-    for line in text.splitlines(keepends=True):
-        mark = _FENCE.match(line)
-        if not fence and mark:
-            yield from _spans(text, prose, position)
-            fence, began = mark[1], position + len(line)  # its language is no code
-        elif fence and mark and mark[1].startswith(fence) and line.strip() == mark[1]:
-            prose = position + len(line)
-            yield began, prose
-            fence = ""
-        position += len(line)
-    if fence:
-        yield began, len(text)
-    else:
-        yield from _spans(text, prose, len(text))
-
-
-def _spans(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Spans of code in backticks, each within its line: further on, a list or a formula may begin."""
-    for line in text[start:stop].splitlines(keepends=True):
-        if not _NO_SPAN.search(line):
-            yield from _spans_of_line(text, start, start + len(line))
-        start += len(line)
-
-
-def _spans_of_line(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Each ends at the next run of as many backticks as it began with."""
-    runs = [match.span() for match in _TICKS.finditer(text, start, stop)]
-    later: dict[int, int] = {}  # length of a run -> the nearest one to the right
-    closing = [0] * len(runs)
-    for index in range(len(runs) - 1, -1, -1):
-        length = runs[index][1] - runs[index][0]
-        closing[index] = later.get(length, 0)
-        later[length] = index
-    index = 0
-    while index < len(runs):
-        if end := closing[index]:
-            yield runs[index][0], runs[end][1]
-            index = end
-        index += 1

@@ -1,10 +1,11 @@
 // The page's behaviour that needs no server. Runs once, when the page has been built.
 () => {
-  const INVISIBLE = /\u2060/g; // what chat/screen_parts.py puts into literal text; it must not be copied
+  const INVISIBLE = /\u2060/g; // what chat/markup.py puts into literal text; it must not be copied
   const find = (selector) => document.querySelector(selector);
 
-  // Settings stand open beside the chat where there is room for both, and behind their arrow on a phone.
-  if (window.innerWidth > 1000) find('.sidebar:not(.open) .toggle-button')?.click();
+  // Chats stand open beside the talk where there is room for both, settings where there is for three.
+  if (window.innerWidth > 1000) find('#left:not(.open) .toggle-button')?.click();
+  if (window.innerWidth > 1500) find('#right:not(.open) .toggle-button')?.click();
 
   const theme = localStorage.getItem('tune2chat-theme');
   if (theme) document.body.classList.toggle('dark', theme === 'dark');
@@ -22,13 +23,24 @@
     });
   direct('#box textarea, .sidebar textarea', 'auto');
   const amend = () => {
-    direct(`#chat .message :is(${PARAGRAPHS}), #chat .edit-textarea`, 'auto');
-    direct('#chat .message :is(pre, code)', 'ltr');
-    find('#chat [role=log]')?.setAttribute('aria-live', 'off');
-    find('#chat .edit-textarea')?.setAttribute('aria-label', 'Edited message');
+    direct(`#talk .message :is(${PARAGRAPHS}), #talk .edit-textarea`, 'auto');
+    direct('#talk .message :is(pre, code)', 'ltr');
+    document.querySelectorAll('#talk [role=log]').forEach((log) => log.setAttribute('aria-live', 'off'));
+    window.tune2chat.amendMarks();
+    find('#talk .edit-textarea')?.setAttribute('aria-label', 'Edited message');
   };
   amend();
-  new MutationObserver(amend).observe(find('#chat'), { childList: true, subtree: true });
+  new MutationObserver(amend).observe(find('#talk'), { childList: true, subtree: true });
+
+  // The talk scrolls, not what stands in it: it stays at its end while somebody reads there.
+  const talk = find('#talk');
+  let atEnd = true;
+  talk.addEventListener('scroll', () => (atEnd = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 60));
+  const follow = () => atEnd && (talk.scrollTop = talk.scrollHeight);
+  new MutationObserver(follow).observe(talk, { childList: true, subtree: true, characterData: true });
+  new ResizeObserver(follow).observe(talk);
+
+  window.tune2chat.start();
 
   if (navigator.clipboard) {
     const write = navigator.clipboard.writeText.bind(navigator.clipboard);

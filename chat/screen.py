@@ -1,4 +1,4 @@
-"""The page: a chat, its settings, and the wires between them."""
+"""The page: chats on the left, settings on the right, the open one between them; and how it is served."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from typing import Any
 
 from chat import page_html as parts
 from chat import space
+from chat.actions import EXPORTS, Actions
 from chat.address import bare, bracketed, opens_at, without_proxies
 from chat.connections import bound
-from chat.events import Handlers, add_api
+from chat.events import Handlers
+from chat.gradio_api import add_api
 from chat.gradio_import import gr, loops_closed
 from chat.guard import Guard, names_of
+from chat.kept import Kept
+from chat.kept_routes import KeptRoutes
 from chat.model_host import Host
 from chat.openai_api import Api
 from chat.openai_keys import Keys
-from chat.page import SAMPLING_KEYS, Page
+from chat.owner import owner_of, signs_in
+from chat.page import OWN, SAMPLING_KEYS, Page
 from chat.reply import Sessions
 from chat.runs_page import add_runs_page
 from chat.turn_queue import QUEUE_SIZE
+from chat.turns import Turns
 
 QUEUE_PAUSE_S = 0.02
 THREADS = QUEUE_SIZE + 64  # each turn in line has one, those that run, and whatever else is pressed
@@ -30,33 +36,44 @@ GREY = "*neutral_500"  # Gradio's own is too pale to read
 
 
 @loops_closed()
-def build_demo(sessions: Sessions) -> gr.Blocks:
-    """Build the page. Loads no model."""
+def build_demo(sessions: Sessions, kept: Kept | None = None) -> gr.Blocks:
+    """Build the page. Loads no model. `kept` has the chats of people who sign in."""
     page = Page(sessions.host)
     demo = gr.Blocks(title=parts.TITLE, fill_height=True, analytics_enabled=False)
     with demo:
-        # A fixed secret: a drawn one would make every chat unreadable when the app restarts.
-        page.store = gr.BrowserState(None, storage_key="tune2chat", secret="tune2chat")
+        page.bus = gr.HTML(None, html_template="", js_on_load=parts.BUS_JS, visible="hidden", elem_id="bus")
+        page.marks = gr.HTML(None, html_template="", js_on_load=parts.MARKS_JS, visible="hidden")
+        page.open = gr.Textbox(visible="hidden", elem_id="open")
+        _chats()
         _settings(page, sessions.host)
         _talk(page, sessions.host)
-        on = Handlers(sessions, page)
-        _actions(page, on)
-        _wire(demo, page, on)
+        turns = Turns(sessions, lambda owner, tree, nodes: _put(kept, owner, tree, nodes))
+        on = Handlers(sessions, page, turns, owner_of)
+        _wire(demo, page, on, Actions(on, kept))
         add_api(sessions)
     add_runs_page(demo, sessions.host.registry)
     demo.queue(default_concurrency_limit=None)  # chat/turn_queue.py has the limits: Gradio's knows no users
     # Gradio looks at its queue 1,000 times a second (gradio/queueing.py): 7 % of a core that decodes.
     demo._queue.sleep_when_free = QUEUE_PAUSE_S
     demo._queue.progress_update_sleep_when_free = 10 * QUEUE_PAUSE_S  # nothing here uses gr.Progress
+    demo._queue.ANALYTICS_MAX_EVENTS = 0  # monitoring is off, and each event would cost a table of all
     return demo
 
 
+def _put(kept: Kept | None, owner: str, tree: Any, nodes: Any) -> None:
+    if owner and kept:
+        kept.put(owner, tree.chat, nodes)
+
+
+def _chats() -> None:
+    with gr.Sidebar(label="Chats", open=False, width=290, elem_id="left"):
+        gr.HTML("", elem_id="chats", padding=False)  # chat/chat_list.js draws it
+        if signs_in():
+            gr.LoginButton(size="sm")
+
+
 def _settings(page: Page, host: Host) -> None:
-    with gr.Sidebar(label="Settings", open=False, width=320):
-        gr.Markdown("# tune2chat", elem_id="title")
-        if host.registry.broken:
-            with gr.Accordion(f"Left out of the menu: {len(host.registry.broken)}", open=False):
-                gr.HTML(parts.broken_html(host.registry.broken), elem_id="broken")
+    with gr.Sidebar(label="Settings", open=False, width=320, position="right", elem_id="right"):
         page.system = gr.Textbox(
             label="System message", lines=2, max_lines=6, placeholder="How the model should behave"
         )
@@ -67,38 +84,61 @@ def _settings(page: Page, host: Host) -> None:
             gr.Slider(0, 1000, 40, step=1, label="Top-k", info="0 is off"),
             gr.Slider(0, 1, 0.05, step=0.01, label="Min-p", info="0 is off"),
             gr.Slider(1, 2, 1.1, step=0.01, label="Repetition penalty", info=parts.PENALTY_INFO),
-            gr.Number(None, label="Seed", precision=0, info=parts.SEED_INFO),  # Page.apply checks it,
+            gr.Number(None, label="Seed", precision=0, info=parts.SEED_INFO),  # Page.apply checks it
         ]
         assert len(page.sliders) == len(SAMPLING_KEYS)
+        page.adapter = gr.Dropdown([OWN], value=OWN, label="Adapter", visible=False)
+        page.strength = gr.Slider(0, 2, 1, step=0.05, label="Strength", visible=False)
+        with gr.Accordion("Compare two replies", open=False):
+            page.compare = gr.Checkbox(False, label="Ask both", info="One question, the same seed")
+            page.other = gr.Dropdown([], value=None, label="Compare with")
+            page.blind = gr.Checkbox(False, label="Blind", info="Who is who is told after the vote")
+        with gr.Accordion("Structured replies", open=False):
+            page.json_schema = gr.Textbox(
+                label="JSON schema", lines=4, max_lines=12, placeholder='{"type": "object", "properties": …}'
+            )
+        with gr.Accordion("Save and open", open=False):
+            for name in EXPORTS:
+                gr.Button(f"Save as {name}", size="sm").click(None, js=parts.act("export", format=name))
+            gr.Button("Open a file", size="sm").click(None, js="() => window.tune2chat.openFile()")
+        if host.registry.broken:
+            with gr.Accordion(f"Left out of the menu: {len(host.registry.broken)}", open=False):
+                gr.HTML(parts.broken_html(host.registry.broken), elem_id="broken")
+        gr.HTML('<a href="runs">Runs and files</a>', elem_id="runs", padding=False)
         gr.Button("Dark / light", size="sm", elem_id="theme").click(None, js=parts.THEME_JS)
         gr.Markdown(f"Engine: {host.engine}\n\n{space.note()}", elem_id="engine")
 
 
 def _talk(page: Page, host: Host) -> None:
-    page.menu = gr.Dropdown(
-        host.menu(), value=host.default, label="Model", show_label=False, container=False, elem_id="model"
-    )
-    page.chatbot = gr.Chatbot(
-        elem_id="chat",
-        label="Chat",
-        show_label=False,
-        height="100%",
-        editable="user",
-        buttons=["copy", "copy_all"],
-        latex_delimiters=parts.LATEX,
-        examples=[{"text": text} for text in parts.EXAMPLES],
-        placeholder=f"Ask something, or pick an example. {space.note()}",
-        layout="bubble",
-        scale=1,
-        feedback_options=None,
-    )
+    with gr.Row(elem_id="top"):
+        page.menu = gr.Dropdown(
+            host.menu(), value=host.default, label="Model", show_label=False, container=False, elem_id="model"
+        )
+        page.facts = gr.HTML("", elem_id="facts", padding=False)
+    with gr.Column(elem_id="talk"):
+        page.earlier = gr.Button("Show earlier messages", size="sm", visible=False)
+        page.chatbot = _chatbot(
+            elem_id="chat",
+            editable="all",
+            examples=[{"text": text} for text in parts.EXAMPLES],
+            placeholder=f"Ask something, or pick an example. {space.note()}",
+            feedback_options=("Like", "Dislike"),
+        )
+        with gr.Row(elem_id="live"):
+            page.live = _chatbot(visible=False, elem_classes="live")
+            page.rival = _chatbot(visible=False, elem_classes="live")
+        with gr.Row(visible=False, elem_id="votes") as page.votes:
+            for vote, label in parts.VOTES.items():
+                gr.Button(label, size="sm").click(None, js=parts.act("vote", vote=vote))
+        page.extend = gr.Button("Continue", size="sm", visible=False, elem_id="continue")
     with gr.Row(elem_id="under"):
         page.status = gr.HTML("", elem_id="status", padding=False)
+        page.redo = gr.Button("Redo", size="sm", visible=False, elem_id="redo")
         page.gauge = gr.HTML("", elem_id="gauge", padding=False)
     page.box = gr.Textbox(
         label="Message",
         show_label=False,
-        placeholder="Type a message",
+        placeholder="Type a message, or drop a text file",
         lines=1,
         max_lines=8,
         autofocus=True,
@@ -107,42 +147,39 @@ def _talk(page: Page, host: Host) -> None:
     )
 
 
-def _actions(page: Page, on: Handlers) -> None:
-    with gr.Row(elem_id="actions"):
-        page.retry = gr.Button("Retry", size="sm")
-        page.undo = gr.Button("Undo", size="sm")
-        page.clear = gr.Button("New chat", size="sm")
-        markdown = gr.Button("Save as Markdown", size="sm")
-        as_json = gr.Button("Save as JSON", size="sm")
-        page.open = gr.UploadButton("Open JSON", size="sm", type="binary", file_types=[".json"])
-        page.extend = gr.Button("Continue", size="sm", visible=False, variant="primary")
-    text = gr.Textbox(visible="hidden")
-    _save(markdown, on.export_markdown, page.store, text, "chat.md", "text/markdown")
-    _save(as_json, on.export_json, page.store, text, "chat.json", "application/json")
+def _chatbot(**more: Any) -> gr.Chatbot:
+    """All that show messages look alike; #talk scrolls, they don't."""
+    own: dict[str, Any] = {"feedback_options": None} | more
+    return gr.Chatbot(
+        label="Chat",
+        show_label=False,
+        height="auto",
+        autoscroll=False,
+        buttons=["copy"],
+        latex_delimiters=parts.LATEX,
+        layout="bubble",
+        **own,
+    )
 
 
-def _save(
-    button: gr.Button, export: Any, store: gr.BrowserState, text: gr.Textbox, name: str, kind: str
-) -> None:
-    save = f"(text) => ({parts.SAVE_JS})(text, '{name}', '{kind}')"
-    button.click(export, store, text, api_visibility="private").then(None, text, None, js=save)
-
-
-def _wire(demo: gr.Blocks, page: Page, on: Handlers) -> None:
-    chat = [page.store, *page.settings()]
+def _wire(demo: gr.Blocks, page: Page, on: Handlers, actions: Actions) -> None:
+    settings = page.settings()
     event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     turn = event | {"outputs": page.components()}
-    page.box.submit(on.send, [page.box, *chat], **turn)
-    page.chatbot.example_select(on.example, chat, **turn)
-    page.chatbot.edit(on.edit, chat, **turn)
-    gr.on([page.chatbot.retry, page.retry.click], on.retry, chat, **turn)
-    gr.on([page.chatbot.undo, page.undo.click], on.undo, [page.box, page.store], **turn)
-    gr.on([page.chatbot.clear, page.clear.click], on.clear, page.store, **turn)
-    page.extend.click(on.extend, chat, **turn)
-    page.open.upload(on.open, [page.open, page.store], **turn)
-    page.menu.input(on.choose, [page.menu, page.store], **turn)
+    page.box.submit(on.send, [page.box, page.compare, page.other, page.blind, *settings], **turn)
+    page.chatbot.example_select(on.example, settings, **turn)
+    page.chatbot.edit(on.edit, settings, **turn)
+    page.chatbot.retry(on.retry, settings, **turn)
+    page.chatbot.undo(on.undo, [page.box, page.open], **turn)
+    page.chatbot.like(on.like, page.open, **turn)
+    page.redo.click(on.redo, page.open, **turn)
+    page.extend.click(on.extend, settings, **turn)
+    page.earlier.click(None, js=parts.act("earlier"))
+    page.menu.input(on.choose, [page.menu, page.open], **turn)
+    page.adapter.input(on.choose_adapter, page.adapter, page.strength, **event)
     page.box.stop(on.stop, queue=False, **event)
-    demo.load(on.restore, page.store, **turn).then(None, js=parts.PAGE_JS)
+    page.bus.click(actions.act, None, **turn)
+    demo.load(on.load, None, **turn).then(None, js=parts.PAGE_JS)
     demo.unload(on.leave)
 
 
@@ -151,19 +188,21 @@ def launch(
     sessions: Sessions,
     host: str | None,
     port: int,
-    auth: tuple[str, str] | None,
+    auth: list[tuple[str, str]],
     ready: Callable[[str], None],
+    kept: Kept | None = None,
 ) -> None:
     """Serve page and API until Ctrl-C; `ready` is told the address. Raises OSError when the port is taken."""
     theme = gr.themes.Default(primary_hue="indigo", radius_size="lg", font=["system-ui", "sans-serif"])
     # What is on the internet anyway gains nothing from a check of the name that it was asked by.
     guard = (Guard, (names_of(bare(host)),), {"any_host": space.is_one()})  # as Starlette unpacks it
-    api = Api(sessions, Keys(bare(host), private=auth is not None))
+    api = Api(sessions, Keys(bare(host), private=bool(auth)))
+    routes = [*api.routes(), *KeptRoutes(kept, owner_of).routes()]
     with loops_closed(), without_proxies():
         demo.launch(
             server_name=bracketed(bare(host)),
             server_port=port,
-            auth=auth,
+            auth=auth or None,
             share=False,
             quiet=True,
             prevent_thread_lock=True,
@@ -171,15 +210,15 @@ def launch(
             ssr_mode=False,
             enable_monitoring=False,
             run_history=False,  # it would keep a copy of what was written, and the chats are kept already
-            app_kwargs={"openapi_url": None, "middleware": [guard], "routes": api.routes()},
+            app_kwargs={"openapi_url": None, "middleware": [guard], "routes": routes},
             max_threads=THREADS,
-            max_file_size="8mb",  # a saved chat; browsers keep 5 MB
+            max_file_size="8mb",
             footer_links=["api"],
             theme=theme.set(
                 body_text_color_subdued=GREY, block_info_text_color=GREY, input_placeholder_color=GREY
             ),
-            css_paths=Path(__file__).with_name("screen.css"),
-            head=f"{parts.POLICY}<script>{parts.TABS_JS}</script>",
+            css_paths=[Path(__file__).with_name(name) for name in ("screen.css", "chat_list.css")],
+            head=f"{parts.POLICY}<script>{parts.HEAD_JS}</script>",
         )
     bound(demo.server)
     ready(opens_at(bare(host), port))

@@ -13,7 +13,7 @@ ENDED = re.compile(r"seed \d+")
 # The status has changed and names a seed, and the chat, which is drawn a moment later, no longer changes.
 ENDED_ANEW = """(before) => {
   const now = document.querySelector('#status').innerText;
-  const chat = document.querySelector('#chat').innerText;
+  const chat = document.querySelector('#talk').innerText;
   if (window.seen !== chat) [window.seen, window.since] = [chat, Date.now()];
   return now !== before && /seed \\d+/.test(now) && Date.now() - window.since > 400;
 }"""
@@ -32,7 +32,8 @@ class Person:
         self.box = page.locator("#box textarea")
         self.status = page.locator("#status")
         self.questions = page.locator("#chat .user .message-content")
-        self.replies = page.locator("#chat .bot .message-content")
+        self.replies = page.locator("#talk .bot .message-content")
+        self.chats = page.locator("#chats li")
         self.open()
 
     def _listen(self, message: Any) -> None:
@@ -49,18 +50,27 @@ class Person:
         self._loaded()
 
     def _loaded(self) -> None:
-        """Wait until the stored chat is there: the page's own script runs after that."""
-        expect(self.page.locator("#chat [role=log]")).to_have_attribute("aria-live", "off", timeout=WAIT_MS)
+        """Wait until the page's scripts know which chat this tab shows."""
+        expect(self.page.locator("body")).to_have_attribute("data-ready", re.compile("."), timeout=WAIT_MS)
 
     def button(self, name: str) -> Locator:
-        """Find one of the buttons below or beside the box."""
-        return self.page.locator("#actions, #box").get_by_role("button", name=name, exact=True)
+        """Find a button of the page that has this name, outside the messages."""
+        parts = self.page.locator("#chats, #right, #votes, #box").get_by_role("button", name=name, exact=True)
+        return parts.or_(self.page.locator("#continue, #redo").get_by_text(name, exact=True)).first
+
+    def unfold(self, name: str) -> None:
+        """Open the settings, and the part of them that has this name."""
+        if "open" not in (self.page.locator("#right").get_attribute("class") or ""):
+            self.page.locator("#right .toggle-button").click()
+        self.page.locator("#right").get_by_role("button", name=name).click()
 
     def icon(self, name: str) -> Locator:
         """Find the last of the small buttons in the chat that have this name."""
         return self.page.locator("#chat").get_by_role("button", name=name, exact=True).last
 
     def set(self, name: str, value: float) -> None:
+        if "open" not in (self.page.locator("#right").get_attribute("class") or ""):
+            self.page.locator("#right .toggle-button").click()
         field = self.page.get_by_label(f"number input for {name}")
         field.fill(str(value))
         field.press("Tab")

@@ -1,33 +1,27 @@
-"""Puts a chat into the browser's storage as gr.BrowserState would, for what a small model won't say."""
+"""Puts a chat into the browser as the page keeps it, for what a small model won't say."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from typing import Any
 
+from chat.conversation import read_chat
+from chat.tree import Chat, Tree, title_of
 from tests.e2e.person import Person
 
-# CryptoJS takes a pass phrase, and derives key and IV from it as OpenSSL's EVP_BytesToKey with MD5 does.
-ENCRYPT = """async ([key, iv, salt, text]) => {
-  const bytes = (encoded) => Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0));
-  const aes = await crypto.subtle.importKey('raw', bytes(key), 'AES-CBC', false, ['encrypt']);
-  const secret = await crypto.subtle.encrypt({ name: 'AES-CBC', iv: bytes(iv) }, aes, bytes(text));
-  const all = [...bytes(salt), ...new Uint8Array(secret)];
-  const letters = Array.from(all, (byte) => String.fromCharCode(byte));
-  localStorage.setItem('tune2chat', iv + ':' + btoa(letters.join('')));
-}"""
+
+def put_chat(person: Person, messages: list[dict[str, str]], **more: Any) -> Tree:
+    """Keep a chat and open it."""
+    conversation = read_chat({"messages": messages, **more})
+    settings = conversation.model_dump(include={"model", "system_prompt", "sampling", "left_out"})
+    title = title_of(conversation.messages[0].content)
+    tree = Tree(Chat.model_validate(settings | {"title": title}))
+    for message in conversation.messages:
+        tree.add(message, model=conversation.model)
+    put_tree(person, tree)
+    return tree
 
 
-def put_chat(person: Person, messages: list[dict[str, str]], **more: Any) -> None:
-    """Store a chat and reload the page."""
-    phrase, salt = hashlib.sha256(b"tune2chat").hexdigest().encode(), b"tune2cha"
-    derived = block = b""
-    while len(derived) < 48:
-        block = hashlib.md5(block + phrase + salt, usedforsecurity=False).digest()
-        derived += block
-    chat = json.dumps({"messages": messages, **more}).encode()
-    parts = (derived[:32], derived[32:48], b"Salted__" + salt, chat)
-    person.page.evaluate(ENCRYPT, [base64.b64encode(part).decode() for part in parts])
+def put_tree(person: Person, tree: Tree) -> None:
+    person.page.evaluate("(rows) => window.tune2chat.store.put(rows)", tree.rows())
+    person.page.evaluate("(id) => sessionStorage.setItem('tune2chat-open', id)", tree.chat.id)
     person.reload()

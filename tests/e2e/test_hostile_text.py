@@ -90,6 +90,8 @@ def test_nothing_runs_is_covered_or_leaves_the_page(
         for role in ("user", "assistant")
     ]
     put_chat(person, messages)
+    person.page.get_by_role("button", name="Show earlier messages").click()
+    expect(person.replies).to_have_count(len(TEXTS), timeout=WAIT_MS)
     expect(person.replies.last).to_contain_text("End of one letter", timeout=WAIT_MS)
     person.page.wait_for_timeout(1000)
     for shown in (person.questions, person.replies):

@@ -85,7 +85,7 @@ def test_two_people_and_a_program_at_once_never_enter_the_model_twice(
     program = client.predict(**asked, api_name="/chat")
     job = client.submit(**asked, api_name="/chat")
     for person in people:
-        person.button("Retry").click()
+        person.icon("Retry").click()
         expect(person.button("Stop")).to_be_visible(timeout=WAIT_MS)
     # Greedy replies differ when two of them meet inside the model; these are as they were alone.
     assert job.result(timeout=WAIT_MS / 1000) == program

@@ -18,7 +18,7 @@ def test_the_menu_says_what_fits_and_broken_entries_are_shown_with_their_reason(
     expect(options).to_have_count(2)
     expect(options.first).to_contain_text(re.compile(r"Small · [\d.]+ MB · fits · on this disk"))
     person.page.keyboard.press("Escape")
-    person.page.get_by_role("button", name="Left out of the menu: 2").click()
+    person.unfold("Left out of the menu: 2")
     broken = person.page.locator("#broken")
     expect(broken).to_contain_text("no-such-file.gguf")
     expect(broken).to_contain_text("did you mean 'n_ctx'?")
@@ -56,7 +56,7 @@ def test_a_message_larger_than_the_context_is_refused_with_both_numbers(person: 
     person.choose("Tiny")
     text = "one two three " * 300
     person.begin(text)
-    alert = person.page.get_by_role("alert")
+    alert = person.status.get_by_role("alert")
     expect(alert).to_contain_text(re.compile(r"has [\d,]+ tokens .* context is 512"), timeout=WAIT_MS)
     expect(person.box).to_have_value(text)
     expect(person.questions).to_have_count(0)
@@ -69,9 +69,5 @@ def test_a_message_larger_than_the_context_is_refused_with_both_numbers(person: 
 def test_an_empty_message_is_refused_and_nothing_is_sent(person: Person) -> None:
     person.box.fill("  ")
     person.box.press("Enter")
-    expect(person.page.get_by_role("alert")).to_contain_text("empty", timeout=WAIT_MS)
+    expect(person.status.get_by_role("alert")).to_contain_text("empty", timeout=WAIT_MS)
     expect(person.questions).to_have_count(0)
-    person.button("Retry").click()
-    expect(person.page.get_by_role("alert")).to_contain_text("nothing to retry", timeout=WAIT_MS)
-    person.button("Undo").click()
-    expect(person.page.get_by_role("alert")).to_contain_text("nothing to undo", timeout=WAIT_MS)

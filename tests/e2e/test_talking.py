@@ -10,10 +10,10 @@ from tests.e2e.person import WAIT_MS, Person
 WATCH = """() => {
   window.lengths = new Set();
   const look = () => {
-    const replies = document.querySelectorAll('#chat .bot .message-content');
+    const replies = document.querySelectorAll('#talk .bot .message-content');
     if (replies.length) window.lengths.add(replies[replies.length - 1].innerText.trim().length);
   };
-  new MutationObserver(look).observe(document.querySelector('#chat'),
+  new MutationObserver(look).observe(document.querySelector('#talk'),
                                      { subtree: true, childList: true, characterData: true });
 }"""
 
@@ -35,33 +35,41 @@ def test_retry_answers_the_last_question_again_and_undo_gives_it_back(person: Pe
     question = "What is the capital of France?"
     first = person.send(question)
     # Greedy: the same question has the same answer, so nothing else was in the prompt.
-    assert person.whole_turn(person.button("Retry").click) == first
+    assert person.whole_turn(person.icon("Retry").click) == first
     assert person.whole_turn(person.icon("Retry").click) == first
     expect(person.questions).to_have_text([question])
     person.icon("Undo").click()
     expect(person.questions).to_have_count(0)
     expect(person.box).to_have_value(question)
+    person.button("Redo").click()
+    expect(person.replies).to_have_text([first], timeout=WAIT_MS)
+    expect(person.button("Redo")).to_have_count(0)
 
 
-def test_an_earlier_question_can_be_edited_and_what_came_after_it_goes(person: Person) -> None:
+def test_an_edited_question_stands_beside_the_one_before_with_all_that_followed(person: Person) -> None:
     person.set("Max tokens", 4)
     person.send("Say a colour.")
     person.send("Say <b>another</b> one.")
-    person.page.locator("#chat").get_by_role("button", name="Edit").first.click()
+    person.page.locator("#chat").get_by_role("button", name="Edit", exact=True).first.click()
     person.page.get_by_label("Edited message").fill("Say a <number>.")
     person.whole_turn(person.icon("Submit").click)
     assert [text.replace("\u2060", "") for text in person.questions.all_inner_texts()] == ["Say a <number>."]
     assert person.replies.count() == 1
-    person.button("Undo").click()
-    expect(person.box).to_have_value("Say a <number>.")
+    versions = person.page.locator("#chat .more span")
+    expect(versions).to_have_text(["2/2"])
+    person.page.get_by_role("button", name="Version before").click()
+    expect(person.questions).to_have_count(2, timeout=WAIT_MS)
+    expect(versions).to_have_text(["1/2"])
+    person.reload()
+    expect(person.questions).to_have_count(2, timeout=WAIT_MS)
+    person.page.get_by_role("button", name="Version after").click()
+    expect(person.questions).to_have_count(1, timeout=WAIT_MS)
 
 
 def test_what_is_typed_during_a_reply_stays_in_the_box(person: Person) -> None:
     person.set("Max tokens", 2000)
     person.begin("Tell me a story.")
     expect(person.button("Stop")).to_be_visible(timeout=WAIT_MS)
-    expect(person.button("Retry")).to_be_disabled()
-    expect(person.button("New chat")).to_be_disabled()
     person.box.fill("And then?")
     person.box.press("Enter")  # one reply at a time
     expect(person.status).to_contain_text("Writing", timeout=WAIT_MS)
@@ -72,3 +80,5 @@ def test_what_is_typed_during_a_reply_stays_in_the_box(person: Person) -> None:
     person.button("New chat").click()
     expect(person.questions).to_have_count(0)
     expect(person.box).to_have_value("And then?")
+    person.chats.first.get_by_role("button", name="Tell me a story.").first.click()
+    expect(person.questions).to_have_count(1, timeout=WAIT_MS)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from chat.page_html import JOINER, literal, typed
+from chat.markup import JOINER, literal, typed
 
 
 @pytest.mark.parametrize(

@@ -8,42 +8,68 @@ import pytest
 
 from chat import page_html as parts
 from chat.context import TurnState
-from chat.conversation import Conversation
-from chat.page_html import JOINER
+from chat.conversation import Message
+from chat.markup import JOINER
+from chat.tree import Tree
 from core.engine import Stats
 
 J = JOINER
 
 
-def shown(
-    *messages: tuple[str, str], left_out: int = 0, writing: bool = False
-) -> tuple[list[tuple[Any, ...]], list[int]]:
-    chat = Conversation.model_validate(
-        {"left_out": left_out, "messages": [{"role": r, "content": c} for r, c in messages]}
-    )
-    displayed, origin = parts.display(chat, writing)
-    return [(m["role"], m["content"][0]["text"], m["metadata"].get("title")) for m in displayed], origin
+def chat(*messages: tuple[str, str], left_out: int = 0) -> Tree:
+    tree = Tree()
+    for role, content in messages:
+        tree.add(Message.model_validate({"role": role, "content": content}))
+    tree.chat.left_out = left_out
+    return tree
+
+
+def shown(tree: Tree, window: int = 40) -> tuple[list[tuple[Any, ...]], list[int]]:
+    """What the chatbot has, and for each the place of its message in the branch."""
+    displayed, origin = parts.display(tree, window)
+    places = [node.id for node in tree.branch()]
+    messages = [(m["role"], m["content"][0]["text"], m["metadata"].get("title")) for m in displayed]
+    return messages, [places.index(name) for name in origin]
 
 
 def test_messages_are_shown_in_order_with_where_they_come_from() -> None:
-    messages, origin = shown(("user", "a"), ("assistant", "<i>"), ("user", "c"))
+    messages, origin = shown(chat(("user", "a"), ("assistant", "<i>"), ("user", "c")))
     assert messages == [("user", "a", None), ("assistant", f"<{J}i>", None), ("user", "c", None)]
     assert origin == [0, 1, 2]
 
 
 def test_thinking_folds_while_it_goes_on_and_afterwards() -> None:
-    cut = [("user", "a"), ("assistant", "<think>hm")]
-    assert shown(*cut, writing=True)[0][1:] == [("assistant", "hm", "Thinking…")]
-    assert shown(*cut)[0][1:] == [("assistant", "hm", "Thought, cut short")]
-    messages, origin = shown(("user", "a"), ("assistant", "<think>hm</think>b"), ("user", "c"))
+    tree = chat(("user", "a"), ("assistant", "<think>hm"))
+    (growing,) = parts.message_parts(tree.branch()[1], writing=True)
+    assert growing["metadata"] == {"title": "Thinking…", "status": "pending"}
+    assert shown(tree)[0][1:] == [("assistant", "hm", "Thought, cut short")]
+    messages, origin = shown(chat(("user", "a"), ("assistant", "<think>hm</think>b"), ("user", "c")))
     assert messages[1:3] == [("assistant", "hm", "Thought"), ("assistant", "b", None)]
     assert origin == [0, 1, 1, 2]  # so that an edit of "c" finds message 2
 
 
 def test_a_note_stands_where_the_models_view_begins() -> None:
-    messages, origin = shown(("user", "a"), ("assistant", "b"), ("user", "c"), left_out=2)
+    messages, origin = shown(chat(("user", "a"), ("assistant", "b"), ("user", "c"), left_out=2))
     assert [title for _, _, title in messages] == [None, None, "✂ 2 messages left out", None]
     assert origin == [0, 1, 1, 2]
+
+
+def test_a_long_chat_is_shown_from_its_end_and_without_what_is_being_written() -> None:
+    tree = chat(*[("user", "q"), ("assistant", "a")] * 50)
+    assert shown(tree)[1] == list(range(60, 100))
+    last = tree.branch()[-1].id
+    assert last not in parts.display(tree, 40, [last])[1]
+
+
+def test_each_row_of_the_chatbot_knows_its_message_and_those_beside_it() -> None:
+    tree = chat(("user", "a"), ("assistant", "<think>hm</think>b"))
+    question, reply = (node.id for node in tree.branch())
+    other = tree.add(Message(role="assistant", content="c"), question).id
+    displayed, origin = parts.display(tree)
+    assert parts.marks(tree, displayed, origin) == [
+        {"id": question, "versions": [question]},
+        {"id": other, "versions": [reply, other]},
+    ]
 
 
 def test_the_status_tells_waiting_reading_and_writing_apart() -> None:

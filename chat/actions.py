@@ -1,0 +1,173 @@
+"""What the page's scripts ask for, by the bus: to open a chat, to show another branch, to count, to save."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from chat import branching
+from chat import page_html as parts
+from chat.events import Handlers
+from chat.formats import read_chats, to_json, to_markdown, to_preferences_jsonl, to_training_jsonl
+from chat.gradio_import import gr
+from chat.kept import Kept
+from chat.page import Tab, Updates
+from chat.tree import Chat, Tree
+from chat.turns import Busy
+from core.errors import ChatError
+
+Data = Mapping[str, Any]
+
+EXPORTS = {
+    "Markdown": (to_markdown, "chat.md", "text/markdown"),
+    "JSON": (lambda tree: to_json([tree]), "chat.json", "application/json"),
+    "Training rows": (lambda tree: to_training_jsonl([tree]), "chat.jsonl", "application/jsonl"),
+    "Preference rows": (lambda tree: to_preferences_jsonl([tree]), "preferences.jsonl", "application/jsonl"),
+}
+
+
+class Actions:
+    """The handler of the bus: each action by its name."""
+
+    def __init__(self, on: Handlers, kept: Kept | None) -> None:
+        self._on, self._page, self._kept = on, on.page, kept
+
+    def act(self, data: gr.EventData, request: gr.Request) -> Iterator[Updates]:
+        """Do what the page's script asked for; what it can't be is told in a sentence."""
+        asked: Data = data._data if isinstance(data._data, Mapping) else {}
+        name, tab = str(asked.get("act")), self._on.tab(request)
+        try:
+            if name == "open":
+                yield from self._open(tab, asked)
+            elif action := _ACTIONS.get(name):
+                yield action(self, tab, asked)
+        except ChatError as error:
+            yield {self._page.status: parts.error_html(str(error))} | self._page.tell(failed=name)
+
+    def _open(self, tab: Tab, asked: Data) -> Iterator[Updates]:
+        """Show a chat, and the reply that is still being written in it. A visitor's page sends the rows."""
+        name, rows = str(asked.get("id") or ""), asked.get("rows")
+        answers = self._on.turns.find(tab.owner, name)
+        if answers:
+            tab.tree = answers.tree
+        elif tab.owner and self._kept:
+            tab.tree = self._kept.read(tab.owner, name)
+        elif isinstance(rows, Mapping):
+            tab.tree = Tree.read(rows.get("chat"), rows.get("messages"))
+        else:
+            raise ChatError("This chat is not here any more.")
+        note = self._opened(tab)
+        yield self._page.restored(tab) | self._page.idle() | {self._page.status: parts.note_html(note)}
+        if answers:
+            yield from self._on.follow(tab, answers)
+
+    def _opened(self, tab: Tab) -> str:
+        """Make the tab ready for the chat that it shows from now on; say what is different there."""
+        host, chat = self._on.sessions.host, tab.tree.chat
+        tab.window, tab.undone, tab.compared, tab.following = parts.WINDOW, [], [], None
+        wanted = chat.model or host.default
+        if wanted in host.registry.entries:
+            chat.model = wanted
+            return host.warning(wanted)
+        chat.model, chat.left_out, chat.tokens, chat.adapters = host.default, 0, 0, {}
+        return f"This chat's model {wanted} is not in the menu; it goes on with {host.default}."
+
+    def _fresh(self, tab: Tab, asked: Data) -> Updates:
+        """An empty chat with the model of the one before, or the one that is named."""
+        host, page = self._on.sessions.host, self._page
+        model = str(asked.get("model") or tab.tree.chat.model)
+        model = model if model in host.registry.entries else host.default
+        tab.tree = Tree(Chat(model=model))
+        self._opened(tab)
+        defaults = self._on.defaults(model) if model else {}
+        return page.show(tab) | page.idle() | defaults | {page.status: ""} | page.tell(open="")
+
+    def _show(self, tab: Tab, asked: Data) -> Updates:
+        return self._on.changed(tab, lambda tree: tree.show(str(asked.get("id"))))
+
+    def _branch(self, tab: Tab, asked: Data) -> Updates:
+        """A new chat that begins as this one does, as far as the message pointed at."""
+        if self._on.busy(tab):
+            raise Busy
+        tab.tree = branching.branched(tab.tree, str(asked.get("id")))
+        self._opened(tab)
+        nodes = list(tab.tree.nodes.values())
+        note = {self._page.status: parts.note_html("A new chat, which begins with this branch.")}
+        return self._page.restored(tab) | note | self._on.keep(tab, nodes)
+
+    def _vote(self, tab: Tab, asked: Data) -> Updates:
+        """Keep which of two replies is better; the chat goes on with that one."""
+        if len(tab.compared) != 2:
+            raise ChatError("There are no two replies to choose between.")
+        votes: dict[str, tuple[Literal[-1, 1], Literal[-1, 1]]]
+        votes = {"left": (1, -1), "right": (-1, 1), "both": (1, 1), "neither": (-1, -1)}
+        pair, chosen = tab.compared, votes.get(str(asked.get("vote")))
+        if chosen is None:
+            raise ChatError("This is no vote.")
+        pair[0].vote, pair[1].vote = chosen
+        tab.compared = []
+        goes_on = "right" if chosen[1] > chosen[0] else "left"
+        tab.tree.show(pair[goes_on == "right"].id)
+        left, right = map(parts.arm_name, pair)
+        told = f"Left: {left}. Right: {right}. The chat goes on with the {goes_on} one."
+        hidden = {self._page.votes: gr.Row(visible=False), self._page.status: parts.note_html(told)}
+        return self._page.show(tab) | hidden | self._on.keep(tab, pair)
+
+    def _earlier(self, tab: Tab, asked: Data) -> Updates:
+        tab.window += parts.WINDOW
+        return self._page.show(tab, self._on.busy(tab))
+
+    def _export(self, tab: Tab, asked: Data) -> Updates:
+        """The chat as a file, which the browser makes of its text."""
+        if (export := EXPORTS.get(str(asked.get("format")))) is None:
+            raise ChatError("This is no format.")
+        make, name, kind = export
+        if not tab.tree.nodes:
+            raise ChatError("There is nothing to save yet.")
+        if not (text := make(tab.tree)):
+            raise ChatError("No reply of this chat is preferred to another: compare two, or edit one.")
+        return self._page.tell(save={"text": text, "name": name, "type": kind})
+
+    def _take_in(self, tab: Tab, asked: Data) -> Updates:
+        """Chats from a file, which the browser read."""
+        own = self._kept.list(tab.owner) if tab.owner and self._kept else asked.get("own")
+        ids = (
+            [str(each.get("id")) for each in own if isinstance(each, Mapping)]
+            if isinstance(own, list)
+            else []
+        )
+        try:
+            data = b64decode(str(asked.get("data")), validate=True)
+        except ValueError:
+            raise ChatError("The file didn't arrive whole. Open it again.") from None
+        if self._on.busy(tab):
+            raise Busy
+        found = read_chats(data, ids)
+        if tab.owner and self._kept:
+            self._kept.take_in(tab.owner, found)
+        tab.tree = found[0]
+        rows = [tree.rows() for tree in found]
+        note = " ".join(filter(None, [found.told(), self._opened(tab)]))
+        updates = self._page.restored(tab) | {self._page.status: parts.note_html(note)}
+        return updates | self._page.tell(keep_all=rows, open=tab.tree.chat.id)
+
+    def _count(self, tab: Tab, asked: Data) -> Updates:
+        """How many tokens the text in the box has, before it is sent."""
+        text, host = str(asked.get("text") or ""), self._on.sessions.host
+        with host.use(tab.tree.chat.model, computes=False) as model:
+            tokens, n_ctx = len(model.encoder.encode_text(text)), model.engine.n_ctx
+        told = f"The message has {tokens:,} tokens; the model's context is {n_ctx:,}."
+        return {self._page.status: (parts.error_html if tokens >= n_ctx else parts.note_html)(told)}
+
+
+_ACTIONS = {
+    "fresh": Actions._fresh,
+    "show": Actions._show,
+    "branch": Actions._branch,
+    "vote": Actions._vote,
+    "earlier": Actions._earlier,
+    "export": Actions._export,
+    "import": Actions._take_in,
+    "count": Actions._count,
+}
