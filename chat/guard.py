@@ -33,8 +33,8 @@ PAGE = "/gradio_api/heartbeat/"
 API = ("/v1", "/health", "/metrics")  # whose errors have OpenAI's shape
 LOCAL = frozenset({"localhost"})
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
-# The two forms that Gradio's own page sends; all else that has a body is JSON.
-FORMS = {"multipart/form-data": "/upload", "application/x-www-form-urlencoded": "/login"}
+# The forms that Gradio's own page and clients send; all else that has a body is JSON.
+FORMS = {"multipart/form-data": ("/upload", "/login"), "application/x-www-form-urlencoded": ("/login",)}
 
 
 class Refused(Exception):

@@ -97,7 +97,7 @@ class KeptRoutes:
             try:
                 user = self._user_of(request) if self._kept else ""
                 if not user or self._kept is None:
-                    return _of_a_visitor(serve is _list)
+                    return _of_a_visitor(request)
                 body = await _body(request)
                 search = request.query_params.get("search", "")
                 asked = Asked(user, request.path_params.get("chat", ""), search, body)
@@ -130,9 +130,15 @@ def _change(kept: Kept, asked: Asked) -> None:
     kept.change(asked.user, asked.chat, title=change.title, pinned=change.pinned)
 
 
-def _of_a_visitor(lists: bool) -> Response:
-    if lists:
+def _of_a_visitor(request: Request) -> Response:
+    """Nothing of theirs is here. What their browser has deleted lies in its files until it is told to clear
+    them."""
+    if request.url.path == "/chats" and request.method == "GET":
         return _json({"user": "", "chats": [], "bytes": 0})
+    if request.url.path == "/chats" and request.method == "DELETE":
+        cleared = _json({})
+        cleared.headers["Clear-Site-Data"] = '"storage"'
+        return cleared
     return _json({"detail": "Sign in first: the chats of visitors are kept in their browsers only."}, 401)
 
 

@@ -38,12 +38,12 @@ def models(gguf: Path) -> dict[str, object]:
 class App:
     """`python app.py` on a free port. `chat/` is the repository's own."""
 
-    def __init__(self, folder: Path, engine: str, entries: dict[str, object]) -> None:
+    def __init__(self, folder: Path, engine: str, entries: dict[str, object], *options: str) -> None:
         shutil.copy(ROOT / "app.py", folder)  # copied, for it looks for models.json beside itself
         for package in ("chat", "core"):
             (folder / package).symlink_to(ROOT / package)
         (folder / "models.json").write_text(json.dumps(entries))
-        self.folder, self.engine = folder, engine
+        self.folder, self.engine, self.options = folder, engine, options
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -52,7 +52,7 @@ class App:
 
     def start(self) -> None:
         self.log = (self.folder / "app.log").open("ab")
-        command = [sys.executable, "app.py", "--engine", self.engine, "--port", str(self.port)]
+        command = [sys.executable, "app.py", "--engine", self.engine, "--port", str(self.port), *self.options]
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("TUNE2CHAT_", "GRADIO_"))}
         self.process = psutil.Popen(
             command, cwd=self.folder, env=environment, stdout=self.log, stderr=subprocess.STDOUT
@@ -65,7 +65,7 @@ class App:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/config", timeout=5):
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
                 return True
         except OSError:
             return False

@@ -11,7 +11,9 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, expect
 
+from chat.kept_routes import KeptRoutes
 from chat.model_host import Host
+from chat.page_html import HEAD_JS
 from chat.reply import Sessions
 from chat.screen import build_demo
 from core.in_process import InProcessEngine
@@ -66,7 +68,14 @@ def inside(embedded_model: Path, tmp_path: Path) -> Iterator[tuple[Host, str]]:
     (tmp_path / "models.json").write_text(json.dumps(models(embedded_model)))
     host = Host(load_registry(tmp_path / "models.json"), "in-process")
     demo = build_demo(Sessions(host))
-    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    _, url, _ = demo.launch(
+        server_name="127.0.0.1",
+        prevent_thread_lock=True,
+        quiet=True,
+        ssr_mode=False,
+        head=f"<script>{HEAD_JS}</script>",
+        app_kwargs={"routes": KeptRoutes(None, lambda _: "").routes()},
+    )
     yield host, url
     demo.close(verbose=False)
     host.close()

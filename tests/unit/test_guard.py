@@ -104,7 +104,8 @@ def test_what_foreign_pages_can_send_unasked_is_refused(kind: str) -> None:
 
 def test_forms_of_the_page_itself_are_taken() -> None:
     assert asked("POST", "/gradio_api/upload", content_type="multipart/form-data; boundary=x")[0] == 200
-    assert asked("POST", "/login", content_type="application/x-www-form-urlencoded")[0] == 200
+    for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        assert asked("POST", "/login", content_type=kind)[0] == 200
     assert asked("POST", "/", b"")[0] == 200  # of nothing
 
 
