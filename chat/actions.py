@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from chat import branching
@@ -33,19 +33,17 @@ class Actions:
     def __init__(self, on: Handlers, kept: Kept | None) -> None:
         self._on, self._page, self._kept = on, on.page, kept
 
-    def act(self, data: gr.EventData, request: gr.Request) -> Iterator[Updates]:
+    def act(self, data: gr.EventData, request: gr.Request) -> Updates:
         """Do what the page's script asked for; what it can't be is told in a sentence."""
         asked: Data = data._data if isinstance(data._data, Mapping) else {}
         name, tab = str(asked.get("act")), self._on.tab(request)
         try:
-            if name == "open":
-                yield from self._open(tab, asked)
-            elif action := _ACTIONS.get(name):
-                yield action(self, tab, asked)
+            action = _ACTIONS.get(name)
+            return action(self, tab, asked) if action else {}
         except ChatError as error:
-            yield {self._page.status: parts.error_html(str(error))} | self._page.tell(failed=name)
+            return {self._page.status: parts.error_html(str(error))} | self._page.tell(failed=name)
 
-    def _open(self, tab: Tab, asked: Data) -> Iterator[Updates]:
+    def _open(self, tab: Tab, asked: Data) -> Updates:
         """Show a chat, and the reply that is still being written in it. A visitor's page sends the rows."""
         name, rows = str(asked.get("id") or ""), asked.get("rows")
         answers = self._on.turns.find(tab.owner, name)
@@ -58,9 +56,8 @@ class Actions:
         else:
             raise ChatError("This chat is not here any more.")
         note = self._opened(tab)
-        yield self._page.restored(tab) | self._page.idle() | {self._page.status: parts.note_html(note)}
-        if answers:
-            yield from self._on.follow(tab, answers)
+        updates = self._page.restored(tab) | self._page.idle() | {self._page.status: parts.note_html(note)}
+        return updates | (self._on.follow(tab, answers) if answers else {})
 
     def _opened(self, tab: Tab) -> str:
         """Make the tab ready for the chat that it shows from now on; say what is different there."""
@@ -162,6 +159,7 @@ class Actions:
 
 
 _ACTIONS = {
+    "open": Actions._open,
     "fresh": Actions._fresh,
     "show": Actions._show,
     "branch": Actions._branch,

@@ -21,36 +21,33 @@ class Handlers(Tabs):
 
     def send(
         self, text: str, compare: bool, other: str, blind: bool, request: gr.Request, *settings: Any
-    ) -> Iterator[Updates]:
+    ) -> Updates:
         """Answer what was typed, by two models if they are to be compared."""
         rival = self.page.arms().get(other or "") if compare else None
         if compare and rival is None:
-            yield {self.page.status: parts.error_html("Choose whom to compare with, or switch Compare off.")}
-            return
+            return {self.page.status: parts.error_html("Choose whom to compare with, or switch Compare off.")}
         change: Change = lambda tree: branching.ask(tree, text or "")  # noqa: E731
-        yield from self.turn(request, settings, change, text or "", rival=rival, blind=blind)
+        return self.turn(request, settings, change, text or "", rival=rival, blind=blind)
 
-    def example(self, data: gr.SelectData, request: gr.Request, *settings: Any) -> Iterator[Updates]:
+    def example(self, data: gr.SelectData, request: gr.Request, *settings: Any) -> Updates:
         """Answer an example that was picked."""
-        yield from self.turn(request, settings, lambda tree: branching.ask(tree, data.value["text"]))
+        return self.turn(request, settings, lambda tree: branching.ask(tree, data.value["text"]))
 
-    def retry(self, data: gr.RetryData, request: gr.Request, *settings: Any) -> Iterator[Updates]:
+    def retry(self, data: gr.RetryData, request: gr.Request, *settings: Any) -> Updates:
         """Answer a question again; the reply that is there stays beside the new one."""
-        yield from self.turn(request, settings, branching.again)
+        return self.turn(request, settings, branching.again)
 
-    def edit(self, data: gr.EditData, request: gr.Request, *settings: Any) -> Iterator[Updates]:
+    def edit(self, data: gr.EditData, request: gr.Request, *settings: Any) -> Updates:
         """Answer a question in its new words, or keep a reply as somebody would have it."""
         tab, index = self.tab(request), data.index if isinstance(data.index, int) else data.index[0]
         text = typed(str(data.value))
         try:
             node = tab.tree.node(tab.shown[index])
         except (ChatError, IndexError):
-            yield {self.page.status: parts.error_html("This message is not in the chat any more.")}
-            return
+            return {self.page.status: parts.error_html("This message is not in the chat any more.")}
         if node.message.role == "user":
-            yield from self.turn(request, settings, lambda tree: branching.edit(tree, node.id, text))
-        else:
-            yield self.changed(tab, lambda tree: branching.rewrite(tree, node.id, text), "Kept as edited.")
+            return self.turn(request, settings, lambda tree: branching.edit(tree, node.id, text))
+        return self.changed(tab, lambda tree: branching.rewrite(tree, node.id, text), "Kept as edited.")
 
     def like(self, open_id: str, data: gr.LikeData, request: gr.Request) -> Updates:
         """Keep what somebody thinks of a reply."""
@@ -64,14 +61,14 @@ class Handlers(Tabs):
         node.vote = 1 if data.liked in (True, "Like") else -1 if data.liked in (False, "Dislike") else 0
         return self.keep(tab, [node])
 
-    def extend(self, request: gr.Request, *settings: Any) -> Iterator[Updates]:
+    def extend(self, request: gr.Request, *settings: Any) -> Updates:
         """Go on with a reply that was cut."""
 
         def change(tree: Tree) -> None:
             if not tree.conversation().can_continue():
                 raise ChatError("The last reply is complete; there is nothing to continue.")
 
-        yield from self.turn(request, settings, change, extend=True)
+        return self.turn(request, settings, change, extend=True)
 
     def undo(self, draft: str, open_id: str, request: gr.Request) -> Updates:
         """Leave the last question and its reply, which Redo brings back; the question returns to the box."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,20 @@ Updates = dict[Any, Any]  # components and what becomes of them
 
 
 @dataclass(eq=False)
+class Following:
+    """Replies on their way to a page."""
+
+    answers: Answers
+    take_back: Callable[[], None]  # undoes the turn, should it be refused
+    text: str = ""  # that was typed, and comes back to the box then
+    blind: bool = False
+    begun: bool = False
+    ended: bool = False
+    refused: bool = False
+    status: str = ""
+
+
+@dataclass(eq=False)
 class Tab:
     """What a tab of a browser shows."""
 
@@ -36,7 +50,8 @@ class Tab:
     window: int = parts.WINDOW
     undone: list[str] = field(default_factory=list)  # leaves of branches that Redo shows again
     compared: list[Node] = field(default_factory=list)  # two replies that wait for a vote
-    following: object = None  # what shows a reply as it grows
+    following: Following | None = None  # what the page shows of replies on their way
+    under_way: list[Following] = field(default_factory=list)  # with those of chats that it showed before
 
 
 class Page:
@@ -98,16 +113,21 @@ class Page:
             self.gauge: self._gauge(tab.tree),
         } | self.growing(answers)
 
-    def growing(self, answers: Answers | None) -> Updates:
-        """The replies that are being written, without the rest of the chat."""
+    def growing(self, answers: Answers | None, seen: bool = False) -> Updates:
+        """The replies that are being written, without the rest of the chat.
+
+        `seen`: they are on the page, and only their texts change. For an update of more than that Gradio
+        works out a component's whole configuration (gradio/state_holder.py), 30 ms each time.
+        """
         nodes = answers.nodes if answers else []
         there = [node for node in nodes if answers and node.id in answers.tree.nodes]
-        two = len(nodes) > 1
-        shown: list[Any] = [
-            parts.message_parts(node, writing=True) if node in there else [] for node in nodes
-        ]
-        live: Any = gr.Chatbot(shown[0] if shown else [], visible=bool(there) or two)
-        return {self.live: live, self.rival: gr.Chatbot(shown[1] if two else [], visible=two)}
+        shown: list[Any] = [parts.message_parts(node, True) if node in there else [] for node in nodes]
+        one, two = [*shown, [], []][:2]
+        if seen:
+            return {self.live: one} | ({self.rival: two} if len(nodes) > 1 else {})
+        both = len(nodes) > 1
+        live: Any = gr.Chatbot(one, visible=bool(there) or both)
+        return {self.live: live, self.rival: gr.Chatbot(two, visible=both)}
 
     def keep(self, tree: Tree, nodes: list[Node], done: bool = True, shown: bool = True) -> Updates:
         """What the browser has to keep: the chat's row, and messages that are new or changed.

@@ -166,19 +166,24 @@ def _wire(demo: gr.Blocks, page: Page, on: Handlers, actions: Actions) -> None:
     settings = page.settings()
     event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     turn = event | {"outputs": page.components()}
-    page.box.submit(on.send, [page.box, page.compare, page.other, page.blind, *settings], **turn)
-    page.chatbot.example_select(on.example, settings, **turn)
-    page.chatbot.edit(on.edit, settings, **turn)
-    page.chatbot.retry(on.retry, settings, **turn)
+    growing = event | {"outputs": [page.status, page.live, page.rival, page.bus]}
+    begun = [
+        page.box.submit(on.send, [page.box, page.compare, page.other, page.blind, *settings], **turn),
+        page.chatbot.example_select(on.example, settings, **turn),
+        page.chatbot.edit(on.edit, settings, **turn),
+        page.chatbot.retry(on.retry, settings, **turn),
+        page.extend.click(on.extend, settings, **turn),
+        page.bus.click(actions.act, None, **turn),
+    ]
+    for replies in begun:
+        replies.then(on.stream, None, **growing).then(on.finish, None, **turn)
     page.chatbot.undo(on.undo, [page.box, page.open], **turn)
     page.chatbot.like(on.like, page.open, **turn)
     page.redo.click(on.redo, page.open, **turn)
-    page.extend.click(on.extend, settings, **turn)
     page.earlier.click(None, js=parts.act("earlier"))
     page.menu.input(on.choose, [page.menu, page.open], **turn)
     page.adapter.input(on.choose_adapter, page.adapter, page.strength, **event)
     page.box.stop(on.stop, queue=False, **event)
-    page.bus.click(actions.act, None, **turn)
     demo.load(on.load, None, **turn).then(None, js=parts.PAGE_JS)
     demo.unload(on.leave)
 

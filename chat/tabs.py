@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from chat import page_html as parts
+from chat.context import TurnState
 from chat.gradio_api import user_of
 from chat.gradio_import import gr
-from chat.page import Page, Tab, Updates
+from chat.page import Following, Page, Tab, Updates
 from chat.reply import Sessions
 from chat.running import SAVE_INTERVAL_S, follow
 from chat.tree import Node, Tree
@@ -74,12 +75,15 @@ class Tabs:
         extend: bool = False,
         rival: Arm | None = None,
         blind: bool = False,
-    ) -> Iterator[Updates]:
-        """Apply `change` to the chat and have its end answered; on a refusal the chat is as it was."""
+    ) -> Updates:
+        """Apply `change` to the chat and have its end answered; on a refusal the chat is as it was.
+
+        `stream` and `finish` follow: while a reply grows, an event must have few outputs, as Gradio makes
+        each of them anew whether it changes or not (gradio/blocks.py, `postprocess_data`), 1 ms each.
+        """
         tab, page = self.tab(request), self.page
         if lost := self.lost(tab, settings[0]):
-            yield lost
-            return
+            return lost
         leaf, known = tab.tree.chat.leaf, set(tab.tree.nodes)
         try:
             if self.busy(tab) or str(request.session_hash) in self._loading:
@@ -92,10 +96,9 @@ class Tabs:
             answers = self.turns.begin(tab.tree, tab.owner, user_of(request), arms, extend)
         except ChatError as error:
             _take_back(tab.tree, leaf, known)
-            yield {page.status: parts.error_html(str(error))}
-            return
+            return {page.status: parts.error_html(str(error))}
         tab.undone.clear()
-        yield from self.follow(tab, answers, lambda: _take_back(tab.tree, leaf, known), text, blind)
+        return self.follow(tab, answers, lambda: _take_back(tab.tree, leaf, known), text, blind)
 
     def follow(
         self,
@@ -104,51 +107,77 @@ class Tabs:
         take_back: Callable[[], None] = lambda: None,
         text: str = "",
         blind: bool = False,
-    ) -> Iterator[Updates]:
-        """Show replies as they grow, and what they were at the end."""
-        page, saved, mark = self.page, 0.0, object()
-        tab.compared, tab.following = [], mark
+    ) -> Updates:
+        """Show the chat with replies on their way, which `stream` goes on with."""
+        tab.following = Following(answers, take_back, text, blind)
+        tab.under_way.append(tab.following)
+        tab.compared = []
         # The box is emptied here and never again: what is typed during the reply is the next message.
         box = {"value": ""} if text else {}
-        yield page.show(tab, answers) | page.busy(**box)
-        status: Updates = {}
+        status = {self.page.status: parts.progress_html(TurnState())}
+        return self.page.show(tab, answers) | self.page.busy(**box) | status
+
+    def stream(self, request: gr.Request) -> Iterator[Updates]:
+        """Show replies as they grow."""
+        tab, page, saved, seen = self.tab(request), self.page, 0.0, False
+        following = next((each for each in tab.under_way if not each.begun), None)
+        if following is None:
+            return
+        following.begun, answers = True, following.answers
         try:
             for states in follow(answers.replies):
                 state = next((each for each in states if not each.done), states[-1])
                 updates: Updates = {}
-                if tab.following is mark:  # else the tab shows another chat by now, and this one is only kept
+                shown = tab.following is following  # else the tab has another chat, and this one is only kept
+                if shown:
                     updates = {page.status: parts.progress_html(state)}
-                    updates |= page.growing(answers) if state.generated_tokens else {}
+                if shown and state.generated_tokens:
+                    updates |= page.growing(answers, seen)
+                    seen = any(node.id in answers.tree.nodes for node in answers.nodes)
                 if state.prompt_tokens and time.monotonic() - saved > SAVE_INTERVAL_S:
                     saved = time.monotonic()
-                    updates |= page.keep(answers.tree, answers.changed_nodes(), False, tab.following is mark)
+                    updates |= page.keep(answers.tree, answers.changed_nodes(), False, shown)
                 yield updates
-            status = {page.status: "".join(parts.stats_html(state.stats) for state in states)}
+            following.status = "".join(parts.stats_html(state.stats) for state in states)
         except ChatError as error:
-            status = {page.status: parts.error_html(str(error))}
+            following.status = parts.error_html(str(error))
             written = any(node.id in answers.tree.nodes for node in answers.nodes)
-            if not written and not isinstance(error, EngineDied):
-                take_back()
-                status |= page.idle(**({"value": text} if text else {}))
+            following.refused = not written and not isinstance(error, EngineDied)
         finally:
+            following.ended = True
             if answers.ended():
                 self.turns.forget(answers)
-        shown, there = tab.following is mark, answers.question.id in answers.tree.nodes
-        kept = page.keep(answers.tree, answers.changed_nodes(), True, shown) if there else {}
-        if shown:
-            tab.following = None
-            kept |= self._ended(tab, answers, blind) | page.idle() | status
-        yield kept
 
-    def _ended(self, tab: Tab, answers: Answers, blind: bool) -> Updates:
+    def finish(self, request: gr.Request) -> Updates:
+        """Show and keep what replies were at their end."""
+        tab, updates = self.tab(request), Updates()
+        for following in [each for each in tab.under_way if each.ended]:
+            tab.under_way.remove(following)
+            updates |= self._ended(tab, following)
+        return updates
+
+    def _ended(self, tab: Tab, following: Following) -> Updates:
+        page, answers, shown = self.page, following.answers, tab.following is following
+        if following.refused:
+            following.take_back()
+        there = answers.question.id in answers.tree.nodes
+        kept = page.keep(answers.tree, answers.changed_nodes(), True, shown) if there else {}
+        if not shown:
+            return kept
+        tab.following = None
+        box = {"value": following.text} if following.refused and following.text else {}
+        status = {page.status: following.status}
+        return self._with_replies(tab, following) | page.idle(**box) | status | kept
+
+    def _with_replies(self, tab: Tab, following: Following) -> Updates:
         """The chat with its new replies, or two of them side by side, which wait for a vote."""
-        page = self.page
+        answers = following.answers
         there = [node for node in answers.nodes if node.id in answers.tree.nodes]
         if len(there) < 2:
-            return page.show(tab)
+            return self.page.show(tab)
         tab.compared = there
-        names = ("A", "B") if blind else [parts.arm_name(node) for node in there]
-        return page.show(tab, answers) | page.voting(names)
+        names = ("A", "B") if following.blind else [parts.arm_name(node) for node in there]
+        return self.page.show(tab, answers) | self.page.voting(names)
 
 
 def _take_back(tree: Tree, leaf: str, known: set[str]) -> None:
