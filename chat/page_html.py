@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from chat.context import TurnState
+from chat.json_tree import json_tree
 from chat.markup import literal
 from chat.model_host import Host
 from chat.tree import Node, Tree
@@ -82,14 +83,17 @@ def display(tree: Tree, window: int = WINDOW, without: Collection[str] = ()) -> 
             title = f"✂ {place} messages left out"
             shown.append(_shown("assistant", text_part(note), title))
             origin.append(branch[place - 1].id)
-        messages = message_parts(node)
+        messages = message_parts(node, structured=tree.chat.json_schema is not None)
         shown += messages
         origin += [node.id] * len(messages)
     return shown, origin
 
 
-def message_parts(node: Node, writing: bool = False) -> list[Shown]:
-    """A message as the chatbot has it: its thought, folded, and what it says."""
+def message_parts(node: Node, writing: bool = False, structured: bool = False) -> list[Shown]:
+    """A message as the chatbot has it: its thought, folded, and what it says.
+
+    `structured`: replies were held to a JSON schema, and are shown as a tree.
+    """
     thought, answer, thinking = node.message.reply()
     parts: list[Shown] = []
     if thought or thinking:
@@ -97,7 +101,8 @@ def message_parts(node: Node, writing: bool = False) -> list[Shown]:
         title = "Thinking…" if goes_on else "Thought, cut short" if thinking else "Thought"
         parts.append(_shown("assistant", text_part(thought or "…"), title, goes_on))
     if answer or not parts:
-        parts.append(_shown(node.message.role, text_part(answer)))
+        as_tree = json_tree(answer) if structured and node.message.role == "assistant" else None
+        parts.append(_shown(node.message.role, [as_tree] if as_tree else text_part(answer)))
     return parts
 
 

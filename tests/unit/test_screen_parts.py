@@ -117,3 +117,18 @@ def test_a_download_of_unknown_size_and_an_empty_file_have_no_share() -> None:
     assert "%" not in parts.download_html("m", 5, None)
     assert "%" not in parts.download_html("m", 0, 0)
     assert "(50 %)" in parts.download_html("m", 5_000_000, 10_000_000)
+
+
+def test_a_structured_reply_is_a_tree_and_its_names_and_texts_are_escaped() -> None:
+    tree = chat(("user", "a"), ("assistant", '{"<b>": ["<i>", {"deep": {"deeper": 1}}], "empty": []}'))
+    tree.chat.json_schema = {"type": "object"}
+    (shown,) = parts.message_parts(tree.branch()[1], structured=True)
+    (component,) = shown["content"]
+    html = component.value
+    assert "<b>&lt;b&gt;</b>" in html
+    assert "&lt;i&gt;" in html
+    assert html.count("<details open>") == 2
+    assert html.count("<details>") == 2
+    for cut in ('{"a": ', "5", "text"):
+        tree.branch()[1].message.content = cut
+        assert parts.message_parts(tree.branch()[1], structured=True)[0]["content"] == parts.text_part(cut)
