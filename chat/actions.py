@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from chat import branching
 from chat import page_html as parts
+from chat.context import check_size
 from chat.events import Handlers
 from chat.formats import read_chats, to_json, to_markdown, to_preferences_jsonl, to_training_jsonl
 from chat.gradio_import import gr
@@ -37,11 +38,13 @@ class Actions:
         """Do what the page's script asked for; what it can't be is told in a sentence."""
         asked: Data = data._data if isinstance(data._data, Mapping) else {}
         name, tab = str(asked.get("act")), self._on.tab(request)
+        tab.secret = str(asked.get("visitor") or tab.secret)
         try:
             action = _ACTIONS.get(name)
             return action(self, tab, asked) if action else {}
         except ChatError as error:
-            return {self._page.status: parts.error_html(str(error))} | self._page.tell(failed=name)
+            status = {} if asked.get("quiet") else {self._page.status: parts.error_html(str(error))}
+            return status | self._page.tell(failed=name)
 
     def _open(self, tab: Tab, asked: Data) -> Updates:
         """Show a chat, and the reply that is still being written in it. A visitor's page sends the rows."""
@@ -49,8 +52,8 @@ class Actions:
         answers = self._on.turns.find(tab.owner, name)
         if answers:
             tab.tree = answers.tree
-        elif tab.owner and self._kept:
-            tab.tree = self._kept.read(tab.owner, name)
+        elif tab.signed_in and self._kept:
+            tab.tree = self._kept.read(tab.signed_in, name)
         elif isinstance(rows, Mapping):
             tab.tree = Tree.read(rows.get("chat"), rows.get("messages"))
         else:
@@ -78,10 +81,22 @@ class Actions:
         tab.tree = Tree(Chat(model=model))
         self._opened(tab)
         defaults = self._on.defaults(model) if model else {}
-        return page.show(tab) | page.idle() | defaults | {page.status: ""} | page.tell(open="")
+        status = {} if asked.get("quiet") else {page.status: ""}
+        return page.restored(tab) | page.idle() | defaults | status | page.tell(open="")
+
+    def _gone(self, tab: Tab, asked: Data) -> Updates:
+        """A chat was deleted: its reply ends, and doesn't bring it back."""
+        if answers := self._on.turns.find(tab.owner, str(asked.get("id"))):
+            answers.gone = True
+            self._on.turns.stop(tab.owner, answers.tree.chat.id)
+        return {}
 
     def _show(self, tab: Tab, asked: Data) -> Updates:
-        return self._on.changed(tab, lambda tree: tree.show(str(asked.get("id"))))
+        def change(tree: Tree) -> None:
+            tree.show(str(asked.get("id")))
+            tree.chat.left_out = tree.chat.tokens = 0  # those of the other branch
+
+        return self._on.changed(tab, change)
 
     def _branch(self, tab: Tab, asked: Data) -> Updates:
         """A new chat that begins as this one does, as far as the message pointed at."""
@@ -103,15 +118,17 @@ class Actions:
         if chosen is None:
             raise ChatError("This is no vote.")
         pair[0].vote, pair[1].vote = chosen
-        tab.compared = []
         goes_on = "right" if chosen[1] > chosen[0] else "left"
         tab.tree.show(pair[goes_on == "right"].id)
         left, right = map(parts.arm_name, pair)
         told = f"Left: {left}. Right: {right}. The chat goes on with the {goes_on} one."
-        hidden = {self._page.votes: gr.Row(visible=False), self._page.status: parts.note_html(told)}
-        return self._page.show(tab) | hidden | self._on.keep(tab, pair)
+        kept = self._on.keep(tab, pair)
+        tab.compared = []
+        return self._page.show(tab) | {self._page.status: parts.note_html(told)} | kept
 
     def _earlier(self, tab: Tab, asked: Data) -> Updates:
+        if tab.compared:
+            raise ChatError("Choose between the two replies first.")
         tab.window += parts.WINDOW
         return self._page.show(tab, self._on.busy(tab))
 
@@ -128,12 +145,9 @@ class Actions:
 
     def _take_in(self, tab: Tab, asked: Data) -> Updates:
         """Chats from a file, which the browser read."""
-        own = self._kept.list(tab.owner) if tab.owner and self._kept else asked.get("own")
-        ids = (
-            [str(each.get("id")) for each in own if isinstance(each, Mapping)]
-            if isinstance(own, list)
-            else []
-        )
+        own = self._kept.list(tab.signed_in) if tab.signed_in and self._kept else asked.get("own")
+        listed = own if isinstance(own, list) else []
+        ids = [str(each.get("id")) for each in listed if isinstance(each, Mapping)]
         try:
             data = b64decode(str(asked.get("data")), validate=True)
         except ValueError:
@@ -141,9 +155,10 @@ class Actions:
         if self._on.busy(tab):
             raise Busy
         found = read_chats(data, ids)
-        if tab.owner and self._kept:
-            self._kept.take_in(tab.owner, found)
         tab.tree = found[0]
+        if tab.signed_in and self._kept:
+            self._kept.take_in(tab.signed_in, found)
+            tab.tree = self._kept.read(tab.signed_in, tab.tree.chat.id)  # with what was there of it already
         rows = [tree.rows() for tree in found]
         note = " ".join(filter(None, [found.told(), self._opened(tab)]))
         updates = self._page.restored(tab) | {self._page.status: parts.note_html(note)}
@@ -152,6 +167,8 @@ class Actions:
     def _count(self, tab: Tab, asked: Data) -> Updates:
         """How many tokens the text in the box has, before it is sent."""
         text, host = str(asked.get("text") or ""), self._on.sessions.host
+        if entry := host.registry.entries.get(tab.tree.chat.model):
+            check_size("The message", len(text.encode("utf-8", "replace")), entry.n_ctx)
         with host.use(tab.tree.chat.model, computes=False) as model:
             tokens, n_ctx = len(model.encoder.encode_text(text)), model.engine.n_ctx
         told = f"The message has {tokens:,} tokens; the model's context is {n_ctx:,}."
@@ -161,6 +178,8 @@ class Actions:
 _ACTIONS = {
     "open": Actions._open,
     "fresh": Actions._fresh,
+    "gone": Actions._gone,
+    "hello": lambda self, tab, asked: {},
     "show": Actions._show,
     "branch": Actions._branch,
     "vote": Actions._vote,

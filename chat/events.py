@@ -9,11 +9,13 @@ from chat import branching
 from chat import page_html as parts
 from chat.gradio_import import gr
 from chat.markup import typed
-from chat.page import OFF, OWN, SAMPLING_KEYS, Updates
+from chat.page import OFF, OWN, SAMPLING_KEYS, Tab, Updates
 from chat.tabs import Change, Tabs
-from chat.tree import Tree
+from chat.tree import Node, Tree
 from chat.turns import Busy
 from core.errors import ChatError
+
+NOT_THERE = "This is no message of the chat that could be changed."
 
 
 class Handlers(Tabs):
@@ -39,25 +41,22 @@ class Handlers(Tabs):
 
     def edit(self, data: gr.EditData, request: gr.Request, *settings: Any) -> Updates:
         """Answer a question in its new words, or keep a reply as somebody would have it."""
-        tab, index = self.tab(request), data.index if isinstance(data.index, int) else data.index[0]
-        text = typed(str(data.value))
-        try:
-            node = tab.tree.node(tab.shown[index])
-        except (ChatError, IndexError):
-            return {self.page.status: parts.error_html("This message is not in the chat any more.")}
+        tab, text = self.tab(request), typed(str(data.value))
+        if lost := self.lost(tab, settings[0]):
+            return lost
+        if (node := _pointed_at(tab, data.index)) is None:
+            return {self.page.status: parts.error_html(NOT_THERE)} | self.page.show(tab, self.busy(tab))
         if node.message.role == "user":
             return self.turn(request, settings, lambda tree: branching.edit(tree, node.id, text))
         return self.changed(tab, lambda tree: branching.rewrite(tree, node.id, text), "Kept as edited.")
 
     def like(self, open_id: str, data: gr.LikeData, request: gr.Request) -> Updates:
         """Keep what somebody thinks of a reply."""
-        tab, index = self.tab(request), data.index if isinstance(data.index, int) else data.index[0]
+        tab = self.tab(request)
         if lost := self.lost(tab, open_id):
             return lost
-        try:
-            node = tab.tree.node(tab.shown[index])
-        except (ChatError, IndexError):
-            return {self.page.status: parts.error_html("This message is not in the chat any more.")}
+        if (node := _pointed_at(tab, data.index)) is None:
+            return {self.page.status: parts.error_html(NOT_THERE)}
         node.vote = 1 if data.liked in (True, "Like") else -1 if data.liked in (False, "Dislike") else 0
         return self.keep(tab, [node])
 
@@ -94,6 +93,7 @@ class Handlers(Tabs):
             if not tab.undone:
                 raise ChatError("There is nothing to redo.")
             tree.chat.leaf = tree.node(tab.undone.pop()).id
+            tree.chat.left_out = tree.chat.tokens = 0  # those of the other branch
 
         return self.changed(tab, change)
 
@@ -104,8 +104,7 @@ class Handlers(Tabs):
         self.sessions.stop(str(request.session_hash))
 
     def leave(self, request: gr.Request) -> None:
-        """The tab was closed or reloaded. A reply goes on for a while: the page may come back."""
-        self._tabs.pop(str(request.session_hash), None)
+        """The tab was closed, reloaded, or its line broke. A reply goes on for a while: it may come back."""
         self.sessions.stop(str(request.session_hash))
 
     def load(self, request: gr.Request) -> Updates:
@@ -125,7 +124,7 @@ class Handlers(Tabs):
         if lost := self.lost(tab, open_id):
             yield lost
             return
-        before = tab.tree.chat.model or self.sessions.host.default
+        tree, before = tab.tree, tab.tree.chat.model or self.sessions.host.default
         if key in self._loading or self.busy(tab):
             yield {page.status: parts.error_html(str(Busy())), page.menu: page.choices(before)}
             return
@@ -136,15 +135,18 @@ class Handlers(Tabs):
                 yield {page.status: parts.download_html(name, done, total)}
         except ChatError as error:
             told = f"{parts.sentence(str(error))} The chat goes on with {before}."
-            yield page.idle() | {page.menu: page.choices(before), page.status: parts.error_html(told)}
+            if tab.tree is tree:
+                yield page.idle() | {page.menu: page.choices(before), page.status: parts.error_html(told)}
             return
         finally:
             self._loading.discard(key)
-        chat = tab.tree.chat
+        if tab.tree is not tree:  # the tab shows another chat by now
+            return
+        chat = tree.chat
         if name != chat.model:
             chat.model, chat.left_out, chat.tokens, chat.adapters = name, 0, 0, {}
         ready = parts.note_html(self.sessions.host.warning(name) or f"{name} is ready.")
-        kept = page.keep(tab.tree, []) if tab.tree.nodes else {}
+        kept = self.keep(tab, []) if tree.nodes else {}
         yield page.idle() | page.show(tab) | self.defaults(name) | {page.status: ready} | kept
 
     def defaults(self, name: str) -> Updates:
@@ -156,3 +158,11 @@ class Handlers(Tabs):
         for key in entry.sampling.model_fields_set:
             updates[page.sliders[SAMPLING_KEYS.index(key)]] = getattr(entry.sampling, key)
         return updates
+
+
+def _pointed_at(tab: Tab, index: Any) -> Node | None:
+    """The message in a place of the chatbot; None for a note, a thought, or no place at all."""
+    try:
+        return tab.tree.node(tab.shown[index if isinstance(index, int) else index[0]])
+    except (ChatError, IndexError, TypeError):
+        return None

@@ -14,6 +14,15 @@ def signs_in() -> bool:
     return space.is_one() and bool(os.environ.get("OAUTH_CLIENT_ID"))
 
 
+def visitor(secret: str) -> str:
+    """Who a visitor is for the turns that run: ids of chats are in files that people pass on, this isn't."""
+    return f"visitor:{secret[:64]}"
+
+
+def is_visitor(owner: str) -> bool:
+    return not owner or owner.startswith("visitor:")
+
+
 def owner_of(request: Any) -> str:
     """Whose chats a request is about: of Gradio's events (`gr.Request`) or of a route of ours (Starlette's).
 

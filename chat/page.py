@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from chat import page_html as parts
 from chat.gradio_import import gr
 from chat.model_host import Host
+from chat.owner import visitor
 from chat.tree import Node, Tree, title_of
 from chat.turns import Answers, Arm
 from core.engine import Sampling
@@ -44,14 +45,20 @@ class Following:
 class Tab:
     """What a tab of a browser shows."""
 
-    owner: str = ""  # who signed in; empty: a visitor, whose browser keeps the chats
+    signed_in: str = ""  # who; empty: a visitor, whose browser keeps the chats
+    secret: str = ""  # of a visitor's browser
     tree: Tree = field(default_factory=Tree)
-    shown: list[str] = field(default_factory=list)  # the messages in the chatbot, by id
+    shown: list[str] = field(default_factory=list)  # messages in the chatbot; empty: a note, a thought
     window: int = parts.WINDOW
     undone: list[str] = field(default_factory=list)  # leaves of branches that Redo shows again
     compared: list[Node] = field(default_factory=list)  # two replies that wait for a vote
     following: Following | None = None  # what the page shows of replies on their way
     under_way: list[Following] = field(default_factory=list)  # with those of chats that it showed before
+
+    @property
+    def owner(self) -> str:
+        """Whose turns these are."""
+        return self.signed_in or visitor(self.secret)
 
 
 class Page:
@@ -99,17 +106,21 @@ class Page:
     def show(self, tab: Tab, answers: Answers | None = None) -> Updates:
         """The chat as it is now; what `answers` writes stands below it."""
         written = [node.id for node in answers.nodes] if answers else []
-        messages, tab.shown = parts.display(tab.tree, tab.window, written)
+        messages, origin = parts.display(tab.tree, tab.window, written)
+        tab.shown = [
+            "" if message["metadata"] else name for message, name in zip(messages, origin, strict=True)
+        ]
         branch = tab.tree.branch()
         last = branch[-1].message if branch else None
         cut = bool(last and tab.tree.conversation().can_continue()) and not answers
         return {
             self.chatbot: messages,
-            self.marks: parts.marks(tab.tree, messages, tab.shown),
+            self.marks: parts.marks(tab.tree, messages, origin),
             self.earlier: gr.Button(visible=len(branch) > tab.window),
             self.extend: gr.Button(visible=cut),
             self.redo: gr.Button(visible=bool(tab.undone)),
             self.open: tab.tree.chat.id,
+            self.votes: gr.Row(visible=False),
             self.gauge: self._gauge(tab.tree),
         } | self.growing(answers)
 
@@ -126,8 +137,9 @@ class Page:
         if seen:
             return {self.live: one} | ({self.rival: two} if len(nodes) > 1 else {})
         both = len(nodes) > 1
-        live: Any = gr.Chatbot(one, visible=bool(there) or both)
-        return {self.live: live, self.rival: gr.Chatbot(two, visible=both)}
+        nameless: dict[str, Any] = {"label": "Chat", "show_label": False}
+        live: Any = gr.Chatbot(one, visible=bool(there) or both, **nameless)
+        return {self.live: live, self.rival: gr.Chatbot(two, visible=both, **nameless)}
 
     def keep(self, tree: Tree, nodes: list[Node], done: bool = True, shown: bool = True) -> Updates:
         """What the browser has to keep: the chat's row, and messages that are new or changed.
@@ -206,7 +218,6 @@ class Page:
         return {
             self.box: gr.Textbox(submit_btn=False, stop_btn="Stop", **box),
             self.menu: gr.Dropdown(interactive=False),
-            self.votes: gr.Row(visible=False),
         }
 
     def idle(self, **box: Any) -> Updates:

@@ -31,6 +31,7 @@ class Running:
         self.error: Exception | None = None
         self.changed = changed or threading.Condition()
         self._states, self.stop, self._keep = states, stop, keep
+        self._alone: object = None  # since when no page follows it
         self.thread = threading.Thread(target=self._run, name="reply", daemon=True)
         self.thread.start()
         self._watch()
@@ -54,12 +55,13 @@ class Running:
             self.error = self.error or error
         finally:
             with self.changed:
-                self.ended = True
+                self.ended, self._alone = True, None
                 self.changed.notify_all()
 
     def _watch(self) -> None:
         """Stop it if no page has come to follow it in ALONE_S."""
-        timer = threading.Timer(ALONE_S, lambda: None if self.followers or self.ended else self.stop())
+        self._alone = mark = object()
+        timer = threading.Timer(ALONE_S, lambda: self.stop() if self._alone is mark else None)
         timer.daemon = True
         timer.start()
 
@@ -67,6 +69,7 @@ class Running:
         """A page more follows it, or one less (-1)."""
         with self.changed:
             self.followers += by
+            self._alone = None if self.followers else self._alone
             alone = not self.followers and not self.ended
         if alone:
             self._watch()

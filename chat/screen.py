@@ -22,7 +22,7 @@ from chat.kept_routes import KeptRoutes
 from chat.model_host import Host
 from chat.openai_api import Api
 from chat.openai_keys import Keys
-from chat.owner import owner_of, signs_in
+from chat.owner import is_visitor, owner_of, signs_in
 from chat.page import OWN, SAMPLING_KEYS, Page
 from chat.reply import Sessions
 from chat.runs_page import add_runs_page
@@ -48,7 +48,7 @@ def build_demo(sessions: Sessions, kept: Kept | None = None) -> gr.Blocks:
         _settings(page, sessions.host)
         _talk(page, sessions.host)
         turns = Turns(sessions, lambda owner, tree, nodes: _put(kept, owner, tree, nodes))
-        on = Handlers(sessions, page, turns, owner_of)
+        on = Handlers(sessions, page, turns, owner_of, kept)
         _wire(demo, page, on, Actions(on, kept))
         add_api(sessions)
     add_runs_page(demo, sessions.host.registry)
@@ -61,7 +61,7 @@ def build_demo(sessions: Sessions, kept: Kept | None = None) -> gr.Blocks:
 
 
 def _put(kept: Kept | None, owner: str, tree: Any, nodes: Any) -> None:
-    if owner and kept:
+    if kept and not is_visitor(owner):
         kept.put(owner, tree.chat, nodes)
 
 
@@ -166,17 +166,19 @@ def _wire(demo: gr.Blocks, page: Page, on: Handlers, actions: Actions) -> None:
     settings = page.settings()
     event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     turn = event | {"outputs": page.components()}
-    growing = event | {"outputs": [page.status, page.live, page.rival, page.bus]}
+    # While one chat is answered, another may be opened and asked: Gradio would leave those events out.
+    several: dict[str, Any] = {"trigger_mode": "multiple"}
+    growing = event | several | {"outputs": [page.status, page.live, page.rival, page.bus]}
     begun = [
         page.box.submit(on.send, [page.box, page.compare, page.other, page.blind, *settings], **turn),
         page.chatbot.example_select(on.example, settings, **turn),
         page.chatbot.edit(on.edit, settings, **turn),
         page.chatbot.retry(on.retry, settings, **turn),
         page.extend.click(on.extend, settings, **turn),
-        page.bus.click(actions.act, None, **turn),
+        page.bus.click(actions.act, None, **turn, **several),
     ]
     for replies in begun:
-        replies.then(on.stream, None, **growing).then(on.finish, None, **turn)
+        replies.then(on.stream, None, **growing).then(on.finish, None, **turn, **several)
     page.chatbot.undo(on.undo, [page.box, page.open], **turn)
     page.chatbot.like(on.like, page.open, **turn)
     page.redo.click(on.redo, page.open, **turn)

@@ -3,9 +3,16 @@
 (() => {
   const page = window.tune2chat, { store } = page;
   const OPEN = 'tune2chat-open'; // of this tab, through reloads
+  const VISITOR = 'tune2chat-visitor', DRAFT = 'tune2chat-draft';
   const TAB = 'tune2chat-tab:';
   const LARGEST_TEXT = 1_000_000; // characters of a file that becomes part of a message
   const LARGEST_FILE = 5_500_000; // of one with chats: what the app takes at once
+  // Who knows this may take up the replies that are written for this browser; ids of chats are in saved files too.
+  let visitor = crypto.getRandomValues(new Uint32Array(4)).join('-');
+  try {
+    visitor = localStorage.getItem(VISITOR) ?? visitor;
+    localStorage.setItem(VISITOR, visitor);
+  } catch {} // without storage it is this page's only
   let current = '', seen = '', list = null, busy = null;
   const find = (selector) => document.querySelector(selector);
 
@@ -25,7 +32,15 @@
       sessionStorage.setItem(OPEN, id);
     } catch {} // without storage a reload begins anew, and the list says so
   };
+  // What was sent is kept from its first token on; until then it would be lost with the app.
+  const draft = (text) => {
+    try {
+      if (text) sessionStorage.setItem(DRAFT, text);
+      else sessionStorage.removeItem(DRAFT);
+    } catch {}
+  };
   const open = async (id) => {
+    if (!id) return page.act('fresh');
     try {
       const rows = await store.read(id);
       if (rows) return page.act('open', { id, rows });
@@ -64,13 +79,18 @@
     if (!told || told.number === last) return;
     last = told.number;
     if (told.open !== undefined) show(told.open);
-    if (told.keep) keep(told.keep, told.done);
-    for (const rows of told.keep_all ?? []) await store.put(rows).catch(() => {});
+    if (told.keep || told.draft !== undefined) draft(told.draft ?? '');
+    for (const rows of [told.keep ?? []].flat()) keep(rows, told.done);
+    if (told.keep_all) {
+      for (const rows of told.keep_all) await store.put(rows).catch(() => {});
+      open(told.open); // with what was there of it already
+    }
     if (told.save) save(told.save);
     if (told.lost) open(current);
+    if (told.failed === 'open') page.act('fresh', { quiet: true });
   };
   page.attach = ({ trigger, watch, props }) => {
-    page.act = (act, more = {}) => trigger('click', { act, ...more });
+    page.act = (act, more = {}) => trigger('click', { act, visitor, ...more });
     watch('value', () => hear(props.value));
   };
 
@@ -102,14 +122,24 @@
     page.act('import', { data: btoa(parts.join('')), own: await store.list().catch(() => []) });
   });
 
+  const read = (key) => {
+    try {
+      return sessionStorage.getItem(key);
+    } catch {
+      return null;
+    }
+  };
+  const write = (text) => {
+    const box = find('#box textarea');
+    Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(box, text);
+    box.dispatchEvent(new Event('input', { bubbles: true }));
+  };
   // A text file in the box becomes part of the message; it is read here, and goes nowhere before it is sent.
   const fence = (read) => '`'.repeat(Math.max(3, ...(read.match(/`+/g) ?? []).map((ticks) => ticks.length + 1)));
   const insert = async (file) => {
     const box = find('#box textarea'), read = await text(file), ticks = fence(read);
     const part = `${file.name}:\n${ticks}\n${read.replace(/\n$/, '')}\n${ticks}\n`;
-    const set = Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set;
-    set.call(box, box.value + (box.value && !box.value.endsWith('\n') ? '\n' : '') + part);
-    box.dispatchEvent(new Event('input', { bubbles: true }));
+    write(box.value + (box.value && !box.value.endsWith('\n') ? '\n' : '') + part);
     box.focus();
     page.act('count', { text: box.value });
   };
@@ -139,13 +169,22 @@
     const newest = own ?? (others ? '' : (await store.list().catch(() => []))[0]?.id);
     const rows = newest && (await store.read(newest).catch(() => null));
     if (rows) page.act('open', { id: newest, rows });
-    else show('');
+    else {
+      page.act('hello');
+      show('');
+    }
+    const lost = read(DRAFT);
+    if (lost && !find('#box .stop-button') && !find('#box textarea').value) write(lost);
+    draft('');
   };
   page.start = () => {
     const actions = {
       open: (id) => id !== current && open(id),
       fresh: () => page.act('fresh'),
-      removed: (id) => id === current && page.act('fresh'),
+      removed: (id) => {
+        page.act('gone', { id });
+        if (id === current) page.act('fresh');
+      },
     };
     list = page.list(find('#chats'), actions) ?? page.list;
     const box = find('#box');

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from chat import page_html as parts
 from chat.context import TurnState
 from chat.gradio_api import user_of
 from chat.gradio_import import gr
+from chat.kept import Kept, NoSuchChat
 from chat.page import Following, Page, Tab, Updates
 from chat.reply import Sessions
 from chat.running import SAVE_INTERVAL_S, follow
@@ -18,30 +20,52 @@ from chat.tree import Node, Tree
 from chat.turns import Answers, Arm, Busy, Turns
 from core.errors import ChatError, EngineDied
 
+MAX_TABS = 512  # that the app knows the chats of: a client can have as many as it likes
+MAX_FOLLOWERS = 8  # pages that follow one reply: each has a thread
+
 Change = Callable[[Tree], Any]
 
 
 class Tabs:
     """What each tab of a browser shows: one chat, which is answered once at a time, whatever tab asks."""
 
-    def __init__(self, sessions: Sessions, page: Page, turns: Turns, owner_of: Callable[[Any], str]) -> None:
-        self.sessions, self.page, self.turns, self._owner_of = sessions, page, turns, owner_of
-        self._tabs: dict[str, Tab] = {}
+    def __init__(
+        self,
+        sessions: Sessions,
+        page: Page,
+        turns: Turns,
+        owner_of: Callable[[Any], str],
+        kept: Kept | None = None,
+    ) -> None:
+        self.sessions, self.page, self.turns = sessions, page, turns
+        self._owner_of, self._kept = owner_of, kept
+        self._tabs: dict[str, Tab] = {}  # the one used last at the end
         self._loading: set[str] = set()  # tabs that wait for a model
 
-    def lost(self, tab: Tab, open_id: str) -> Updates:
-        """What to do where the app has been started anew since the page was drawn: open its chat again."""
-        if not open_id or open_id == tab.tree.chat.id:
-            return {}
-        told = "The app was started again meanwhile. The chat is opened anew; send that once more."
-        return {self.page.status: parts.error_html(told)} | self.page.tell(lost=True)
-
     def tab(self, request: gr.Request) -> Tab:
-        key = str(request.session_hash)
-        if key not in self._tabs:
-            self._tabs[key] = Tab(self._owner_of(request))
-            self._tabs[key].tree.chat.model = self.sessions.host.default
-        return self._tabs[key]
+        """The tab that an event comes from. Who owns it is asked each time: people sign out."""
+        key, owner = str(request.session_hash), self._owner_of(request)
+        tab = self._tabs.pop(key, None)
+        if tab is None or tab.signed_in != owner:
+            tab = Tab(owner)
+            tab.tree.chat.model = self.sessions.host.default
+        self._tabs[key] = tab
+        for old in list(self._tabs)[: max(0, len(self._tabs) - MAX_TABS)]:
+            del self._tabs[old]  # its page opens its chat again, if it is there still
+        return tab
+
+    def lost(self, tab: Tab, open_id: str) -> Updates:
+        """What to do where the app knows the page's chat no more, or shows another one: open it again.
+
+        For those who signed in, the tab has the chat as it is by now: another device may have changed it.
+        """
+        if open_id and open_id != tab.tree.chat.id:
+            told = "The app was started again, or another chat opened. Send that once more."
+            return {self.page.status: parts.error_html(told)} | self.page.tell(lost=True)
+        if tab.signed_in and self._kept and not self.busy(tab):
+            with suppress(NoSuchChat):
+                tab.tree = self._kept.read(tab.signed_in, tab.tree.chat.id)
+        return {}
 
     def busy(self, tab: Tab) -> Answers | None:
         answers = self.turns.find(tab.owner, tab.tree.chat.id)
@@ -49,22 +73,23 @@ class Tabs:
 
     def changed(self, tab: Tab, change: Change, note: str = "") -> Updates:
         """Apply `change` to the chat, which asks the model nothing."""
-        before = tab.tree.chat.leaf
+        tree, leaf, known = tab.tree, tab.tree.chat.leaf, set(tab.tree.nodes)
         try:
             if self.busy(tab):
                 raise Busy
-            change(tab.tree)
+            change(tree)
+            kept = self.keep(tab, [node for name, node in tree.nodes.items() if name not in known])
         except ChatError as error:
-            tab.tree.chat.leaf = before
+            _take_back(tree, leaf, known)
             return {self.page.status: parts.error_html(str(error))}
-        leaf = tab.tree.chat.leaf
-        kept = self.keep(tab, [tab.tree.nodes[leaf]] if leaf else [])
+        tab.compared = []
         return self.page.show(tab) | {self.page.status: parts.note_html(note)} | kept
 
     def keep(self, tab: Tab, nodes: list[Node]) -> Updates:
-        """Keep what changed: here for those who signed in, in the browser for visitors."""
+        """Keep what changed: here for those who signed in, in the browser for visitors. Raises ChatError."""
+        told = self.page.keep(tab.tree, nodes)
         self.turns.keep(tab.owner, tab.tree, nodes)
-        return self.page.keep(tab.tree, nodes)
+        return told
 
     def turn(
         self,
@@ -84,21 +109,21 @@ class Tabs:
         tab, page = self.tab(request), self.page
         if lost := self.lost(tab, settings[0]):
             return lost
-        leaf, known = tab.tree.chat.leaf, set(tab.tree.nodes)
+        tree, leaf, known = tab.tree, tab.tree.chat.leaf, set(tab.tree.nodes)
         try:
             if self.busy(tab) or str(request.session_hash) in self._loading:
                 raise Busy
-            page.apply(settings, tab.tree)
-            change(tab.tree)
-            arms = [Arm(tab.tree.chat.model, tab.tree.chat.adapters), *([rival] if rival else [])]
+            page.apply(settings, tree)
+            change(tree)
+            arms = [Arm(tree.chat.model, tree.chat.adapters), *([rival] if rival else [])]
             if blind and rival and random.random() < 0.5:
                 arms.reverse()
-            answers = self.turns.begin(tab.tree, tab.owner, user_of(request), arms, extend)
+            answers = self.turns.begin(tree, tab.owner, user_of(request), arms, extend)
         except ChatError as error:
-            _take_back(tab.tree, leaf, known)
+            _take_back(tree, leaf, known)
             return {page.status: parts.error_html(str(error))}
         tab.undone.clear()
-        return self.follow(tab, answers, lambda: _take_back(tab.tree, leaf, known), text, blind)
+        return self.follow(tab, answers, lambda: _take_back(tree, leaf, known), text, blind)
 
     def follow(
         self,
@@ -115,13 +140,14 @@ class Tabs:
         # The box is emptied here and never again: what is typed during the reply is the next message.
         box = {"value": ""} if text else {}
         status = {self.page.status: parts.progress_html(TurnState())}
-        return self.page.show(tab, answers) | self.page.busy(**box) | status
+        draft = self.page.tell(draft=text) if text else {}
+        return self.page.show(tab, answers) | self.page.busy(**box) | status | draft
 
     def stream(self, request: gr.Request) -> Iterator[Updates]:
         """Show replies as they grow."""
         tab, page, saved, seen = self.tab(request), self.page, 0.0, False
         following = next((each for each in tab.under_way if not each.begun), None)
-        if following is None:
+        if following is None or sum(reply.followers for reply in following.answers.replies) > MAX_FOLLOWERS:
             return
         following.begun, answers = True, following.answers
         try:
@@ -134,7 +160,8 @@ class Tabs:
                 if shown and state.generated_tokens:
                     updates |= page.growing(answers, seen)
                     seen = any(node.id in answers.tree.nodes for node in answers.nodes)
-                if state.prompt_tokens and time.monotonic() - saved > SAVE_INTERVAL_S:
+                due = state.prompt_tokens and time.monotonic() - saved > SAVE_INTERVAL_S
+                if due and not answers.gone:
                     saved = time.monotonic()
                     updates |= page.keep(answers.tree, answers.changed_nodes(), False, shown)
                 yield updates
@@ -150,24 +177,36 @@ class Tabs:
 
     def finish(self, request: gr.Request) -> Updates:
         """Show and keep what replies were at their end."""
-        tab, updates = self.tab(request), Updates()
+        tab, updates, told = self.tab(request), Updates(), list[dict[str, Any]]()
         for following in [each for each in tab.under_way if each.ended]:
             tab.under_way.remove(following)
             updates |= self._ended(tab, following)
+            told += [updates.pop(self.page.bus)] if self.page.bus in updates else []
+        if told:
+            keeps = [each["keep"] for each in told if "keep" in each]
+            opened = next(({"open": each["open"]} for each in told if "open" in each), {})
+            updates |= self.page.tell(keep=keeps, done=True, draft="", **opened)
         return updates
 
     def _ended(self, tab: Tab, following: Following) -> Updates:
         page, answers, shown = self.page, following.answers, tab.following is following
         if following.refused:
             following.take_back()
-        there = answers.question.id in answers.tree.nodes
-        kept = page.keep(answers.tree, answers.changed_nodes(), True, shown) if there else {}
+        updates = Updates()
+        if answers.question.id in answers.tree.nodes and not answers.gone:
+            updates = page.keep(answers.tree, answers.changed_nodes(), True, shown)
+            try:
+                self.turns.keep(answers.owner, answers.tree, answers.changed_nodes())
+            except ChatError as error:
+                following.status = parts.error_html(str(error))
+        elif following.refused:
+            updates = page.tell(draft="")
         if not shown:
-            return kept
+            return updates
         tab.following = None
         box = {"value": following.text} if following.refused and following.text else {}
-        status = {page.status: following.status}
-        return self._with_replies(tab, following) | page.idle(**box) | status | kept
+        updates |= self._with_replies(tab, following) | page.idle(**box)
+        return updates | {page.status: following.status}
 
     def _with_replies(self, tab: Tab, following: Following) -> Updates:
         """The chat with its new replies, or two of them side by side, which wait for a vote."""

@@ -14,7 +14,7 @@ from chat.context import TurnState
 from chat.conversation import Conversation, Message
 from chat.reply import Sessions
 from chat.running import Running
-from chat.tree import Node, Tree
+from chat.tree import Node, Tree, title_of
 from core.errors import ChatError
 
 KEPT_S = 600.0  # how long a visitor's page may take to come back for a reply that has ended
@@ -41,11 +41,12 @@ class Arm:
 class Answers:
     """The replies to the last question of a chat, in the making: one, or two that are compared."""
 
-    owner: str  # who signed in; empty: a visitor, whose browser keeps the chat
+    owner: str  # who signed in, or a visitor, whose browser keeps the chat
     tree: Tree
     question: Node
     nodes: list[Node] = field(default_factory=list)
     replies: list[Running] = field(default_factory=list)
+    gone: bool = False  # the chat was deleted meanwhile
     began: float = field(default_factory=time.monotonic)
 
     def ended(self) -> bool:
@@ -88,6 +89,8 @@ class Turns:
             states = self._sessions.reply(key, conversation, extend, user)
             written = _written(states, conversation, tree, node, shown=number == 0)
             prepared.append((written, self._stopper(key), self._keeper(answers, node), changed))
+        tree.chat.title = tree.chat.title or title_of(answers.question.message.content)
+        tree.chat.changed = time.time()
         self._enter(answers)
         answers.replies += [Running(*reply) for reply in prepared]
         return answers
@@ -107,7 +110,7 @@ class Turns:
 
     def _keeper(self, answers: Answers, node: Node) -> Callable[[bool], None]:
         def keep(done: bool) -> None:
-            if node.id in answers.tree.nodes:
+            if node.id in answers.tree.nodes and not answers.gone:
                 self.keep(answers.owner, answers.tree, [answers.question, node])
 
         return keep
