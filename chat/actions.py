@@ -41,7 +41,7 @@ class Actions:
         tab.secret = str(asked.get("visitor") or tab.secret)
         try:
             action = _ACTIONS.get(name)
-            return action(self, tab, asked) if action else {}
+            return (action(self, tab, asked) if action else {}) or self._page.nothing()
         except ChatError as error:
             status = {} if asked.get("quiet") else {self._page.status: parts.error_html(str(error))}
             return status | self._page.tell(failed=name)

@@ -157,6 +157,10 @@ class Page:
         """Say something to the page's scripts: a value of the bus that is another one each time."""
         return {self.bus: {"number": next(self._numbers), **what}}
 
+    def nothing(self) -> Updates:
+        """No change: an empty dictionary Gradio takes for a value."""
+        return {self.bus: gr.skip()}
+
     def restored(self, tab: Tab) -> Updates:
         """Everything of a chat that was opened, its settings too."""
         chat = tab.tree.chat

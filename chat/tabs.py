@@ -164,7 +164,8 @@ class Tabs:
                 if due and not answers.gone:
                     saved = time.monotonic()
                     updates |= page.keep(answers.tree, answers.changed_nodes(), False, shown)
-                yield updates
+                if updates:
+                    yield updates
             following.status = "".join(parts.stats_html(state.stats) for state in states)
         except ChatError as error:
             following.status = parts.error_html(str(error))
@@ -186,7 +187,7 @@ class Tabs:
             keeps = [each["keep"] for each in told if "keep" in each]
             opened = next(({"open": each["open"]} for each in told if "open" in each), {})
             updates |= self.page.tell(keep=keeps, done=True, draft="", **opened)
-        return updates
+        return updates or self.page.nothing()
 
     def _ended(self, tab: Tab, following: Following) -> Updates:
         page, answers, shown = self.page, following.answers, tab.following is following
