@@ -11,7 +11,8 @@ from chat.gradio_import import gr
 OPEN = 2  # levels that stand open at first
 DEEPEST = 40
 
-COPY_JS = """element.querySelector('button').onclick = () => navigator.clipboard.writeText(props.raw);"""
+COPY_JS = """const button = element.querySelector('button');
+button.onclick = () => navigator.clipboard.writeText(button.value);"""
 
 
 def json_tree(text: str) -> Any:
@@ -22,8 +23,8 @@ def json_tree(text: str) -> Any:
         return None
     if not isinstance(value, dict | list):
         return None
-    html = f'<div class="json">{_html(value, 0)}<button aria-label="Copy JSON">Copy JSON</button></div>'
-    return gr.HTML(html, js_on_load=COPY_JS, padding=False, raw=text)
+    copy = f'<button value="{escape(text)}">Copy JSON</button>'
+    return gr.HTML(f'<div class="json">{_html(value, 0)}{copy}</div>', js_on_load=COPY_JS, padding=False)
 
 
 def _html(value: Any, level: int) -> str:

@@ -105,5 +105,6 @@ def test_a_long_chat_is_shown_from_its_end_and_answers_as_quickly(person: Person
 
 def test_a_model_in_the_address_begins_a_chat_with_it(person: Person, app: App) -> None:
     person.page.goto(f"{app.url}/?model=Tiny")
+    person.trouble.clear()  # requests of the page before, which were cut off
     expect(person.page.get_by_label("System message")).to_have_value("Be brief.", timeout=WAIT_MS)
     assert "Tiny" in person.menu.input_value()
