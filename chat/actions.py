@@ -14,6 +14,7 @@ from chat.formats import read_chats, to_json, to_markdown, to_preferences_jsonl,
 from chat.gradio_import import gr
 from chat.kept import Kept
 from chat.page import Tab, Updates
+from chat.tabs import LOST
 from chat.tree import Chat, Tree
 from chat.turns import Busy
 from core.errors import ChatError
@@ -59,7 +60,8 @@ class Actions:
         else:
             raise ChatError("This chat is not here any more.")
         note = self._opened(tab)
-        updates = self._page.restored(tab) | self._page.idle() | {self._page.status: parts.note_html(note)}
+        status = parts.error_html(LOST) if asked.get("lost") else parts.note_html(note)
+        updates = self._page.restored(tab) | self._page.idle() | {self._page.status: status}
         return updates | (self._on.follow(tab, answers) if answers else {})
 
     def _opened(self, tab: Tab) -> str:

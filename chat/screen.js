@@ -27,6 +27,11 @@
     direct('#talk .message :is(pre, code)', 'ltr');
     document.querySelectorAll('#talk [role=log]').forEach((log) => log.setAttribute('aria-live', 'off'));
     window.tune2chat.amendMarks();
+    // Gradio puts a nameless button into one that folds a thought: the outer one does it all.
+    document.querySelectorAll('#talk [role=button] button').forEach((inner) => {
+      inner.tabIndex = -1;
+      inner.setAttribute('aria-hidden', 'true');
+    });
     find('#talk .edit-textarea')?.setAttribute('aria-label', 'Edited message');
   };
   amend();

@@ -39,11 +39,11 @@
       else sessionStorage.removeItem(DRAFT);
     } catch {}
   };
-  const open = async (id) => {
+  const open = async (id, more = {}) => {
     if (!id) return page.act('fresh');
     try {
       const rows = await store.read(id);
-      if (rows) return page.act('open', { id, rows });
+      if (rows) return page.act('open', { id, rows, ...more });
       tell('This chat is not here any more.');
     } catch {} // the store tells
     page.act('fresh');
@@ -86,7 +86,7 @@
       open(told.open); // with what was there of it already
     }
     if (told.save) save(told.save);
-    if (told.lost) open(current);
+    if (told.lost) open(current, { lost: true });
     if (told.failed === 'open') page.act('fresh', { quiet: true });
   };
   page.attach = ({ trigger, watch, props }) => {

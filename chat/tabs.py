@@ -20,6 +20,7 @@ from chat.tree import Node, Tree
 from chat.turns import Answers, Arm, Busy, Turns
 from core.errors import ChatError, EngineDied
 
+LOST = "The app was started again, or another chat opened. Send that once more."
 MAX_TABS = 512  # that the app knows the chats of: a client can have as many as it likes
 MAX_FOLLOWERS = 8  # pages that follow one reply: each has a thread
 
@@ -60,8 +61,7 @@ class Tabs:
         For those who signed in, the tab has the chat as it is by now: another device may have changed it.
         """
         if open_id and open_id != tab.tree.chat.id:
-            told = "The app was started again, or another chat opened. Send that once more."
-            return {self.page.status: parts.error_html(told)} | self.page.tell(lost=True)
+            return {self.page.status: parts.error_html(LOST)} | self.page.tell(lost=True)
         if tab.signed_in and self._kept and not self.busy(tab):
             with suppress(NoSuchChat):
                 tab.tree = self._kept.read(tab.signed_in, tab.tree.chat.id)

@@ -71,6 +71,7 @@ def test_a_reply_with_a_schema_is_shown_as_a_tree(person: Person) -> None:
     assert json.loads(copied)["colour"] in ("red", "blue")
     person.reload()
     expect(tree).to_contain_text("colour", timeout=WAIT_MS)
+    person.unfold("Structured replies")
     expect(person.page.get_by_label("JSON schema")).to_have_value(json.dumps(SCHEMA, indent=2))
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
 from tests.e2e.person import WAIT_MS, Person
@@ -101,20 +99,6 @@ def test_every_control_has_a_name_and_only_the_status_is_announced(person: Perso
     person.stop()
     person.ended()
     expect(person.status.locator("[aria-hidden]")).to_have_count(0)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser: Browser, app: App, scheme: Literal["light", "dark"]) -> None:
-    window = {"width": 1600, "height": 900}  # chats and settings are open
-    person = Person(browser.new_page(viewport=window, color_scheme=scheme), app.url)  # type: ignore[arg-type]
-    put_chat(person, [message("user", "Hi."), message("assistant", f"<think>Hm.</think>{RICH}")])
-    expect(person.replies.last).to_contain_text("bold", timeout=WAIT_MS)
-    for name in ("Compare two replies", "Structured replies", "Save and open"):
-        person.unfold(name)
-    found = Axe().run(person.page).response["violations"]
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert not serious, [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in serious]
-    person.page.close()
 
 
 def test_a_narrow_window_holds_everything(browser: Browser, app: App, tmp_path: Path) -> None:
