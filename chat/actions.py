@@ -61,7 +61,8 @@ class Actions:
             raise ChatError("This chat is not here any more.")
         note = self._opened(tab)
         status = parts.error_html(LOST) if asked.get("lost") else parts.note_html(note)
-        updates = self._page.restored(tab) | self._page.idle() | {self._page.status: status}
+        updates = self._page.idle(tab.tree.chat.model) | self._page.restored(tab)
+        updates[self._page.status] = status
         return updates | (self._on.follow(tab, answers) if answers else {})
 
     def _opened(self, tab: Tab) -> str:
@@ -84,7 +85,7 @@ class Actions:
         self._opened(tab)
         defaults = self._on.defaults(model) if model else {}
         status = {} if asked.get("quiet") else {page.status: ""}
-        return page.restored(tab) | page.idle() | defaults | status | page.tell(open="")
+        return page.idle(tab.tree.chat.model) | page.restored(tab) | defaults | status | page.tell(open="")
 
     def _gone(self, tab: Tab, asked: Data) -> Updates:
         """A chat was deleted: its reply ends, and doesn't bring it back."""

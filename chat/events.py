@@ -130,13 +130,13 @@ class Handlers(Tabs):
             return
         self._loading.add(key)
         try:
-            yield page.busy() | {page.status: parts.note_html(f"Loading {name}…")}
+            yield page.busy(name) | {page.status: parts.note_html(f"Loading {name}…")}
             for done, total in self.sessions.prepare(key, name):
                 yield {page.status: parts.download_html(name, done, total)}
         except ChatError as error:
             told = f"{parts.sentence(str(error))} The chat goes on with {before}."
             if tab.tree is tree:
-                yield page.idle() | {page.menu: page.choices(before), page.status: parts.error_html(told)}
+                yield page.idle(before) | {page.menu: page.choices(before), page.status: parts.error_html(told)}
             return
         finally:
             self._loading.discard(key)
@@ -147,7 +147,7 @@ class Handlers(Tabs):
             chat.model, chat.left_out, chat.tokens, chat.adapters = name, 0, 0, {}
         ready = parts.note_html(self.sessions.host.warning(name) or f"{name} is ready.")
         kept = self.keep(tab, []) if tree.nodes else {}
-        yield page.idle() | page.show(tab) | self.defaults(name) | {page.status: ready} | kept
+        yield page.idle(name) | page.show(tab) | self.defaults(name) | {page.status: ready} | kept
 
     def defaults(self, name: str) -> Updates:
         """The model with what its entry says about how to use it."""

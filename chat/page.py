@@ -217,18 +217,18 @@ class Page:
         """The model menu: a download changes what it says."""
         return gr.Dropdown(choices=self._host.menu(), value=value, interactive=True)
 
-    def busy(self, **box: Any) -> Updates:
-        """While a reply is written or a model loaded, Stop is the one thing to press."""
+    def busy(self, model: str, **box: Any) -> Updates:
+        """While a reply is written or `model` loaded, Stop is the one thing to press."""
         return {
             self.box: gr.Textbox(submit_btn=False, stop_btn="Stop", **box),
-            self.menu: gr.Dropdown(interactive=False),
+            self.menu: gr.Dropdown(value=model, interactive=False),
         }
 
-    def idle(self, **box: Any) -> Updates:
-        """Ready for the next message. What was typed meanwhile stays in the box."""
+    def idle(self, model: str, **box: Any) -> Updates:
+        """Ready for the next message to `model`. What was typed meanwhile stays in the box."""
         return {
             self.box: gr.Textbox(submit_btn="Send", stop_btn=False, **box),
-            self.menu: gr.Dropdown(interactive=True),
+            self.menu: gr.Dropdown(value=model, interactive=True),
         }
 
     def voting(self, names: Sequence[str]) -> Updates:

@@ -141,7 +141,7 @@ class Tabs:
         box = {"value": ""} if text else {}
         status = {self.page.status: parts.progress_html(TurnState())}
         draft = self.page.tell(draft=text) if text else {}
-        return self.page.show(tab, answers) | self.page.busy(**box) | status | draft
+        return self.page.show(tab, answers) | self.page.busy(answers.tree.chat.model, **box) | status | draft
 
     def stream(self, request: gr.Request) -> Iterator[Updates]:
         """Show replies as they grow."""
@@ -206,7 +206,7 @@ class Tabs:
             return updates
         tab.following = None
         box = {"value": following.text} if following.refused and following.text else {}
-        updates |= self._with_replies(tab, following) | page.idle(**box)
+        updates |= self._with_replies(tab, following) | page.idle(answers.tree.chat.model, **box)
         return updates | {page.status: following.status}
 
     def _with_replies(self, tab: Tab, following: Following) -> Updates:

@@ -98,6 +98,7 @@ def test_a_long_chat_is_shown_from_its_end_and_answers_as_quickly(person: Person
     ]
     put_chat(person, messages, model="Tiny")  # whose context holds few of them
     expect(person.questions).to_have_count(20, timeout=WAIT_MS)
+    assert person.menu.input_value().startswith("Tiny")
     expect(person.questions.last).to_contain_text("user 199")
     assert person.page.evaluate("document.querySelector('#talk').scrollTop") > 0
     person.page.get_by_role("button", name="Show earlier messages").click()
