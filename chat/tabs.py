@@ -146,6 +146,7 @@ class Tabs:
     def stream(self, request: gr.Request) -> Iterator[Updates]:
         """Show replies as they grow."""
         tab, page, saved, seen = self.tab(request), self.page, 0.0, False
+        yield page.nothing()  # of a generator that yields nothing, Gradio empties all outputs
         following = next((each for each in tab.under_way if not each.begun), None)
         if following is None or sum(reply.followers for reply in following.answers.replies) > MAX_FOLLOWERS:
             return

@@ -62,6 +62,8 @@ def test_a_reply_with_a_schema_is_shown_as_a_tree(person: Person) -> None:
     schema.press("Tab")
     person.begin("What colour is the sky?")
     expect(person.status).to_contain_text("The JSON schema is not JSON", timeout=WAIT_MS)
+    person.page.wait_for_timeout(1000)
+    assert "The JSON schema is not JSON" in person.status.inner_text()  # it stays
     schema.fill(json.dumps(SCHEMA))
     schema.press("Tab")
     person.begin("What colour is the sky?")
