@@ -73,7 +73,7 @@ class Actions:
         if wanted in host.registry.entries:
             chat.model = wanted
             return host.warning(wanted)
-        chat.model, chat.left_out, chat.tokens, chat.adapters = host.default, 0, 0, {}
+        chat.use_model(host.default)
         return f"This chat's model {wanted} is not in the menu; it goes on with {host.default}."
 
     def _fresh(self, tab: Tab, asked: Data) -> Updates:
@@ -96,8 +96,7 @@ class Actions:
 
     def _show(self, tab: Tab, asked: Data) -> Updates:
         def change(tree: Tree) -> None:
-            tree.show(str(asked.get("id")))
-            tree.chat.left_out = tree.chat.tokens = 0  # those of the other branch
+            branching.switch(tree, tree.newest(str(asked.get("id"))))
 
         return self._on.changed(tab, change)
 
@@ -122,7 +121,7 @@ class Actions:
             raise ChatError("This is no vote.")
         pair[0].vote, pair[1].vote = chosen
         goes_on = "right" if chosen[1] > chosen[0] else "left"
-        tab.tree.show(pair[goes_on == "right"].id)
+        tab.tree.chat.leaf = tab.tree.newest(pair[goes_on == "right"].id)
         left, right = map(parts.arm_name, pair)
         told = f"Left: {left}. Right: {right}. The chat goes on with the {goes_on} one."
         kept = self._on.keep(tab, pair)

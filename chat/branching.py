@@ -17,6 +17,12 @@ def ask(tree: Tree, text: str) -> Node:
     return tree.add(Message(role="user", content=text), parent)
 
 
+def switch(tree: Tree, leaf: str) -> None:
+    """Show the branch that ends with `leaf`; how much of it the model sees, its next turn tells."""
+    tree.chat.leaf = tree.node(leaf).id
+    tree.chat.left_out = tree.chat.tokens = 0
+
+
 def again(tree: Tree, name: str = "") -> None:
     """Have the question before the reply `name`, or before the last one, answered once more."""
     leaf = name or tree.chat.leaf
@@ -46,7 +52,7 @@ def rewrite(tree: Tree, name: str, text: str) -> Node:
 
 
 def undo(tree: Tree) -> str:
-    """Leave the last question and its reply; return the question. They are shown again by `tree.show`."""
+    """Leave the last question and its reply; return the question. They are shown again by `switch`."""
     if not tree.chat.leaf:
         raise ChatError("There is nothing to undo.")
     node = tree.nodes[tree.chat.leaf]

@@ -92,8 +92,7 @@ class Handlers(Tabs):
         def change(tree: Tree) -> None:
             if not tab.undone:
                 raise ChatError("There is nothing to redo.")
-            tree.chat.leaf = tree.node(tab.undone.pop()).id
-            tree.chat.left_out = tree.chat.tokens = 0  # those of the other branch
+            branching.switch(tree, tab.undone.pop())
 
         return self.changed(tab, change)
 
@@ -136,15 +135,16 @@ class Handlers(Tabs):
         except ChatError as error:
             told = f"{parts.sentence(str(error))} The chat goes on with {before}."
             if tab.tree is tree:
-                yield page.idle(before) | {page.menu: page.choices(before), page.status: parts.error_html(told)}
+                yield page.idle(before) | {
+                    page.menu: page.choices(before),
+                    page.status: parts.error_html(told),
+                }
             return
         finally:
             self._loading.discard(key)
         if tab.tree is not tree:  # the tab shows another chat by now
             return
-        chat = tree.chat
-        if name != chat.model:
-            chat.model, chat.left_out, chat.tokens, chat.adapters = name, 0, 0, {}
+        tree.chat.use_model(name)
         ready = parts.note_html(self.sessions.host.warning(name) or f"{name} is ready.")
         kept = self.keep(tab, []) if tree.nodes else {}
         yield page.idle(name) | page.show(tab) | self.defaults(name) | {page.status: ready} | kept

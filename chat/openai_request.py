@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from chat.conversation import SYSTEM_ROLES, Conversation, read_chat
+from chat.settings import Schema, Strengths
 from core.engine import Sampling
 from core.entry import shown
 from core.errors import ChatError
@@ -73,7 +74,7 @@ class JsonSchema(BaseModel):
     name: str = ""
     description: str | None = None
     strict: bool | None = None  # the grammar always is
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: Schema = Field(alias="schema")
 
 
 class ResponseFormat(BaseModel):
@@ -137,7 +138,7 @@ class ChatRequest(_Request):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP)
     response_format: ResponseFormat | None = None
-    adapters: dict[str, float] = Field(default_factory=dict)  # strength by name; ours
+    adapters: Strengths = Field(default_factory=dict)  # strength by name; ours
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

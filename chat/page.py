@@ -204,8 +204,7 @@ class Page:
             chat.sampling = Sampling.model_validate(dict(zip(SAMPLING_KEYS, sampling, strict=True)))
             chat.system_prompt = system or ""
             chat.json_schema = read_schema(schema)
-            if (model := model or self._host.default) != chat.model:
-                chat.model, chat.left_out, chat.tokens = model, 0, 0  # its context may hold more
+            chat.use_model(model := model or self._host.default)
             entry = self._host.registry.entries.get(model)
             names = [each.name for each in entry.adapters] if entry else []
             off = dict.fromkeys(names, 0.0) if adapter == OFF else {}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from pydantic import ValidationError
@@ -174,7 +175,7 @@ def refusal(error: ValidationError) -> str:
     """A sentence about the first value that is out of its range."""
     wrong = error.errors()[0]
     name = ".".join(str(part) for part in wrong["loc"]).replace("_", " ")
-    return f"{name} is {wrong['input']!r}: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}."
+    return f"{name} is {shortened(wrong['input'])}: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}."
 
 
 def error_html(message: str) -> str:

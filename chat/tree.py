@@ -7,47 +7,24 @@ signed in. Both come back from where others can write: checked.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from chat.conversation import Conversation, Message, Text
-from chat.schema_reading import depth_of
-from core.engine import Sampling
+from chat.conversation import Conversation, Message
+from chat.settings import ChatSettings, Finite, Name, Strengths, Text
 from core.errors import ChatError
 
 MAX_MESSAGES = 20_000  # of one chat, all branches together
 TITLE_CHARACTERS = 60
 
-MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH = 64 * 1024, 100  # kept; what replies can be held to is less
-
-
-def _bounded(schema: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Refuse what can't be written as JSON again, or only by the megabyte."""
-    if depth_of(schema) > MAX_SCHEMA_DEPTH:
-        raise ValueError("the JSON schema is nested too deep")
-    try:
-        size = len(json.dumps(schema, ensure_ascii=False, allow_nan=False).encode())
-    except UnicodeEncodeError:
-        raise ValueError("the JSON schema has half a character") from None
-    if size > MAX_SCHEMA_BYTES:
-        raise ValueError(f"the JSON schema has {size:,} bytes; {MAX_SCHEMA_BYTES:,} are kept")
-    return schema
-
-
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
 Title = Annotated[Text, Field(max_length=200)]
-Name = Annotated[Text, Field(max_length=500)]  # of a model or an adapter
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Strengths = Annotated[dict[Name, Finite], Field(max_length=100)]  # of adapters
 YEAR_10000 = 253_402_300_800  # in seconds since 1970
 Time = Annotated[Finite, Field(ge=0, lt=YEAR_10000)]  # seconds since 1970
-Count = Annotated[int, Field(ge=0, lt=2**53)]  # as large as a browser can count
-Schema = Annotated[dict[str, Any] | None, AfterValidator(_bounded)]
 
 
 def new_id() -> str:
@@ -80,10 +57,8 @@ class Node(BaseModel):
     edited: bool = False  # a reply that a person rewrote
 
 
-class Chat(BaseModel):
-    """A chat's row: how it is listed, which branch is shown, and its settings."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+class Chat(ChatSettings):
+    """A chat's row: how it is listed, which branch is shown, and its settings, which are of that branch."""
 
     id: Id = Field(default_factory=new_id)
     title: Title = ""
@@ -91,13 +66,6 @@ class Chat(BaseModel):
     changed: Time = Field(default_factory=time.time)
     pinned: bool = False
     leaf: Id | Literal[""] = ""
-    model: Name = ""
-    system_prompt: Text = ""
-    sampling: Sampling = Sampling()
-    adapters: Strengths = Field(default_factory=dict)
-    json_schema: Schema = None
-    left_out: Count = 0  # messages at the start of the branch that no longer fit the context
-    tokens: Count = 0  # of context that the last turn used
 
 
 class Tree:
@@ -188,27 +156,17 @@ class Tree:
         self.chat.leaf = node.id
         return node
 
-    def show(self, name: str) -> None:
-        """Show the branch of this message, as far as its newest reply."""
+    def newest(self, name: str) -> str:
+        """Where the branch of this message ends, of several the one that was begun last."""
         children, leaf = self.children(), self.node(name).id
         while after := children.get(leaf):
             leaf = after[-1]
-        self.chat.leaf = leaf
+        return leaf
 
     def conversation(self, leaf: str | None = None) -> Conversation:
         """The branch as one turn needs it; its messages are the tree's own, and change with them."""
-        chat = self.chat
-        conversation = Conversation(
-            model=chat.model,
-            system_prompt=chat.system_prompt,
-            sampling=chat.sampling,
-            adapters=chat.adapters,
-            json_schema=chat.json_schema,
-            left_out=chat.left_out,
-            tokens=chat.tokens,
-        )
-        conversation.messages = [node.message for node in self.branch(leaf)]
-        return conversation
+        messages = [node.message for node in self.branch(leaf)]
+        return Conversation(**self.chat.settings(), messages=messages)
 
     def rows(self) -> dict[str, Any]:
         """The chat as it is kept and sent: `chat`, and `messages`, each after the one that it follows."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from chat.conversation import Conversation, Sampling
+from chat.conversation import Conversation
 from chat.model_host import Host
 from chat.reply import Sessions
+from core.engine import Sampling
 from core.registry import load_registry
 
 

@@ -75,7 +75,7 @@ def test_a_thought_is_told_from_the_answer_and_goes_on_after_a_cut(sessions: Ses
     whole = conversation.messages[-1]
     length = len([word for word in MODELS[name][2] if word != "<|END_TEXT|>"])  # which ends a reply
     for cut in (length - 4, length):  # inside the thought, and before the end of the answer is told
-        conversation.retry()
+        conversation.messages.pop()
         conversation.sampling = GREEDY.model_copy(update={"max_tokens": cut})
         list(sessions.reply("tab", conversation))
         assert conversation.messages[-1].finish_reason == "length"

@@ -22,4 +22,4 @@ def test_what_is_typed_can_be_sent_on(text: str, expected: str) -> None:
         {"role": "system", "content": expected},
         {"role": "user", "content": expected},
     ]
-    json.dumps(conversation.store(), ensure_ascii=False).encode()
+    json.dumps(conversation.model_dump(mode="json"), ensure_ascii=False).encode()

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from chat.conversation import Conversation, ask, read_chat, read_file
-from core.engine import Sampling
+from chat.conversation import ask, read_chat
 from core.errors import ChatError
 
 HI: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
 
 
-def test_what_the_page_saves_is_read_again() -> None:
-    chat = Conversation(model="m", system_prompt="Be kind.", sampling=Sampling(temperature=0.1, seed=5))
-    chat.say("a")
-    chat.messages += read_chat([{"role": "assistant", "content": "<think>so</think>b"}]).messages
-    chat.adapters, chat.json_schema = {"pirate": 0.5}, {"type": "object"}
-    again = read_chat(json.loads(chat.to_json()))
-    assert again == chat
-    assert again.messages[1].reply() == ("so", "b", False)
-    assert read_file(chat.to_json().encode()) == chat
-
-
-@pytest.mark.parametrize("data", [b"", b"# Chat", b"\xff\xfe\x00", b"[" * 100_000], ids=range(4))
-def test_a_file_that_is_not_json_is_told(data: bytes) -> None:
-    with pytest.raises(ChatError, match="This file is not JSON"):
-        read_file(data)
+def test_a_chat_with_its_settings_is_read() -> None:
+    """As the page saved it before chats had branches, and as `/chat` takes it."""
+    settings = {"model": "m", "sampling": {"temperature": 0.1}, "adapters": {"pirate": 0.5}}
+    said = [*HI, {"role": "assistant", "content": "b", "reasoning_content": "so"}]
+    messages = [{"role": "system", "content": "Be kind."}, *said]
+    chat = read_chat(settings | {"json_schema": {"type": "object"}, "messages": messages})
+    assert (chat.model, chat.sampling.temperature, chat.adapters) == ("m", 0.1, {"pirate": 0.5})
+    assert chat.json_schema == {"type": "object"}
+    assert chat.prompt() == messages
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from chat import branching
 from chat.conversation import Message
 from chat.tree import MAX_MESSAGES, TITLE_CHARACTERS, Chat, Tree, new_id, title_of
 from core.errors import ChatError
@@ -53,14 +54,17 @@ def test_what_is_tried_again_or_edited_stands_beside_what_was_there() -> None:
 def test_a_branch_is_shown_as_far_as_its_newest_reply() -> None:
     made = tree()
     by_text = {node.message.content: node.id for node in made.nodes.values()}
+    made.chat.left_out, made.chat.tokens = 1, 90
     for name, shown in (("c", ["a", "B", "c", "d"]), ("b", ["a", "b"]), ("a", ["a", "B", "C", "D"])):
-        made.show(by_text[name])
+        branching.switch(made, made.newest(by_text[name]))
         assert texts(made) == shown
+        assert (made.chat.left_out, made.chat.tokens) == (0, 0)
 
 
 def test_a_turn_has_the_branch_and_the_settings_and_writes_into_the_tree() -> None:
     made = tree()
     turn = made.conversation()
+    assert turn.settings() == made.chat.settings()
     assert (turn.model, turn.system_prompt) == ("m", "Be kind.")
     assert [message.content for message in turn.messages] == ["a", "B", "C", "D"]
     turn.messages[-1].content = "more"
@@ -103,7 +107,7 @@ def test_nothing_is_added_where_it_can_not_stand() -> None:
     with pytest.raises(ChatError, match="already"):
         made.add(said("x"), id=made.chat.leaf)
     with pytest.raises(ChatError, match="Reload"):
-        made.show("gone")
+        branching.switch(made, made.newest("gone"))
     for hostile in (None, 3, ["x"], {}, "gone"):
         with pytest.raises(ChatError, match="Reload"):
             made.node(hostile)
@@ -192,7 +196,7 @@ def test_twenty_thousand_messages_are_read_and_shown_in_a_moment() -> None:
     ]
     began = time.process_time()
     made = Tree.read({}, rows[::-1])
-    made.show("m0")
+    branching.switch(made, made.newest("m0"))
     assert len(made.branch()) == len(made.conversation().messages) == MAX_MESSAGES
     made.rows()
     assert time.process_time() - began < 10
