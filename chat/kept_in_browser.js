@@ -16,6 +16,7 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
     'lost when this tab is closed. Save what you need as a file.';
   const HELD = 'Another tab holds the chats in an older version of this page. Close that tab.';
   const GONE = 'This chat was deleted, perhaps in another tab.';
+  const OTHERS = 'This chat is here already, with other messages of the same ids.';
   const SENTENCES = {
     QuotaExceededError: 'This browser has no room left: what it could not keep is lost when this tab is closed. ' +
       'Delete other chats, or save this one as a file.',
@@ -117,10 +118,15 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
     chats.put({ ...entry, ...marks });
   });
 
-  const write = async (chats, messages, chat, rows) => {
+  // `taken` from a file, which may be older: what is here of a chat that was changed since stays as it is.
+  const write = async (chats, messages, chat, rows, taken) => {
     const entry = (await got(chats.get(chat.id))) ?? { id: chat.id, messages: 0, bytes: 0, removed: 0 };
+    const stays = taken && entry.row?.changed >= chat.changed;
     await Promise.all([...rows.values()].map(async (row) => {
       const before = await got(messages.get([chat.id, row.id]));
+      const place = ({ parent, message }) => JSON.stringify([parent, message.role]);
+      if (taken && before && place(before) !== place(row)) throw new Fault(OTHERS);
+      if (stays && before) return;
       const kept = { ...row, chat: chat.id, place: before?.place ?? entry.messages++ }; // siblings stay in order
       // Rows without their beginning can't be read: the chat was deleted while its reply was written.
       const begins = !row.parent || rows.has(row.parent) || (await got(messages.getKey([chat.id, row.parent])));
@@ -128,19 +134,20 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
       entry.bytes += size(kept) - (before ? size(before) : 0);
       messages.put(kept);
     }));
-    chats.put({ ...entry, row: chat });
+    chats.put({ ...entry, row: stays ? entry.row : chat });
   };
   const unkept = new Map(); // what could not be kept yet, by chat: it goes along with what comes next
   const retry = () => unkept.forEach(({ chat }) => put({ chat, messages: [] }).catch(() => {}));
-  const put = async ({ chat, messages }) => {
+  const put = async ({ chat, messages }, taken = false) => {
     const before = unkept.get(chat.id), waiting = { chat, rows: new Map(before?.rows), failed: false };
+    waiting.taken = taken || before?.taken;
     messages.forEach((row) => waiting.rows.set(row.id, row));
     unkept.set(chat.id, waiting);
     try {
-      await transact('readwrite', (chats, kept) => write(chats, kept, chat, waiting.rows));
+      await transact('readwrite', (chats, kept) => write(chats, kept, chat, waiting.rows, waiting.taken));
     } catch (error) {
       waiting.failed = true;
-      if (error.message === GONE) unkept.delete(chat.id);
+      if ([GONE, OTHERS].includes(error.message)) unkept.delete(chat.id);
       throw error;
     }
     if (unkept.get(chat.id) === waiting) unkept.delete(chat.id);

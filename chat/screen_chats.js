@@ -82,7 +82,7 @@
     if (told.keep || told.draft !== undefined) draft(told.draft ?? '');
     for (const rows of [told.keep ?? []].flat()) keep(rows, told.done);
     if (told.keep_all) {
-      for (const rows of told.keep_all) await store.put(rows).catch(() => {});
+      for (const rows of told.keep_all) await store.put(rows, true).catch(() => {});
       open(told.open); // with what was there of it already
     }
     if (told.save) save(told.save);

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error, Route
+from playwright.sync_api import Browser, BrowserContext, Error
 
 from tests.e2e.chats_page import ROWS, Site, do, page_of, tab
 
@@ -51,6 +51,25 @@ def test_a_title_and_a_pin_that_a_person_chose_outlast_the_next_turn(
     ]
     read = do(page, "return store.read('one')")["chat"]
     assert (read["title"], read["pinned"]) == ("Mine", True)
+
+
+def test_an_older_file_adds_what_is_missing_and_changes_nothing(context: BrowserContext, site: Site) -> None:
+    page = tab(context, site)
+    do(page, "await store.put(rows('one', 0, 'old')); window.file = await store.read('one');")
+    do(page, "await store.put(rows('one', 0, 'new', 2e9)); await store.put(rows('one', 1, 'more', 2e9));")
+    do(page, "await store.change('one', { title: 'Mine' });")
+    here = do(page, "return store.read('one')")
+    do(page, "file.messages.push({ ...file.messages[0], id: 'other' }); await store.put(file, true);")
+    both = do(page, "return store.read('one')")
+    assert both["chat"] == here["chat"]
+    assert both["messages"][:-1] == here["messages"]
+    assert [row["id"] for row in both["messages"]] == ["q0", "a0", "q1", "a1", "other"]
+    do(page, "await store.put(rows('one', 0, 'newest', 3e9), true);")
+    newest = do(page, "return store.read('one')")
+    assert newest["messages"][1]["message"]["content"] == "newest"
+    do(page, "window.odd = rows('one', 0, 'x', 4e9); odd.messages[1].parent = '';")
+    assert "already" in do(page, "await store.put(odd, true);")
+    assert do(page, "return store.read('one')") == newest
 
 
 def test_what_was_removed_can_come_back_until_it_is_forgotten(context: BrowserContext, site: Site) -> None:
@@ -207,77 +226,3 @@ def test_a_tab_that_holds_the_database_is_told_of(context: BrowserContext, site:
     page.wait_for_function("async () => !(await tune2chat.store.list().catch(() => [0])).length")
     do(page, "await store.put(rows('a'));")
     assert page.evaluate("tune2chat.store.fault") == ""
-
-
-def test_a_visitors_chats_come_along_at_sign_in(context: BrowserContext, site: Site) -> None:
-    page = tab(context, site)
-    do(page, "for (const id of ['a', 'b', 'c']) await store.put(rows(id));")
-    do(page, "await store.change('a', { pinned: true });")
-    do(page, "await store.remove('c'); await store.put(rows('huge', 0, 'x'.repeat(2_000_000)));")
-    site.user, site.refused = "someone", "b"
-    page.reload()
-    assert do(page, "return (await store.ready).user") == "someone"
-    assert sorted(site.trees) == ["a", "huge"]
-    assert site.trees["a"]["chat"]["pinned"] is True
-    assert [c["id"] for c in do(page, "return store.list()")] == ["a", "huge"]
-    stays = "A chat from before you signed in stays in this browser: This chat is too large."
-    assert page.evaluate("tune2chat.store.fault") == stays
-    site.user, site.trees = "", {}
-    page.reload()
-    assert [c["id"] for c in do(page, "return store.list()")] == ["b"]
-
-
-def test_what_another_tab_says_during_the_sign_in_is_not_lost(context: BrowserContext, site: Site) -> None:
-    old = tab(context, site)
-    do(old, "await store.put(rows('a'));")
-    site.user = "someone"
-    new = context.new_page()
-
-    def answer(route: Route) -> None:
-        if route.request.method == "POST":
-            do(old, "await store.put(rows('a', 1));")
-        route.continue_()
-
-    new.route("**/chats", answer)
-    new.goto(site.url)
-    do(new, "await store.ready;")
-    assert len(site.trees["a"]["messages"]) == 2
-    assert len(do(old, "return (await store.read('a')).messages")) == 4
-    new.unroute("**/chats")
-    new.reload()
-    do(new, "await store.ready;")
-    assert len(site.trees["a"]["messages"]) == 4
-    assert do(old, "return store.list()") == []
-
-
-def test_who_can_not_be_known_is_a_visitor_who_is_told(context: BrowserContext, site: Site) -> None:
-    page = context.new_page()
-    page.route("**/chats", lambda route: route.fulfill(status=503, body="busy"))
-    page.goto(site.url)
-    do(page, "await store.put(rows('a'));")
-    assert len(do(page, "return store.list()")) == 1
-    assert page.evaluate("tune2chat.store.fault").startswith("The app answers with an error (503).")
-
-
-def test_who_signed_in_keeps_chats_on_the_server(context: BrowserContext, site: Site) -> None:
-    page = tab(context, site)
-    tree = page.evaluate("rows('a')")
-    site.user, site.trees = "someone", {"a": tree, "b": {**tree, "chat": {**tree["chat"], "id": "b"}}}
-    one, two = tab(context, site), tab(context, site)
-    do(one, "await store.ready;")
-    do(two, "await store.change('a', { title: 'Mine' }); await store.remove('b');")
-    one.wait_for_function("heard.length === 2")
-    assert [(c["id"], c["title"]) for c in do(one, "return store.list()")] == [("a", "Mine")]
-    do(one, "await store.restore('b');")
-    assert [c["id"] for c in do(one, "return store.search('word')")] == ["a", "b"]
-    assert do(one, "return store.read('a')") == {"chat": {"id": "a"}}
-    assert do(one, "return (await store.room()).used") > 100
-    assert do(one, "return (await indexedDB.databases()).length") == 1
-    site.user = ""  # as after a restart of the app
-    assert do(one, "return store.list()").startswith("You are signed out")
-    assert do(one, "return store.change('a', { pinned: true })").startswith("You are signed out")
-    site.user = "someone"
-    do(one, "await store.clear();")
-    assert site.trees == {}
-    context.set_offline(True)
-    assert "does not answer" in do(one, "return store.list()")

@@ -245,6 +245,22 @@ def test_a_visitors_chats_come_along_once(kept: Kept) -> None:
     assert one.chat.id in ids(kept)
 
 
+def test_an_older_export_changes_nothing_that_is_there(kept: Kept) -> None:
+    tree = put(kept, "ada", chat_of("a", "b", title="one"))
+    older = tree.rows()
+    reply = tree.nodes[tree.chat.leaf]
+    reply.vote, reply.message.content, tree.chat.system_prompt = 1, "b, and more", "Be kind."
+    tree.chat.changed += 10
+    put(kept, "ada", tree)
+    kept.change("ada", tree.chat.id, title="renamed", pinned=True)
+    since = kept.read("ada", tree.chat.id).rows()
+    for changed in (older["chat"]["changed"], tree.chat.changed):  # also one of the same moment
+        kept.take_in("ada", [Tree.read(older["chat"] | {"changed": changed}, older["messages"])])
+        assert kept.read("ada", tree.chat.id).rows() == since
+    kept.take_in("ada", [Tree.read(older["chat"] | {"changed": changed + 1}, older["messages"])])
+    assert kept.read("ada", tree.chat.id).branch()[-1].vote == 0
+
+
 def test_chats_that_do_not_fit_together_are_refused_and_change_nothing(kept: Kept) -> None:
     tree = put(kept, "ada", chat_of("a", "b"))
     first, second = tree.nodes
