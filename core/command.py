@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from core.errors import ChatError
 
-OURS = ("bench", "chat", "convert", "core", "publish", "train")
+OURS = ("bench", "chat", "convert", "core", "publish", "studies", "train")
 
 
 def print_anything() -> None:

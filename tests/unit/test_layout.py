@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("core", "chat", "train", "convert", "publish", "scripts", "bench", "tests")
+FOLDERS = ("core", "chat", "train", "convert", "publish", "scripts", "bench", "studies", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 FILES.append(ROOT / "app.py")
-PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("tests", "bench", "scripts")]
+APART = ("tests", "bench", "scripts", "studies")
+PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] not in APART]
 
 # What PyTorch for CUDA brings along: train/fused asks whether it is there before it imports it.
 # On a ZeroGPU Space its builder brings `spaces`, and nothing else imports it.
 BROUGHT = ("triton", "spaces")
-# Which of our own modules a folder may import; bench and tests may import anything.
+# Which of our own modules a folder may import; bench, studies and tests may import anything.
 ALLOWED = {
     "app.py": ("core.*", "chat", "chat.*"),
     "core": ("core", "core.*"),
