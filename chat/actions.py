@@ -68,7 +68,7 @@ class Actions:
     def _opened(self, tab: Tab) -> str:
         """Make the tab ready for the chat that it shows from now on; say what is different there."""
         host, chat = self._on.sessions.host, tab.tree.chat
-        tab.window, tab.undone, tab.compared, tab.following = parts.WINDOW, [], [], None
+        tab.window, tab.undone, tab.following = parts.WINDOW, [], None
         wanted = chat.model or host.default
         if wanted in host.registry.entries:
             chat.model = wanted
@@ -112,25 +112,22 @@ class Actions:
 
     def _vote(self, tab: Tab, asked: Data) -> Updates:
         """Keep which of two replies is better; the chat goes on with that one."""
-        if len(tab.compared) != 2:
+        if not (pair := tab.tree.pair()) or self._on.busy(tab):
             raise ChatError("There are no two replies to choose between.")
         votes: dict[str, tuple[Literal[-1, 1], Literal[-1, 1]]]
         votes = {"left": (1, -1), "right": (-1, 1), "both": (1, 1), "neither": (-1, -1)}
-        pair, chosen = tab.compared, votes.get(str(asked.get("vote")))
-        if chosen is None:
+        if (chosen := votes.get(str(asked.get("vote")))) is None:
             raise ChatError("This is no vote.")
         pair[0].vote, pair[1].vote = chosen
         goes_on = "right" if chosen[1] > chosen[0] else "left"
         tab.tree.chat.leaf = tab.tree.newest(pair[goes_on == "right"].id)
         left, right = map(parts.arm_name, pair)
         told = f"Left: {left}. Right: {right}. The chat goes on with the {goes_on} one."
+        tab.tree.chat.compared = None
         kept = self._on.keep(tab, pair)
-        tab.compared = []
         return self._page.show(tab) | {self._page.status: parts.note_html(told)} | kept
 
     def _earlier(self, tab: Tab, asked: Data) -> Updates:
-        if tab.compared:
-            raise ChatError("Choose between the two replies first.")
         tab.window += parts.WINDOW
         return self._page.show(tab, self._on.busy(tab))
 

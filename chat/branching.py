@@ -64,7 +64,7 @@ def undo(tree: Tree) -> str:
 
 def branched(tree: Tree, name: str) -> Tree:
     """A new chat that begins with the branch as far as the message called `name`."""
-    chat = tree.chat.model_copy(update={"id": new_id(), "pinned": False}, deep=True)
+    chat = tree.chat.model_copy(update={"id": new_id(), "pinned": False, "compared": None}, deep=True)
     chat.made, chat.title = Chat().made, f"{chat.title[:180]} (branch)" if chat.title else ""
     copies: list[Node] = []
     for node in tree.branch(tree.node(name).id):

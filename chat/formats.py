@@ -154,7 +154,10 @@ def _saved(record: Any, notes: Notes) -> Tree:
 def _renamed(tree: Tree) -> Tree:
     """The same with new ids: two people may have been given one file, and must not meet in one chat."""
     names = {"": ""} | {name: new_id() for name in tree.nodes}
-    chat = tree.chat.model_copy(update={"id": new_id(), "leaf": names[tree.chat.leaf]})
+    pair, compared = tuple(names[node.id] for node in tree.pair()), tree.chat.compared
+    compared = compared.model_copy(update={"nodes": pair}) if compared and pair else None
+    update = {"id": new_id(), "leaf": names[tree.chat.leaf], "compared": compared}
+    chat = tree.chat.model_copy(update=update)
     about = ((node, {"id": names[node.id], "parent": names[node.parent]}) for node in tree.nodes.values())
     return Tree(chat, (node.model_copy(update=new) for node, new in about))
 

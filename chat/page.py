@@ -34,7 +34,6 @@ class Following:
     answers: Answers
     take_back: Callable[[], None]  # undoes the turn, should it be refused
     text: str = ""  # that was typed, and comes back to the box then
-    blind: bool = False
     begun: bool = False
     ended: bool = False
     refused: bool = False
@@ -51,7 +50,6 @@ class Tab:
     shown: list[str] = field(default_factory=list)  # messages in the chatbot; empty: a note, a thought
     window: int = parts.WINDOW
     undone: list[str] = field(default_factory=list)  # leaves of branches that Redo shows again
-    compared: list[Node] = field(default_factory=list)  # two replies that wait for a vote
     following: Following | None = None  # what the page shows of replies on their way
     under_way: list[Following] = field(default_factory=list)  # with those of chats that it showed before
 
@@ -104,15 +102,16 @@ class Page:
         return [self.bus, self.marks, *chat, *below, *self.settings()]
 
     def show(self, tab: Tab, answers: Answers | None = None) -> Updates:
-        """The chat as it is now; what `answers` writes stands below it."""
-        written = [node.id for node in answers.nodes] if answers else []
-        messages, origin = parts.display(tab.tree, tab.window, written)
+        """The chat as it is now. Below it: what `answers` writes, or two replies that wait for a vote."""
+        pair = [] if answers else tab.tree.pair()
+        below = answers.nodes if answers else pair
+        messages, origin = parts.display(tab.tree, tab.window, [node.id for node in below])
         tab.shown = [
             "" if message["metadata"] else name for message, name in zip(messages, origin, strict=True)
         ]
         branch = tab.tree.branch()
         last = branch[-1].message if branch else None
-        cut = bool(last and tab.tree.conversation().can_continue()) and not answers
+        cut = bool(last and tab.tree.conversation().can_continue()) and not below
         return {
             self.chatbot: messages,
             self.marks: parts.marks(tab.tree, messages, origin),
@@ -120,26 +119,28 @@ class Page:
             self.extend: gr.Button(visible=cut),
             self.redo: gr.Button(visible=bool(tab.undone)),
             self.open: tab.tree.chat.id,
-            self.votes: gr.Row(visible=False),
+            self.votes: gr.Row(visible=bool(pair)),
             self.gauge: self._gauge(tab.tree),
-        } | self.growing(answers)
+        } | self.growing(answers.tree if answers else tab.tree, below, names=parts.pair_names(tab.tree, pair))
 
-    def growing(self, answers: Answers | None, seen: bool = False) -> Updates:
-        """The replies that are being written, without the rest of the chat.
+    def growing(
+        self, tree: Tree, nodes: Sequence[Node], seen: bool = False, names: Sequence[str] = ()
+    ) -> Updates:
+        """The replies that are being written, without the rest of the chat, or two with whose they are.
 
         `seen`: they are on the page, and only their texts change. For an update of more than that Gradio
         works out a component's whole configuration (gradio/state_holder.py), 30 ms each time.
         """
-        nodes = answers.nodes if answers else []
-        there = [node for node in nodes if answers and node.id in answers.tree.nodes]
-        shown: list[Any] = [parts.message_parts(node, True) if node in there else [] for node in nodes]
+        there = [node for node in nodes if node.id in tree.nodes]
+        shown: list[Any] = [parts.message_parts(node, not names) if node in there else [] for node in nodes]
         one, two = [*shown, [], []][:2]
         if seen:
             return {self.live: one} | ({self.rival: two} if len(nodes) > 1 else {})
         both = len(nodes) > 1
-        nameless: dict[str, Any] = {"label": "Chat", "show_label": False}
-        live: Any = gr.Chatbot(one, visible=bool(there) or both, **nameless)
-        return {self.live: live, self.rival: gr.Chatbot(two, visible=both, **nameless)}
+        left, right = names or ("Chat", "Chat")
+        live: Any = gr.Chatbot(one, visible=bool(there) or both, label=left, show_label=bool(names))
+        rival: Any = gr.Chatbot(two, visible=both, label=right, show_label=bool(names))
+        return {self.live: live, self.rival: rival}
 
     def keep(self, tree: Tree, nodes: list[Node], done: bool = True, shown: bool = True) -> Updates:
         """What the browser has to keep: the chat's row, and messages that are new or changed.
@@ -229,11 +230,6 @@ class Page:
             self.box: gr.Textbox(submit_btn="Send", stop_btn=False, **box),
             self.menu: gr.Dropdown(value=model, interactive=True),
         }
-
-    def voting(self, names: Sequence[str]) -> Updates:
-        """Two replies side by side, and buttons to choose between them."""
-        labels = [gr.Chatbot(label=name, show_label=True) for name in names]
-        return {self.live: labels[0], self.rival: labels[1], self.votes: gr.Row(visible=True)}
 
     def _gauge(self, tree: Tree) -> str:
         entry = self._host.registry.entries.get(tree.chat.model)

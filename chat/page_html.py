@@ -133,6 +133,12 @@ def arm_name(node: Node) -> str:
     return ", ".join([node.model, *on, *off])
 
 
+def pair_names(tree: Tree, pair: Sequence[Node]) -> list[str]:
+    """What stands above two replies that wait for a vote: whose they are, if it isn't to be told after it."""
+    blind = tree.chat.compared is not None and tree.chat.compared.blind
+    return ["A", "B"][: len(pair)] if blind else [arm_name(node) for node in pair]
+
+
 def progress_html(progress: TurnState) -> str:
     """What the engine is doing: waiting, reading the prompt (in per cent), or writing.
 

@@ -51,7 +51,7 @@
   // A reply is written by one tab: its rows are this tab's from its first to its last.
   const endOf = ({ chat, messages }) => {
     const last = messages.find(({ id }) => id === chat.leaf);
-    return JSON.stringify([chat.id, chat.leaf, last?.message]);
+    return JSON.stringify([chat.id, chat.leaf, chat.compared ?? null, last?.message]);
   };
   const keep = async (rows, done) => {
     seen = endOf(rows);

@@ -73,16 +73,16 @@ class Tabs:
 
     def changed(self, tab: Tab, change: Change, note: str = "") -> Updates:
         """Apply `change` to the chat, which asks the model nothing."""
-        tree, leaf, known = tab.tree, tab.tree.chat.leaf, set(tab.tree.nodes)
+        tree, known, take_back = tab.tree, set(tab.tree.nodes), _undoing(tab.tree)
         try:
             if self.busy(tab):
                 raise Busy
             change(tree)
+            tree.chat.compared = None
             kept = self.keep(tab, [node for name, node in tree.nodes.items() if name not in known])
         except ChatError as error:
-            _take_back(tree, leaf, known)
+            take_back()
             return {self.page.status: parts.error_html(str(error))}
-        tab.compared = []
         return self.page.show(tab) | {self.page.status: parts.note_html(note)} | kept
 
     def keep(self, tab: Tab, nodes: list[Node]) -> Updates:
@@ -109,7 +109,7 @@ class Tabs:
         tab, page = self.tab(request), self.page
         if lost := self.lost(tab, settings[0]):
             return lost
-        tree, leaf, known = tab.tree, tab.tree.chat.leaf, set(tab.tree.nodes)
+        tree, take_back = tab.tree, _undoing(tab.tree)
         try:
             if self.busy(tab) or str(request.session_hash) in self._loading:
                 raise Busy
@@ -118,12 +118,12 @@ class Tabs:
             arms = [Arm(tree.chat.model, tree.chat.adapters), *([rival] if rival else [])]
             if blind and rival and random.random() < 0.5:
                 arms.reverse()
-            answers = self.turns.begin(tree, tab.owner, user_of(request), arms, extend)
+            answers = self.turns.begin(tree, tab.owner, user_of(request), arms, extend, blind)
         except ChatError as error:
-            _take_back(tree, leaf, known)
+            take_back()
             return {page.status: parts.error_html(str(error))}
         tab.undone.clear()
-        return self.follow(tab, answers, lambda: _take_back(tree, leaf, known), text, blind)
+        return self.follow(tab, answers, take_back, text)
 
     def follow(
         self,
@@ -131,12 +131,10 @@ class Tabs:
         answers: Answers,
         take_back: Callable[[], None] = lambda: None,
         text: str = "",
-        blind: bool = False,
     ) -> Updates:
         """Show the chat with replies on their way, which `stream` goes on with."""
-        tab.following = Following(answers, take_back, text, blind)
+        tab.following = Following(answers, take_back, text)
         tab.under_way.append(tab.following)
-        tab.compared = []
         # The box is emptied here and never again: what is typed during the reply is the next message.
         box = {"value": ""} if text else {}
         status = {self.page.status: parts.progress_html(TurnState())}
@@ -159,7 +157,7 @@ class Tabs:
                 if shown:
                     updates = {page.status: parts.progress_html(state)}
                 if shown and state.generated_tokens:
-                    updates |= page.growing(answers, seen)
+                    updates |= page.growing(answers.tree, answers.nodes, seen)
                     seen = any(node.id in answers.tree.nodes for node in answers.nodes)
                 due = state.prompt_tokens and time.monotonic() - saved > SAVE_INTERVAL_S
                 if due and not answers.gone:
@@ -207,22 +205,17 @@ class Tabs:
             return updates
         tab.following = None
         box = {"value": following.text} if following.refused and following.text else {}
-        updates |= self._with_replies(tab, following) | page.idle(answers.tree.chat.model, **box)
+        updates |= page.show(tab) | page.idle(answers.tree.chat.model, **box)
         return updates | {page.status: following.status}
 
-    def _with_replies(self, tab: Tab, following: Following) -> Updates:
-        """The chat with its new replies, or two of them side by side, which wait for a vote."""
-        answers = following.answers
-        there = [node for node in answers.nodes if node.id in answers.tree.nodes]
-        if len(there) < 2:
-            return self.page.show(tab)
-        tab.compared = there
-        names = ("A", "B") if following.blind else [parts.arm_name(node) for node in there]
-        return self.page.show(tab, answers) | self.page.voting(names)
 
+def _undoing(tree: Tree) -> Callable[[], None]:
+    """What makes a turn undone that was refused."""
+    leaf, compared, known = tree.chat.leaf, tree.chat.compared, set(tree.nodes)
 
-def _take_back(tree: Tree, leaf: str, known: set[str]) -> None:
-    """Make a turn that was refused undone."""
-    for name in set(tree.nodes) - known:
-        del tree.nodes[name]
-    tree.chat.leaf = leaf
+    def take_back() -> None:
+        for name in set(tree.nodes) - known:
+            del tree.nodes[name]
+        tree.chat.leaf, tree.chat.compared = leaf, compared
+
+    return take_back

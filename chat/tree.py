@@ -57,6 +57,15 @@ class Node(BaseModel):
     edited: bool = False  # a reply that a person rewrote
 
 
+class Compared(BaseModel):
+    """Two replies to the last question that wait for a vote, left and right."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    nodes: tuple[Id, Id]
+    blind: bool = False  # whose they are is told after the vote
+
+
 class Chat(ChatSettings):
     """A chat's row: how it is listed, which branch is shown, and its settings, which are of that branch."""
 
@@ -66,6 +75,7 @@ class Chat(ChatSettings):
     changed: Time = Field(default_factory=time.time)
     pinned: bool = False
     leaf: Id | Literal[""] = ""
+    compared: Compared | None = None
 
 
 class Tree:
@@ -162,6 +172,14 @@ class Tree:
         while after := children.get(leaf):
             leaf = after[-1]
         return leaf
+
+    def pair(self) -> list[Node]:
+        """The two replies that wait for a vote, if both are there, at the end of the branch that is shown."""
+        names = self.chat.compared.nodes if self.chat.compared else ()
+        pair = [self.nodes[name] for name in dict.fromkeys(names) if name in self.nodes]
+        places = {(node.parent, node.message.role) for node in pair}
+        waits = self.chat.leaf in names and len(pair) == 2 and places == {(pair[0].parent, "assistant")}
+        return pair if waits else []
 
     def conversation(self, leaf: str | None = None) -> Conversation:
         """The branch as one turn needs it; its messages are the tree's own, and change with them."""

@@ -14,7 +14,7 @@ from chat.context import TurnState
 from chat.conversation import Conversation, Message
 from chat.reply import Sessions
 from chat.running import Running
-from chat.tree import Node, Tree, title_of
+from chat.tree import Compared, Node, Tree, title_of
 from core.errors import ChatError
 
 KEPT_S = 600.0  # how long a visitor's page may take to come back for a reply that has ended
@@ -69,7 +69,15 @@ class Turns:
         """The chat's turn that runs, or that ended while no page looked."""
         return self._running.get((owner, chat))
 
-    def begin(self, tree: Tree, owner: str, user: str, arms: Sequence[Arm], extend: bool = False) -> Answers:
+    def begin(
+        self,
+        tree: Tree,
+        owner: str,
+        user: str,
+        arms: Sequence[Arm],
+        extend: bool = False,
+        blind: bool = False,
+    ) -> Answers:
         """Have the last question of the branch answered by each of `arms`, or its last reply gone on with.
 
         `user` is for the bound that each has in line. Raises ChatError (Busy); what goes wrong later is
@@ -92,6 +100,8 @@ class Turns:
         tree.chat.title = tree.chat.title or title_of(answers.question.message.content)
         tree.chat.changed = time.time()
         self._enter(answers)
+        left, right = [node.id for node in answers.nodes] if len(arms) == 2 else ("", "")
+        tree.chat.compared = Compared(nodes=(left, right), blind=blind) if left else None
         answers.replies += [Running(*reply) for reply in prepared]
         return answers
 

@@ -42,6 +42,10 @@ def test_two_replies_are_compared_blind_and_the_vote_is_kept(person: Person) -> 
     sides = person.page.locator("#live [data-testid=block-label]")
     expect(sides).to_have_text(["A", "B"])
     right = person.page.locator("#live .bot .message-content").last.inner_text()
+    person.reload()
+    expect(sides).to_have_text(["A", "B"], timeout=WAIT_MS)
+    expect(person.page.locator("#live .bot .message-content").last).to_have_text(right)
+    expect(person.replies).to_have_count(3)  # the first one, and the two
     better.click()
     expect(person.status).to_contain_text("The chat goes on with the right one", timeout=WAIT_MS)
     expect(person.replies).to_have_count(2, timeout=WAIT_MS)

@@ -12,7 +12,7 @@ import pytest
 from chat.chat_files import MAX_BYTES
 from chat.conversation import Conversation
 from chat.formats import read_chats, to_json, to_markdown, to_training_jsonl
-from chat.tree import Chat, Tree
+from chat.tree import Chat, Compared, Tree
 from core.errors import ChatError
 from tests.unit.branched_chat import tree
 
@@ -46,6 +46,16 @@ def test_a_chat_that_comes_in_has_new_ids_but_for_its_owner() -> None:
     assert own[1].chat.id != made.chat.id
     alone = read_chats(json.dumps(made.rows()).encode())  # as GET /chats/ID gives it
     assert shape(alone[0]) == shape(made)
+
+
+def test_two_replies_that_wait_for_a_vote_come_in_as_such() -> None:
+    made = tree()
+    nodes = made.branch()[-1].id, next(n.id for n in made.nodes.values() if n.message.content == "In Rom.")
+    made.chat.compared = Compared(nodes=nodes, blind=True)
+    [read] = read_chats(to_json([made]).encode())
+    assert [node.message.content for node in read.pair()] == ["In Rome.", "In Rom."]
+    assert read.chat.compared
+    assert read.chat.compared.blind
 
 
 def test_a_chat_that_was_saved_before_there_were_branches_comes_in() -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from chat import branching
 from chat.conversation import Message
-from chat.tree import MAX_MESSAGES, TITLE_CHARACTERS, Chat, Tree, new_id, title_of
+from chat.tree import MAX_MESSAGES, TITLE_CHARACTERS, Chat, Compared, Tree, new_id, title_of
 from core.errors import ChatError
 
 
@@ -69,6 +69,21 @@ def test_a_turn_has_the_branch_and_the_settings_and_writes_into_the_tree() -> No
     assert [message.content for message in turn.messages] == ["a", "B", "C", "D"]
     turn.messages[-1].content = "more"
     assert texts(made)[-1] == "more"
+
+
+def test_two_replies_wait_for_a_vote_until_the_chat_goes_on_or_one_is_missing() -> None:
+    made = tree()
+    assert Tree.read({"title": "of an older version"}, []).pair() == []
+    left, right = (next(n for n in made.nodes.values() if n.message.content == text) for text in "bB")
+    question, leaf = made.nodes[left.parent], made.chat.leaf
+    made.chat.compared = Compared(nodes=(left.id, right.id), blind=True)
+    assert made.pair() == []  # another branch is shown
+    made.chat.leaf = left.id
+    again = Tree.read(made.rows()["chat"], made.rows()["messages"])
+    assert [node.id for node in again.pair()] == [left.id, right.id]
+    for nodes in ((left.id, "gone"), (left.id, left.id), (left.id, question.id), (left.id, leaf)):
+        made.chat.compared = Compared(nodes=nodes)
+        assert made.pair() == []
 
 
 def test_rows_come_back_as_they_were_in_whatever_order() -> None:
@@ -146,6 +161,7 @@ def nested(depth: int) -> dict[str, Any]:
         ({"adapters": {"x": float("inf")}}, [], "adapters"),
         ({"adapters": dict.fromkeys(map(str, range(101)), 1.0)}, [], "adapters"),
         ({"model": "x" * 501}, [], "model"),
+        ({"compared": {"nodes": ["a"]}}, [], "compared"),
         ({"json_schema": nested(101)}, [], "too deep"),
         ({"json_schema": {"x": "y" * 70_000}}, [], "bytes"),
         ({"json_schema": {"x": "\ud800"}}, [], "half a character"),
