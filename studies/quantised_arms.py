@@ -1,0 +1,276 @@
+"""One cell of the study: an arm's base in memory, an adapter that is trained on it, and what is measured."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from core.errors import TrainError
+from core.tokenizer import ChatTokenizer
+from studies.quantised_tasks import CHANGES, TASKS, load_task, obeyed, score, unlike_texts
+from train.batches import Order
+from train.evaluation import evaluate
+from train.examples import Encoded
+from train.labels import encode
+from train.model import Adapted, load_base
+from train.recipe import Recipe, parse
+from train.session import Session
+from train.sft import SFTTrainer
+from train.sweep_grid import scale
+
+ARMS = ("gptq", "nf4", "int8", "bf16")
+QUANTISED: dict[str, dict[str, Any]] = {
+    "gptq": {"GPTQConfig": {"bits": 4}},
+    "nf4": {"BitsAndBytesConfig": {"load_in_4bit": True}},
+    "int8": {"BitsAndBytesConfig": {"load_in_8bit": True}},
+    "bf16": {},
+}
+LONGEST = 512  # tokens of a row
+SPIKE, WINDOW = 1.5, 5  # a step's loss above so many times the mean of the steps before it is a spike
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything: a quick look, or the study."""
+
+    train_rows: int
+    test_rows: int
+    epochs: int
+    batch: int = 8
+    rank: int = 8
+    alpha: int = 16
+    rate: float = 1e-3
+    unlike_tokens: int = LONGEST
+    new_tokens: int = 64
+    repeats: int = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell, as it goes to the process that does it; `what`: untuned, task, alpha, rate or speed."""
+
+    what: str
+    arm: str
+    base: str  # the arm's own folder
+    device: str
+    sizes: Sizes
+    task: str = "quotes"
+    seed: int = 0
+    alpha: int = 0
+    rate: float = 0.0
+    batch: int = 0
+    threads: int = 0
+
+
+_loaded: dict[str, PreTrainedModel] = {}  # bases by arm; on a GPU the last one, as a process keeps to one arm
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Do a cell; return what results.json keeps of it. Raises TrainError."""
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    if job.what == "speed":
+        return measure_speed(job)
+    seeded = recipe_of(job)
+    device, tokenizer = torch.device(job.device), ChatTokenizer(job.base)
+    base = _base(job, seeded)
+    adapted = Adapted(base, seeded, device)
+    session = Session(adapted, tokenizer, seeded, device)
+    try:
+        if job.what == "untuned":
+            return {"tasks": {task: scores(session, job, task) for task in TASKS}} | unlike(session, job)
+        found = train(session, job)
+        if job.what == "task" and not found["diverged"]:
+            found |= scores(session, job, job.task)
+        return found
+    finally:
+        adapted.unload()
+
+
+def recipe_of(job: Job) -> Recipe:
+    """The recipe of a cell, in the product's own words."""
+    sizes = job.sizes
+    content = {
+        "name": "study",
+        "model": {"base_model": job.base, "license": "apache-2.0"},
+        "data": {"path": "studies/data", "license": "apache-2.0"},
+        "LoraConfig": {"r": sizes.rank, "lora_alpha": job.alpha or sizes.alpha},
+        "SFTConfig": {
+            "max_length": LONGEST,
+            "packing": False,
+            "per_device_train_batch_size": sizes.batch,
+            "num_train_epochs": sizes.epochs,
+            "learning_rate": job.rate or sizes.rate,
+            "warmup_ratio": 0.1,
+            "logging_steps": 1,
+            "seed": job.seed,
+        },
+        "memory": "fast",
+    }
+    return parse(content | QUANTISED[job.arm], "the study's recipe")
+
+
+def compensated(sizes: Sizes, alpha: int, job_of: Callable[..., Job]) -> float:
+    """The rate at which an adapter of this alpha moves the weights as far as the usual one does."""
+    usual, other = recipe_of(job_of()), recipe_of(job_of(alpha=alpha))
+    return sizes.rate * scale(usual.lora) / scale(other.lora)
+
+
+def _base(job: Job, recipe: Recipe) -> PreTrainedModel:
+    if job.arm not in _loaded:
+        if job.device == "cuda":
+            _loaded.clear()  # first, or two bases are on the card
+        _loaded[job.arm] = load_base(job.base, recipe, torch.device(job.device))
+    return _loaded[job.arm]
+
+
+class Watched(SFTTrainer):
+    """Tells at each evaluation what the model makes of text that is like none of the tasks."""
+
+    texts: dict[str, list[Encoded]]
+
+    def validated(self, between: Callable[[], None]) -> dict[str, float]:
+        """The validation loss, and one for each kind of other text (nats a token)."""
+        device = self.args.device
+        found = super().validated(between)
+        for kind, rows in self.texts.items():
+            found[f"eval_{kind}"] = evaluate(self.adapted, rows, self.recipe, device, between)
+        return found
+
+
+def train(session: Session, job: Job) -> dict[str, Any]:
+    """Train one adapter on the job's task; return its curves and what became of it."""
+    sizes, recipe = job.sizes, session.recipe
+    rows = _encoded(session, job.task, "train", sizes.train_rows)
+    tests = _encoded(session, job.task, "test", sizes.test_rows)
+    lines: list[dict[str, Any]] = []
+    began, broke = time.monotonic(), ""
+    if job.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as folder:
+        order = Order(rows, recipe.sft)
+        trainer = Watched(session.adapted, recipe, order, tests, Path(folder), lines.append)
+        trainer.texts = _unlike(session, job) if job.what == "task" else {}
+        try:
+            stopped = trainer.run().stopped
+        except TrainError as error:
+            last = [line for line in lines if "loss" in line][-1:]
+            if last and all(math.isfinite(last[0][name]) for name in ("loss", "grad_norm")):
+                raise  # it wasn't that training broke
+            stopped, broke = "diverged: no numbers", str(error)
+    steps = [line for line in lines if "loss" in line]
+    evals = [line for line in lines if "eval_loss" in line]
+    memory = torch.cuda.max_memory_allocated() / 1e9 if job.device == "cuda" else None
+    return {
+        "losses": [_number(line["loss"]) for line in steps],
+        "grad_norms": [_number(line["grad_norm"]) for line in steps],
+        "evals": [
+            {name[5:]: _number(value) for name, value in line.items() if name.startswith("eval_")}
+            for line in evals
+        ],
+        "spikes": spikes([line["loss"] for line in steps]),
+        "diverged": stopped.startswith("diverged") or bool(broke),
+        "learning_rate": recipe.sft.learning_rate,
+        "tokens_per_s": _number(statistics.median(line["tokens_per_s"] for line in steps)) if steps else None,
+        "memory_gb": memory,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def spikes(losses: list[float]) -> int:
+    """How many steps have a loss above SPIKE times the mean of the WINDOW steps before, or no number."""
+    count = 0
+    for at in range(WINDOW, len(losses)):
+        count += not losses[at] <= SPIKE * statistics.fmean(losses[at - WINDOW : at])
+    return count
+
+
+def _number(value: float) -> float | None:
+    """As JSON has it: no NaN, and five digits."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def _encoded(session: Session, task: str, split: str, limit: int) -> list[Encoded]:
+    rows = [row.example() for row in load_task(task, split, limit)]
+    return [part for row in rows for part in encode(session.tokenizer, row)]
+
+
+def _unlike(session: Session, job: Job) -> dict[str, list[Encoded]]:
+    return unlike_texts(session.tokenizer, job.sizes.unlike_tokens)
+
+
+def unlike(session: Session, job: Job) -> dict[str, Any]:
+    """The losses on other text as they are now."""
+    found = {
+        kind: evaluate(session.adapted, rows, session.recipe, session.device)
+        for kind, rows in _unlike(session, job).items()
+    }
+    return {"unlike": {kind: _number(loss) for kind, loss in found.items()}}
+
+
+def scores(session: Session, job: Job, task: str) -> dict[str, Any]:
+    """Loss and score on the test rows as they are, under each change, and on another domain."""
+    rows = load_task(task, "test", job.sizes.test_rows)
+    found: dict[str, Any] = {"loss": _number(session.loss([row.example() for row in rows]))}
+    found |= {"score": _number(score(task, session, rows)), "changed": {}}
+    for change in CHANGES:
+        found["changed"][change] = {"loss": _number(session.loss([row.example(change) for row in rows]))}
+        if task == "sentiment":
+            found["changed"][change]["score"] = _number(score(task, session, rows, change))
+    found["obeyed"] = _number(obeyed(session, rows))
+    if others := load_task(task, "other", job.sizes.test_rows) if task == "sentiment" else []:
+        found["changed"]["other domain"] = {
+            "loss": _number(session.loss([row.example() for row in others])),
+            "score": _number(score(task, session, others)),
+        }
+    return found
+
+
+@torch.no_grad()
+def measure_speed(job: Job) -> dict[str, Any]:
+    """Write `new_tokens` after a prompt of as many, for a batch: seconds to the first, tokens/s, memory."""
+    _loaded.clear()
+    device, count = torch.device(job.device), job.sizes.new_tokens
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    model: Any = load_base(job.base, recipe_of(job), device)
+    model.set_attn_implementation("sdpa")
+    model.config.use_cache = True
+    ids = torch.randint(100, 1000, (job.batch, count), generator=torch.Generator().manual_seed(0)).to(device)
+
+    def seconds(tokens: int) -> float:
+        began = time.perf_counter()
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    seconds(2)  # what is set up once
+    firsts = [seconds(1) for _ in range(job.sizes.repeats)]
+    wholes = [seconds(count) for _ in range(job.sizes.repeats)]
+    speeds = [job.batch * (count - 1) / (whole - first) for whole, first in zip(wholes, firsts, strict=True)]
+    stored = sum(part.nbytes for part in (*model.parameters(), *model.buffers()))
+    return {
+        "first_s": [_number(value) for value in firsts],
+        "tokens_per_s": [_number(value) for value in speeds],
+        "weights_gb": _number(stored / 1e9),
+        "memory_gb": _number(torch.cuda.max_memory_allocated() / 1e9) if cuda else None,
+    }

@@ -1,0 +1,94 @@
+"""The study's cells as figures by arm, and what can be said of a difference between two arms."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Content = Mapping[str, Any]  # of results.json
+ARM_NAMES = {"gptq": "GPTQ", "nf4": "NF4", "int8": "int8", "bf16": "bf16"}
+CONTROL = "bf16"
+
+
+def cells(content: Content, *parts: str) -> list[dict[str, Any]]:
+    """The cells whose keys begin with these parts, in the order of their keys."""
+    begins = "|".join(parts)
+    found: dict[str, dict[str, Any]] = content["cells"]
+    return [found[key] for key in sorted(found) if key == begins or key.startswith(begins + "|")]
+
+
+def by_arm(content: Content, *parts: str) -> dict[str, list[dict[str, Any]]]:
+    """The cells of each arm under `parts`, one a seed; arms without cells are left out."""
+    found = {arm: cells(content, *parts, arm) for arm in ARM_NAMES}
+    return {arm: rows for arm, rows in found.items() if rows}
+
+
+def given(values: Iterable[float | None]) -> list[float]:
+    """The values that are there: a diverged run may have none."""
+    return [value for value in values if value is not None]
+
+
+def last_loss(cell: Mapping[str, Any]) -> float | None:
+    """The validation loss at the end of a run, in nats a token."""
+    loss: float | None = cell["evals"][-1]["loss"] if cell["evals"] else None
+    return loss
+
+
+def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
+    """Mean and range, as text."""
+    if not values:
+        return "none"
+    mean = form.format(statistics.fmean(values))
+    low, high = form.format(min(values)), form.format(max(values))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def verdict(figures: Mapping[str, Sequence[float]], form: str = "{:+.3f}") -> str:
+    """How far each arm's mean is from the control's, and whether that is more than the seeds make."""
+    control, said = figures.get(CONTROL, ()), []
+    for arm, values in figures.items():
+        if arm == CONTROL or not values or not control:
+            continue
+        apart = form.format(statistics.fmean(values) - statistics.fmean(control))
+        said.append(f"{ARM_NAMES[arm]} {apart} ({judged(values, control)})")
+    return f"Against {ARM_NAMES[CONTROL]}: {'; '.join(said)}." if said else "There is nothing to compare yet."
+
+
+def judged(one: Sequence[float], other: Sequence[float]) -> str:
+    """Whether two arms differ by more than their seeds do."""
+    if min(len(one), len(other)) < 2:
+        return "one seed, so no spread to judge by"
+    apart = min(one) > max(other) or min(other) > max(one)
+    return "beyond the spread of the seeds" if apart else "within the spread of the seeds"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def rise(cell: Mapping[str, Any], change: str) -> float | None:
+    """How much the loss on the test rows rises when their prompts are changed."""
+    after, before = cell["changed"].get(change, {}).get("loss"), cell["loss"]
+    return None if after is None or before is None else after - before
+
+
+def forgotten(cell: Mapping[str, Any], kind: str) -> float | None:
+    """How much the loss on a kind of other text rose from before the training to its end."""
+    first, last = cell["evals"][0].get(kind), cell["evals"][-1].get(kind)
+    return None if first is None or last is None else last - first
+
+
+def mean_by_seed(
+    content: Content, arm: str, figure: Any, tasks: Sequence[str], seeds: Sequence[int]
+) -> list[float]:
+    """For each seed the mean of `figure(cell)` over the tasks that have it."""
+    found = []
+    for seed in seeds:
+        runs = [content["cells"].get(f"task|{task}|{arm}|{seed}") for task in tasks]
+        values = given(figure(run) for run in runs if run and "loss" in run)
+        if values:
+            found.append(statistics.fmean(values))
+    return found

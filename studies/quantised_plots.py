@@ -1,0 +1,197 @@
+"""The study's plots, from results.json alone: arms in fixed colours, bars from lowest seed to highest."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from core.files import whole
+from studies.quantised_cells import (
+    ARM_NAMES,
+    Content,
+    by_arm,
+    cells,
+    given,
+    last_loss,
+    mean_by_seed,
+    rise,
+)
+from studies.quantised_tasks import CHANGES, SCORES
+
+COLOURS = {"gptq": "#d55e00", "nf4": "#0072b2", "int8": "#009e73", "bf16": "#555555"}
+SEEDS = (1, 2, 3)
+LOSS = "loss (nats a token)"
+
+
+def write_plots(content: Content, folder: Path, begins: str = "") -> list[str]:
+    """Draw what there are cells for into `folder`, as `<begins><name>.png`; return the names."""
+    drawers = {
+        "tasks": (draw_tasks, "task"),
+        "alpha": (draw_alpha, "alpha"),
+        "stability": (draw_stability, "rate"),
+        "speed": (draw_speed, "speed"),
+        "robustness": (draw_robustness, "task"),
+        "forgetting": (draw_forgetting, "task"),
+    }
+    drawn = []
+    for name, (draw, needs) in drawers.items():
+        if not cells(content, needs):
+            continue
+        figure = draw(content)
+        with whole(folder / f"{begins}{name}.png") as partial:
+            figure.savefig(partial, format="png", dpi=100)
+        drawn.append(name)
+    return drawn
+
+
+def _figure(columns: int, title: str) -> tuple[Figure, Sequence[Any]]:
+    figure = Figure(figsize=(4.6 * columns, 4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for each in axes:
+        each.grid(alpha=0.3)
+    return figure, axes
+
+
+def _bars(axes: Any, at: Sequence[float], values: Sequence[Sequence[float]], arm: str, form: str) -> None:
+    """Means with bars from the lowest to the highest seed; places without values are left out."""
+    drawn = [(x, statistics.fmean(v), min(v), max(v)) for x, v in zip(at, values, strict=True) if v]
+    if drawn:
+        x, mean, low, high = map(list, zip(*drawn, strict=True))
+        below = [max(0.0, m - v) for m, v in zip(mean, low, strict=True)]  # a mean is rounded
+        above = [max(0.0, v - m) for m, v in zip(mean, high, strict=True)]
+        axes.errorbar(x, mean, (below, above), fmt=form, color=COLOURS[arm], capsize=3, label=ARM_NAMES[arm])
+
+
+def _places(count: int, number: int) -> list[float]:
+    """Beside each other for arm `number`, around 0, 1, 2..."""
+    return [place + (number - 1.5) * 0.18 for place in range(count)]
+
+
+def draw_tasks(content: Content) -> Figure:
+    """Loss and score of each task, untuned (hollow) and tuned."""
+    figure, axes = _figure(2, "Tasks: tuned (dots, bars over seeds) and untuned (hollow)")
+    for each, name in zip(axes, ("loss", "score"), strict=True):
+        for number, arm in enumerate(ARM_NAMES):
+            at = _places(len(SCORES), number)
+            before = [
+                content["cells"].get(f"untuned|{arm}", {}).get("tasks", {}).get(task, {}).get(name)
+                for task in SCORES
+            ]
+            each.plot(
+                at, [float("nan") if b is None else b for b in before], "o", mfc="none", color=COLOURS[arm]
+            )
+            runs = [by_arm(content, "task", task).get(arm, []) for task in SCORES]
+            _bars(each, at, [given(run.get(name) for run in of) for of in runs], arm, "o")
+        labels = list(SCORES) if name == "loss" else [f"{task}\n{what}" for task, what in SCORES.items()]
+        each.set_xticks(range(len(SCORES)), labels, fontsize="small")
+        each.set_ylabel(LOSS + ", lower is better" if name == "loss" else "score (0 to 1), higher is better")
+    axes[0].legend()
+    return figure
+
+
+def draw_alpha(content: Content) -> Figure:
+    """Loss at the end over alpha, with a fixed and with a compensated rate."""
+    figure, axes = _figure(2, "lora_alpha at r 8 (crosses: a run diverged)")
+    alphas = content["settings"]["alphas"]
+    for each, mode in zip(axes, ("fixed", "compensated"), strict=True):
+        for number, arm in enumerate(ARM_NAMES):
+            at = _places(len(alphas), number)
+            runs = [
+                cells(content, "alpha", mode if alpha != alphas[0] else "fixed", str(alpha), arm)
+                for alpha in alphas
+            ]
+            values = [given(last_loss(run) for run in of) for of in runs]
+            _bars(each, at, values, arm, "o-")
+            lost = [
+                (x, max(v))
+                for x, v, of in zip(at, values, runs, strict=True)
+                if v and any(run["diverged"] for run in of)
+            ]
+            if lost:
+                each.plot(*zip(*lost, strict=True), "x", color=COLOURS[arm], ms=11, mew=2)
+        each.set_xticks(range(len(alphas)), map(str, alphas))
+        each.set(xlabel="lora_alpha", ylabel=f"last validation {LOSS}", title=f"{mode} learning rate")
+        each.set_yscale("log")
+    axes[0].legend()
+    return figure
+
+
+def draw_stability(content: Content) -> Figure:
+    """Share of diverged runs, and the largest gradient, over the learning rate."""
+    figure, axes = _figure(2, "Stability by learning rate")
+    rates = sorted({*content["settings"]["rates"], content["settings"]["sizes"]["rate"]})
+    for number, arm in enumerate(ARM_NAMES):
+        at = _places(len(rates), number)
+        runs = [cells(content, "rate", f"{rate:g}", arm) for rate in rates]
+        shares = [[statistics.fmean(run["diverged"] for run in of)] if of else [] for of in runs]
+        _bars(axes[0], at, shares, arm, "o-")
+        norms = [given(max(given(run["grad_norms"]), default=None) for run in of) for of in runs]
+        _bars(axes[1], at, norms, arm, "o")
+    for each in axes:
+        each.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        each.set_xlabel("learning rate")
+    axes[0].set(ylabel="share of runs that diverged", ylim=(-0.05, 1.05))
+    axes[1].set(ylabel="largest gradient norm of a run", yscale="log")
+    axes[0].legend()
+    return figure
+
+
+def draw_speed(content: Content) -> Figure:
+    """Tokens a second over the batch."""
+    figure, axes = _figure(1, "Writing speed by precision and batch")
+    batches = content["settings"]["batches"]
+    for arm in ARM_NAMES:
+        found = [
+            [v for cell in cells(content, "speed", arm, str(b)) for v in cell["tokens_per_s"]]
+            for b in batches
+        ]
+        _bars(axes[0], batches, found, arm, "o-")
+    for number, key in enumerate(key for key in content["cells"] if key.startswith("gguf|")):
+        of = content["cells"][key]["batches"]
+        means = [statistics.fmean(of[str(b)]["tokens_per_s"]) for b in batches]
+        axes[0].plot(batches, means, "s--", color=f"C{number}", label=f"llama.cpp {key[5:]}")
+    axes[0].set(xlabel="chats at once", ylabel="tokens a second, all together", xscale="log", yscale="log")
+    axes[0].set_xticks(batches, map(str, batches))
+    axes[0].minorticks_off()
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+def draw_robustness(content: Content) -> Figure:
+    """The rise of the loss under each change."""
+    figure, axes = _figure(1, "What a changed prompt costs a tuned model")
+    changes, tasks = (*CHANGES, "other domain"), content["settings"]["tasks"]
+    for number, arm in enumerate(ARM_NAMES):
+        values = [
+            mean_by_seed(content, arm, lambda cell, change=change: rise(cell, change), tasks, SEEDS)
+            for change in changes
+        ]
+        _bars(axes[0], _places(len(changes), number), values, arm, "o")
+    axes[0].set_xticks(range(len(changes)), changes, fontsize="small", rotation=20)
+    axes[0].set_ylabel("rise of the loss (nats a token)")
+    axes[0].axhline(0, color="black", lw=0.8)
+    axes[0].legend()
+    return figure
+
+
+def draw_forgetting(content: Content) -> Figure:
+    """Loss on other text by epoch: of the first task that was trained."""
+    task = next(task for task in content["settings"]["tasks"] if cells(content, "task", task))
+    figure, axes = _figure(3, f"Other text while {task} are learnt")
+    for each, kind in zip(axes, ("code", "licence", "manual"), strict=True):
+        for arm, runs in by_arm(content, "task", task).items():
+            epochs = range(max(len(run["evals"]) for run in runs))
+            values = [
+                given(run["evals"][epoch].get(kind) for run in runs if epoch < len(run["evals"]))
+                for epoch in epochs
+            ]
+            _bars(each, list(epochs), values, arm, "o-")
+        each.set(xlabel="epoch", ylabel=LOSS, title=kind)
+        each.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].legend()
+    return figure

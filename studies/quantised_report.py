@@ -1,0 +1,278 @@
+"""The study's report, from results.json alone: the same JSON gives the same page."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from core.files import write_whole
+from studies.quantised_cells import (
+    ARM_NAMES,
+    Content,
+    by_arm,
+    cells,
+    forgotten,
+    given,
+    last_loss,
+    mean_by_seed,
+    rise,
+    spread,
+    table,
+    verdict,
+)
+from studies.quantised_plots import write_plots
+from studies.quantised_tasks import CHANGES, SCORES
+
+REPORT = "report.md"
+SEEDS = (1, 2, 3)
+KINDS = ("code", "licence", "manual")
+
+
+def write_report(content: Content, folder: Path, page: str = REPORT, pictures: str = "") -> str:
+    """Write the page and its plots into `folder`, the plots' names beginning with `pictures`; say where."""
+    drawn = write_plots(content, folder, pictures)
+    write_whole(folder / page, report(content, {name: f"{pictures}{name}.png" for name in drawn}))
+    return f"{folder / page} is written, from {len(content['cells'])} cells."
+
+
+def report(content: Content, pictures: dict[str, str]) -> str:
+    """The page's text; `pictures`: the files of those plots that there is something to draw for."""
+    sections = [
+        ("", _head(content)),
+        ("Four arms", _arms(content)),
+        ("Tasks, untuned and tuned", _tasks(content)),
+        ("How large a lora_alpha", _alpha(content)),
+        ("Does quantisation make training unstable", _stability(content)),
+        ("Speed and memory of inference", _speed(content)),
+        ("Robustness: what a changed prompt costs", _robustness(content)),
+        ("What is forgotten", _forgetting(content)),
+    ]
+    names = ("", "", "tasks", "alpha", "stability", "speed", "robustness", "forgetting")
+    text = []
+    for (title, body), name in zip(sections, names, strict=True):
+        shown = f"\n\n![{title}]({pictures[name]})" if name in pictures else ""
+        text.append((f"## {title}\n\n" if title else "") + body + (shown if body else ""))
+    return "\n\n".join(text) + "\n"
+
+
+def _head(content: Content) -> str:
+    about, settings = content["cells"]["about"], content["settings"]
+    sizes = settings["sizes"]
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    return (
+        "# What a quantised base does to training, and to what comes out\n\n"
+        f"`{about['command']}` on {settings['device']} ({about['cores']} cores), {about['date']}; "
+        f"{versions}. All figures are from the JSON beside this page ({len(content['cells'])} cells).\n\n"
+        f"Each run trains an adapter (r {sizes['rank']}, alpha {sizes['alpha']}, all linear layers, "
+        f"learning rate {sizes['rate']:g}) on at most {sizes['train_rows']} rows for {sizes['epochs']} "
+        f"epochs in steps of {sizes['batch']}, and is judged by at most {sizes['test_rows']} others. **A "
+        "figure is a mean, with the range over its seeds in brackets.** Two arms are said to differ "
+        "where their ranges don't overlap, and what overlaps is called within the spread of the seeds. "
+        "With three seeds each, ranges of equal arms are apart once in ten times by chance, so among "
+        "dozens of comparisons some will be: one difference alone shows little. Seeds change where "
+        "adapters begin and in which order rows come. The rows stay the same, so what others would have "
+        "said isn't in the spread.\n\n"
+        "The sets are small and say how arms compare, not how good a model is. Reviews, reports and "
+        "sentences with their translations were written for this project (Apache-2.0, `studies/data`); "
+        "the quotations are MIT's `train/recipes/quotes.jsonl`. If the base is the tour's SmolLM2-135M, "
+        "its 16-bit weights were written out of a Q4_1 file: they lie near a 4-bit grid already, which "
+        "may flatter the arms with four bits."
+    )
+
+
+def _arms(content: Content) -> str:
+    made = content["cells"].get("gptq")
+    device = "in fp32, as everything on a processor" if content["settings"]["device"] == "CPU" else "in bf16"
+    text = (
+        "NF4 and int8 are bitsandbytes' (double quantisation; LLM.int8()), bf16 is the base as it is, "
+        f"computed {device}. GPTQ is made by `train/to_gptq.py`, the algorithm of arXiv 2210.17323, "
+        "symmetric, in groups of 64."
+    )
+    if not made:
+        return text
+    ratios, (count, length) = made["ratios"], made["windows"]
+    better = sum(ratio < 1 for ratio in ratios)
+    return (
+        f"{text} It was calibrated on {count} windows of {length} tokens of this project's own pages "
+        "(`studies/data/calibration.txt`). On those, the squared error of a layer's outputs is below "
+        f"that of rounding to nearest in {better} of {len(ratios)} layers, and in the median "
+        f"{statistics.median(ratios):.2f} times that ({min(ratios):.2f} to {max(ratios):.2f})."
+    )
+
+
+def _tasks(content: Content) -> str:
+    rows, said = [], []
+    for task, name in SCORES.items():
+        tuned = by_arm(content, "task", task)
+        for arm, title in ARM_NAMES.items():
+            runs = tuned.get(arm, [])
+            before = content["cells"].get(f"untuned|{arm}", {}).get("tasks", {}).get(task)
+            rows.append(
+                [
+                    task,
+                    title,
+                    f"{before['loss']:.3f}" if before else "",
+                    spread(given(run.get("loss") for run in runs)),
+                    name,
+                    f"{before['score']:.2f}" if before else "",
+                    spread(given(run.get("score") for run in runs), "{:.2f}"),
+                ]
+            )
+        if tuned:
+            losses = {arm: given(run.get("loss") for run in runs) for arm, runs in tuned.items()}
+            scores = {arm: given(run.get("score") for run in runs) for arm, runs in tuned.items()}
+            said.append(f"- {task}, loss. {verdict(losses)}")
+            said.append(f"- {task}, {name}. {verdict(scores, '{:+.2f}')}")
+    head = ["task", "arm", "loss untuned", "loss tuned", "score", "untuned", "tuned"]
+    note = (
+        "Losses in nats a token of the answer. Scores from 0 to 1: format kept is the share of replies "
+        "with a quote and an author; accuracy is by the probabilities of the two labels; ROUGE-L is an "
+        "F1, chrF an F2. Untuned models are asked once, as nothing in them depends on a seed."
+    )
+    return "\n\n".join([table(head, rows), note, *(["\n".join(said)] if said else [])])
+
+
+def _alpha(content: Content) -> str:
+    alphas = content["settings"]["alphas"]
+    rows, said = [], []
+    for mode in ("fixed", "compensated"):
+        of_alpha: dict[str, list[float]] = {}
+        for alpha in alphas:
+            arms = by_arm(content, "alpha", mode if alpha != alphas[0] else "fixed", str(alpha))
+            line = [mode, str(alpha)]
+            for arm in ARM_NAMES:
+                runs = arms.get(arm, [])
+                losses = given(last_loss(run) for run in runs)
+                lost = sum(run["diverged"] for run in runs)
+                line.append(spread(losses, "{:.2f}") + (f", {lost} diverged" if lost else ""))
+                of_alpha.setdefault(arm, []).extend([statistics.fmean(losses)] if losses else [])
+            rows.append(line)
+        ranges = [
+            f"{ARM_NAMES[arm]} {min(means):.2f} to {max(means):.2f}"
+            for arm, means in of_alpha.items()
+            if means
+        ]
+        if ranges:
+            said.append(
+                f"Over the alphas, with a {mode} rate, the mean loss goes from lowest to highest: "
+                f"{', '.join(ranges)}."
+            )
+    note = (
+        "Validation loss at the end (nats a token) on quotations. The fixed rate is the same for each "
+        "alpha; the compensated one is divided by how much larger alpha / r is, so that what is left is "
+        "alpha's own effect. The first alpha is both. A diverged run stopped at a loss of 1.5 times that "
+        "before training, or broke."
+    )
+    head = ["rate", "alpha", *ARM_NAMES.values()]
+    return "\n\n".join([table(head, rows), note, *said])
+
+
+def _stability(content: Content) -> str:
+    rates = sorted({*content["settings"]["rates"], content["settings"]["sizes"]["rate"]})
+    rows = []
+    norms: dict[str, list[float]] = {}
+    for rate in rates:
+        for arm, runs in by_arm(content, "rate", f"{rate:g}").items():
+            highest = [max(given(run["grad_norms"]), default=None) for run in runs]
+            rows.append(
+                [
+                    f"{rate:g}",
+                    ARM_NAMES[arm],
+                    f"{sum(run['diverged'] for run in runs)} of {len(runs)}",
+                    f"{sum(run['spikes'] for run in runs)}",
+                    spread(given(highest), "{:.3g}"),
+                    spread(given(last_loss(run) for run in runs), "{:.2f}"),
+                ]
+            )
+            if rate == content["settings"]["sizes"]["rate"]:
+                norms[arm] = given(highest)
+    note = (
+        "A spike is a step whose loss is above 1.5 times the mean of the five before it. The gradient's "
+        "norm is that before clipping to 1. bf16 is the control: what it does too isn't quantisation's "
+        "doing."
+    )
+    head = ["learning rate", "arm", "diverged", "spikes", "largest gradient norm", "last loss"]
+    said = f"Largest gradient norm at the usual rate. {verdict(norms, '{:+.2f}')}" if norms else ""
+    return "\n\n".join([table(head, rows), note, *([said] if said else [])])
+
+
+def _speed(content: Content) -> str:
+    rows = []
+    for batch in content["settings"]["batches"]:
+        for arm, title in ARM_NAMES.items():
+            for cell in cells(content, "speed", arm, str(batch)):
+                rows.append(_fast("transformers", title, batch, cell, cell))
+        for key in [key for key in content["cells"] if key.startswith("gguf|")]:
+            cell = content["cells"][key]
+            rows.append(_fast("llama.cpp, processor", key[5:], batch, cell["batches"][str(batch)], cell))
+    tokens = content["settings"]["sizes"]["new_tokens"]
+    note = (
+        f"Prompts of {tokens} tokens and as many written; medians with ranges over repeats on one "
+        "machine. Weights are the packed ones without the quantisation's constants, and files with all "
+        "that is in them; the peak is the GPU's."
+    )
+    if not any(key.startswith("gguf|") for key in content["cells"]):
+        note += " llama.cpp wasn't there, so there are no GGUF files in this table."
+    head = ["engine", "weights", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
+    return "\n\n".join([table(head, rows), note])
+
+
+def _fast(engine: str, title: str, batch: int, cell: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    peak = about.get("memory_gb")
+    speeds = cell["tokens_per_s"]
+    range_ = f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})"
+    first = f"{statistics.median(cell['first_s']):.3f}"
+    stored = f"{about['weights_gb']:.3f}"
+    return [engine, title, str(batch), first, range_, stored, f"{peak:.2f}" if peak else ""]
+
+
+def _robustness(content: Content) -> str:
+    tasks = content["settings"]["tasks"]
+    rows, said = [], []
+    for change in (*CHANGES, "other domain"):
+        losses = {
+            arm: mean_by_seed(content, arm, lambda cell, change=change: rise(cell, change), tasks, SEEDS)
+            for arm in ARM_NAMES
+        }
+        rows.append([change, *(spread(values, "{:+.3f}") for values in losses.values())])
+        if any(losses.values()):
+            said.append(f"- {change}. {verdict(losses)}")
+    obeyed = {
+        arm: mean_by_seed(content, arm, lambda cell: cell.get("obeyed"), tasks, SEEDS) for arm in ARM_NAMES
+    }
+    rows.append(
+        ["obeys the injected line (share)", *(spread(values, "{:.2f}") for values in obeyed.values())]
+    )
+    note = (
+        "How much the loss of the right answer rises (nats a token) when the prompt of a tuned model is "
+        "changed: the mean over tasks, for each seed. Other domain is of sentiment: goods in place of "
+        "food and rooms. It is each arm's own rise, so an arm that is worse throughout isn't called "
+        "fragile for it."
+    )
+    return "\n\n".join(
+        [table(["change", *ARM_NAMES.values()], rows), note, *(["\n".join(said)] if said else [])]
+    )
+
+
+def _forgetting(content: Content) -> str:
+    tasks = content["settings"]["tasks"]
+    rows, said = [], []
+    for kind in KINDS:
+        before = [content["cells"].get(f"untuned|{arm}", {}).get("unlike", {}).get(kind) for arm in ARM_NAMES]
+        rows.append([kind, "untuned", *(f"{loss:.3f}" if loss else "" for loss in before)])
+        rises = {
+            arm: mean_by_seed(content, arm, lambda cell, kind=kind: forgotten(cell, kind), tasks, SEEDS)
+            for arm in ARM_NAMES
+        }
+        rows.append([kind, "rise by training", *(spread(values, "{:+.3f}") for values in rises.values())])
+        if any(rises.values()):
+            said.append(f"- {kind}. {verdict(rises)}")
+    note = (
+        "Loss (nats a token) on text that is like none of the tasks: Python code, the Apache licence and "
+        "a page about this project's chat; the rise is the mean over tasks, for each seed. The plot has "
+        "it by epoch."
+    )
+    return "\n\n".join(
+        [table(["text", "", *ARM_NAMES.values()], rows), note, *(["\n".join(said)] if said else [])]
+    )

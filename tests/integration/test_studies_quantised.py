@@ -1,0 +1,166 @@
+"""The study of quantised bases on two layers of the embedded model: its arms, its GPTQ, its going on."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from core.errors import ChatError, TrainError
+from core.from_gguf import checkpoint_from_gguf
+from core.gptq import open_checkpoint
+from studies.quantised import FEW, QUICK, Study, main
+from studies.quantised_arms import ARMS, Sizes, run_job
+from studies.quantised_report import report, write_report
+from studies.results import FILE, Results
+from train.gptq import GptqLinear, load
+from train.to_gptq import GROUP, gptq, quantise_checkpoint, round_to_nearest, windows_of
+
+CPU = torch.device("cpu")
+TWO_STEPS = Sizes(train_rows=4, test_rows=2, epochs=1, batch=2, unlike_tokens=32, new_tokens=4, repeats=1)
+SMALL = FEW | {"alphas": (16,), "windows": (2, 32), "rates": (), "batches": (1,)}
+
+
+@pytest.fixture(scope="module")
+def base(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first layers of the embedded model as a checkpoint."""
+    folder = tmp_path_factory.mktemp("base") / "base"
+    checkpoint_from_gguf(short_model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study that was stopped before its first cell: only the GPTQ base is made."""
+    made = Study(base, tmp_path_factory.mktemp("study"), "cpu", TWO_STEPS, SMALL)
+    made.results.put("about", {"command": "c", "date": "d", "cores": 2, "versions": {"torch": "2"}})
+    assert not made.run(until=time.monotonic())
+    assert list(made.results.content["cells"]) == ["about", "gptq"]
+    return made
+
+
+def correlated(inputs: int, rows: int = 512) -> torch.Tensor:
+    """What a layer sees: few directions carry most of it."""
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randn(rows, inputs, generator=generator)
+    return seen @ torch.randn(inputs, inputs, generator=generator) * torch.rand(inputs, generator=generator)
+
+
+def test_gptq_errs_less_than_rounding_to_nearest() -> None:
+    seen = correlated(128)
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
+    parts, made = gptq(weight, seen.T @ seen)
+    errors = [((weight - other) @ seen.T).square().sum() for other in (made, round_to_nearest(weight))]
+    assert errors[0] < 0.7 * errors[1]
+    read = GptqLinear(nn.Linear(128, 64, bias=False), list(parts.values()), {"group_size": GROUP})
+    torch.testing.assert_close(read.weight, made, rtol=1e-5, atol=1e-6)
+
+
+def test_gptq_without_correlation_is_rounding_to_nearest() -> None:
+    weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(gptq(weight, torch.eye(128))[1], round_to_nearest(weight))
+
+
+def test_a_width_that_makes_no_groups_is_refused() -> None:
+    with pytest.raises(TrainError, match="96 x 8 has no groups of 64"):
+        gptq(torch.ones(8, 96), torch.eye(96))
+
+
+def test_a_whole_checkpoint_is_read_by_training_and_conversion(base: Path, tmp_path: Path) -> None:
+    windows = torch.randint(100, 20_000, (4, 64), generator=torch.Generator().manual_seed(0))
+    ratios = quantise_checkpoint(base, tmp_path / "gptq", windows, CPU)
+    assert len(ratios) == 14
+    assert max(ratios) < 1
+    model = load(tmp_path / "gptq", torch.float32, CPU, "sdpa")
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    layer = "model.layers.1.mlp.down_proj"
+    before, after = plain.get_submodule(layer).weight, model.get_submodule(layer).weight
+    assert 0.01 < (after - before).norm() / before.norm() < 0.2
+    converted = open_checkpoint(tmp_path / "gptq").read(f"{layer}.weight").float()
+    torch.testing.assert_close(converted, after, rtol=2e-3, atol=1e-4)
+    ids = windows[:1]
+    assert (model(ids).logits - plain(ids).logits).abs().mean() < plain(ids).logits.std()
+
+
+def test_too_little_to_calibrate_on_is_refused() -> None:
+    with pytest.raises(TrainError, match="7 tokens to calibrate on make no window of 8"):
+        windows_of(range(7), 8, 1)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_each_arm_trains_two_steps(arm: str, study: Study) -> None:
+    found = run_job(study.job("task", arm, task="sentiment", seed=1))
+    assert len(found["losses"]) == len(found["grad_norms"]) == 2
+    assert not found["diverged"]
+    assert [set(each) for each in found["evals"]] == [{"loss", "licence", "code", "manual"}] * 2
+    assert found["evals"][0] != found["evals"][1]  # it was trained
+    assert set(found["changed"]) == {
+        *("typos", "case", "paraphrase", "distractor", "injection", "other domain")
+    }
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_rate_that_breaks_training_is_a_result(study: Study) -> None:
+    found = run_job(replace(study.job("rate", "bf16", rate=1e6), sizes=replace(TWO_STEPS, epochs=4)))
+    assert found["diverged"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_speed_is_measured(study: Study) -> None:
+    found = run_job(study.job("speed", "nf4", batch=2))
+    assert min(found["tokens_per_s"] + found["first_s"]) > 0
+    assert found["weights_gb"] < 0.2
+
+
+def test_a_study_goes_on_and_its_report_comes_from_the_file_alone(study: Study, base: Path) -> None:
+    key = "task|quotes|nf4|1"
+    for arm in ("nf4", "bf16"):
+        kept = run_job(study.job("task", arm, seed=1))
+        study.results.put(f"task|quotes|{arm}|1", kept)
+    kept = study.results.content["cells"][key]
+    again = Study(base, study.out, "cpu", TWO_STEPS, SMALL)
+    assert again.results.content["cells"][key] == json.loads(json.dumps(kept))
+    todo = [each for line in again.lines() for each in line if not again.results.done(each)]
+    assert key not in todo
+    assert "task|quotes|nf4|2" in todo
+    write_report(again.results.content, study.out)
+    written = (study.out / "report.md").read_text(encoding="utf-8")
+    (study.out / "report.md").unlink()
+    write_report(json.loads((study.out / FILE).read_text(encoding="utf-8")), study.out)
+    assert (study.out / "report.md").read_text(encoding="utf-8") == written
+    assert f"{kept['loss']:.3f}" in written
+    assert "one seed, so no spread to judge by" in written
+    assert (study.out / "tasks.png").stat().st_size > 10_000
+
+
+def test_results_of_another_version_or_study_are_refused(tmp_path: Path, base: Path) -> None:
+    Results(tmp_path, 0, {}).put("gptq", {})
+    with pytest.raises(ChatError, match="another version"):
+        Study(base, tmp_path, "cpu", TWO_STEPS, SMALL)
+
+
+def test_the_command_says_so_in_a_line(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Results(tmp_path, 0, {}).put("gptq", {})
+    assert main(["--quick", "--base", str(base), "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "another version" in error
+    with pytest.raises(SystemExit) as left:
+        main(["--base", str(tmp_path)])
+    assert left.value.code == 2
+
+
+def test_a_report_without_cells_says_what_there_is(base: Path, tmp_path: Path) -> None:
+    study = Study(base, tmp_path, "cpu", QUICK, FEW)
+    study.results.put("about", {"command": "c", "date": "d", "cores": 2, "versions": {"torch": "2"}})
+    text = report(study.results.content, {})
+    assert "## What is forgotten" in text
+    assert "nan" not in text

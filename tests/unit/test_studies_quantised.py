@@ -1,0 +1,110 @@
+"""The scores and comparisons of the study of quantised bases, and that its page says what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from studies.quantised_arms import spikes
+from studies.quantised_cells import verdict
+from studies.quantised_report import report
+from studies.quantised_tasks import (
+    ASKED,
+    CHANGES,
+    TASKS,
+    Row,
+    changed,
+    chrf,
+    load_task,
+    rouge_l,
+    with_typos,
+)
+
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "studies"
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [("The cat sat.", 1.0), ("the CAT", 0.8), ("sat cat the", 1 / 3), ("a dog", 0.0), ("", 0.0)],
+)
+def test_rouge_l_is_the_f1_of_the_longest_common_subsequence(reply: str, expected: float) -> None:
+    assert rouge_l(reply, "The cat sat.") == pytest.approx(expected)
+
+
+def test_chrf_counts_character_n_grams() -> None:
+    assert chrf("le chat", "le chat") == 1
+    assert chrf("xyz", "le chat") == chrf("", "le chat") == 0
+    # 1-grams: 2 of 2 made, 2 of 3 wanted; 2-grams: 1 of 1, 1 of 2; there are no longer ones of "ab".
+    precision, recall = 1.0, (2 / 3 + 1 / 2) / 2
+    assert chrf("ab", "abc") == pytest.approx(5 * precision * recall / (4 * precision + recall))
+
+
+def plain(row: Row) -> str:
+    """Question and answer, by their letters: two quotations can begin alike."""
+    return re.sub(r"\W", "", (row.text + row.answer).lower())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_rows_that_are_trained_are_not_tested(task: str) -> None:
+    train, test = (load_task(task, split, 1000) for split in ("train", "test"))
+    assert len(train) >= 24
+    assert len(test) >= 12
+    assert not {plain(row) for row in train} & {plain(row) for row in test}
+
+
+def test_labels_are_balanced() -> None:
+    for split in ("train", "test", "other"):
+        answers = [row.answer for row in load_task("sentiment", split, 1000)]
+        assert answers.count("positive") * 2 == len(answers)
+
+
+@pytest.mark.parametrize("task", ASKED)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_changes_the_prompt_and_never_the_answer(task: str, change: str) -> None:
+    row = Row(task, "The soup came hot and the waiter remembered my name.", "yes")
+    plain, other = row.example(), row.example(change)
+    assert other.messages[0] != plain.messages[0]
+    assert other.messages[1] == plain.messages[1]
+    assert changed(task, row.text, change) == changed(task, row.text, change)
+
+
+def test_typos_swap_letters_and_lose_none() -> None:
+    text = "The soup came hot and the waiter remembered my name, all three times."
+    assert with_typos(text) != text
+    assert sorted(with_typos(text)) == sorted(text)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([2.0] * 10, 0),
+        ([2.0] * 5 + [3.1] + [2.0] * 4, 1),
+        ([2.0] * 5 + [2.9] + [2.0] * 4, 0),
+        ([2.0] * 5 + [float("nan")], 1),
+        ([9.0, 2.0], 0),
+    ],
+)
+def test_spikes(losses: list[float], expected: int) -> None:
+    assert spikes(losses) == expected
+
+
+def test_a_difference_is_judged_by_the_ranges_of_the_seeds() -> None:
+    figures = {"gptq": [2.0, 2.2, 2.4], "nf4": [1.0, 1.1, 1.2], "int8": [1.5], "bf16": [1.9, 2.0, 2.1]}
+    said = verdict(figures)
+    assert "GPTQ +0.200 (within the spread of the seeds)" in said
+    assert "NF4 -0.900 (beyond the spread of the seeds)" in said
+    assert "int8 -0.500 (one seed, so no spread to judge by)" in said
+    assert verdict({"gptq": [1.0]}) == "There is nothing to compare yet."
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("quantised*.md")), ids=lambda page: page.name)
+def test_the_page_is_what_its_results_say(page: Path) -> None:
+    content = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    shown = re.findall(r"^!\[.*\]\((.*)\)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    pictures = {name.removesuffix(".png").removeprefix(f"{page.stem}-"): name for name in shown}
+    assert shown
+    assert page.read_text(encoding="utf-8") == report(content, pictures)
+    assert all((page.parent / name).is_file() for name in shown)
