@@ -25,6 +25,7 @@
   const amend = () => {
     direct(`#talk .message :is(${PARAGRAPHS}), #talk .edit-textarea`, 'auto');
     direct('#talk .message :is(pre, code)', 'ltr');
+    document.querySelectorAll('#talk pre:not([tabindex])').forEach((code) => (code.tabIndex = 0)); // long lines scroll
     document.querySelectorAll('#talk [role=log]').forEach((log) => log.setAttribute('aria-live', 'off'));
     window.tune2chat.amendMarks();
     // Gradio puts a nameless button into one that folds a thought: the outer one does it all.
@@ -32,6 +33,7 @@
       inner.tabIndex = -1;
       inner.setAttribute('aria-hidden', 'true');
     });
+    find('#talk .examples')?.setAttribute('role', 'group'); // its buttons are no items of a list
     find('#talk .edit-textarea')?.setAttribute('aria-label', 'Edited message');
   };
   amend();

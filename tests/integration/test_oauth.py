@@ -85,7 +85,7 @@ def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     extra = "; extra == 'oauth'"
     wanted = [each.removesuffix(extra) for each in requires("gradio") or [] if each.endswith(extra)]
     assert wanted
-    install = ["install", "--quiet", "--retries", "0", "--target", target, *wanted]
+    install = ["install", "--quiet", "--retries", "0", "--target", str(target), *wanted]
     if subprocess.run([*PIP, *install], capture_output=True).returncode:
         pytest.skip(f"no package index that has {' and '.join(wanted)}; set PIP_INDEX_URL to one")
     with pytest.MonkeyPatch.context() as patch:
