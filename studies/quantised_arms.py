@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from core.errors import TrainError
 from core.tokenizer import ChatTokenizer
-from studies.quantised_tasks import CHANGES, TASKS, load_task, obeyed, score, unlike_texts
+from studies.quantised_tasks import CHANGES, load_task, obeyed, score, unlike_texts
 from train.batches import Order
 from train.evaluation import evaluate
 from train.examples import Encoded
@@ -64,6 +64,7 @@ class Job:
     device: str
     sizes: Sizes
     task: str = "quotes"
+    tasks: tuple[str, ...] = ()  # that an untuned base is asked
     seed: int = 0
     alpha: int = 0
     rate: float = 0.0
@@ -87,7 +88,7 @@ def run_job(job: Job) -> dict[str, Any]:
     session = Session(adapted, tokenizer, seeded, device)
     try:
         if job.what == "untuned":
-            return {"tasks": {task: scores(session, job, task) for task in TASKS}} | unlike(session, job)
+            return {"tasks": {task: scores(session, job, task) for task in job.tasks}} | unlike(session, job)
         found = train(session, job)
         if job.what == "task" and not found["diverged"]:
             found |= scores(session, job, job.task)

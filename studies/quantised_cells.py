@@ -24,6 +24,14 @@ def by_arm(content: Content, *parts: str) -> dict[str, list[dict[str, Any]]]:
     return {arm: rows for arm, rows in found.items() if rows}
 
 
+def at_rate(content: Content, rate: float, arm: str) -> list[dict[str, Any]]:
+    """The runs of an arm at a learning rate; at the usual one they are those of the usual alpha."""
+    sizes = content["settings"]["sizes"]
+    if rate == sizes["rate"]:
+        return cells(content, "alpha", "fixed", str(sizes["alpha"]), arm)
+    return cells(content, "rate", f"{rate:g}", arm)
+
+
 def given(values: Iterable[float | None]) -> list[float]:
     """The values that are there: a diverged run may have none."""
     return [value for value in values if value is not None]

@@ -13,6 +13,7 @@ from core.files import whole
 from studies.quantised_cells import (
     ARM_NAMES,
     Content,
+    at_rate,
     by_arm,
     cells,
     given,
@@ -127,7 +128,7 @@ def draw_stability(content: Content) -> Figure:
     rates = sorted({*content["settings"]["rates"], content["settings"]["sizes"]["rate"]})
     for number, arm in enumerate(ARM_NAMES):
         at = _places(len(rates), number)
-        runs = [cells(content, "rate", f"{rate:g}", arm) for rate in rates]
+        runs = [at_rate(content, rate, arm) for rate in rates]
         shares = [[statistics.fmean(run["diverged"] for run in of)] if of else [] for of in runs]
         _bars(axes[0], at, shares, arm, "o-")
         norms = [given(max(given(run["grad_norms"]), default=None) for run in of) for of in runs]

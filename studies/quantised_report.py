@@ -10,6 +10,7 @@ from core.files import write_whole
 from studies.quantised_cells import (
     ARM_NAMES,
     Content,
+    at_rate,
     by_arm,
     cells,
     forgotten,
@@ -108,6 +109,8 @@ def _tasks(content: Content) -> str:
         for arm, title in ARM_NAMES.items():
             runs = tuned.get(arm, [])
             before = content["cells"].get(f"untuned|{arm}", {}).get("tasks", {}).get(task)
+            if not before and not runs:
+                continue
             rows.append(
                 [
                     task,
@@ -173,7 +176,9 @@ def _stability(content: Content) -> str:
     rows = []
     norms: dict[str, list[float]] = {}
     for rate in rates:
-        for arm, runs in by_arm(content, "rate", f"{rate:g}").items():
+        for arm, runs in {arm: at_rate(content, rate, arm) for arm in ARM_NAMES}.items():
+            if not runs:
+                continue
             highest = [max(given(run["grad_norms"]), default=None) for run in runs]
             rows.append(
                 [
