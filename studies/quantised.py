@@ -2,6 +2,7 @@
 
     python studies/quantised.py --quick          two cores, under 20 minutes
     python studies/quantised.py --device cuda    all of it; with --minutes 8 as much of it as fits
+    python studies/quantised.py --page FOLDER    what FOLDER/results.json says, as docs/studies/quantised.md
 
 Each cell is kept in results.json as soon as it is measured: the same command goes on where it was.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -30,13 +32,15 @@ try:
     import torch
 
     from core.command import ROOT, command_line
+    from core.errors import ChatError
+    from core.files import read_json, write_whole
     from core.machine import thread_count
     from core.tokenizer import ChatTokenizer
     from studies import quantised_gguf as gguf
     from studies.quantised_arms import ARMS, Job, Sizes, compensated, run_job
     from studies.quantised_report import write_report
     from studies.quantised_tasks import DATA, TASKS
-    from studies.results import Results
+    from studies.results import FILE, Results
     from train.base import find_base, fingerprint
     from train.recipe import full_path, load_recipe
     from train.to_gptq import quantise_checkpoint, windows_of
@@ -46,7 +50,7 @@ except ModuleNotFoundError as error:
 SCRIPT = "studies/quantised.py"
 VERSION = 1  # another one when a figure comes to mean something else
 SEEDS = (1, 2, 3)
-FULL = Sizes(train_rows=64, test_rows=16, epochs=4)
+FULL = Sizes(train_rows=48, test_rows=16, epochs=3, new_tokens=32)
 QUICK = Sizes(train_rows=8, test_rows=4, epochs=2, batch=4, unlike_tokens=64, new_tokens=16, repeats=3)
 GRID: dict[str, Any] = {
     "tasks": TASKS,
@@ -104,10 +108,9 @@ class Study:
                 for arm in ARMS
             }
         yield {
-            f"alpha|{mode}|{alpha}|{arm}|{seed}": self.job("alpha", arm, alpha=alpha, seed=seed, rate=rate)
+            f"rate|{rate:g}|{arm}|{seed}": self.job("rate", arm, rate=rate, seed=seed)
             for seed in grid["seeds"]
-            for alpha in grid["alphas"]
-            for mode, rate in self._rates(alpha).items()
+            for rate in grid["rates"]  # the usual one's runs are those of the usual alpha
             for arm in ARMS
         }
         yield {
@@ -116,9 +119,10 @@ class Study:
             for batch in grid["batches"]
         }
         yield {
-            f"rate|{rate:g}|{arm}|{seed}": self.job("rate", arm, rate=rate, seed=seed)
+            f"alpha|{mode}|{alpha}|{arm}|{seed}": self.job("alpha", arm, alpha=alpha, seed=seed, rate=rate)
             for seed in grid["seeds"]
-            for rate in grid["rates"]  # the usual one's runs are those of the usual alpha
+            for alpha in grid["alphas"]
+            for mode, rate in self._rates(alpha).items()
             for arm in ARMS
         }
 
@@ -210,6 +214,19 @@ def about(given: argparse.Namespace, cores: int) -> dict[str, Any]:
     }
 
 
+def publish(folder: Path, pages: Path) -> int:
+    """Write the page of `folder`'s results, its plots and its JSON into `pages`. Raises ChatError."""
+    content = read_json(folder / FILE)
+    if content.get("version") != VERSION:
+        raise ChatError(
+            f"{folder / FILE} has results of version {content.get('version')!r}, and now {VERSION}"
+        )
+    pages.mkdir(parents=True, exist_ok=True)
+    write_whole(pages / "quantised.json", json.dumps(content, ensure_ascii=False) + "\n")
+    print(write_report(content, pages, "quantised.md", "quantised-"))
+    return 0
+
+
 def main(argv: list[str]) -> int:
     """Run the study, or as much as there is time for; return the exit code."""
     parser = Parser(prog=f"python {SCRIPT}", description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -218,12 +235,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=full_path, help="where results.json is (outputs/studies/quantised)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no cell that would end later")
+    parser.add_argument("--page", type=full_path, metavar="FOLDER", help="write docs/studies of its results")
     parser.add_argument("--workers", type=int, choices=(1, 4), help="1, or a process an arm (with cuda)")
     given = parser.parse_args(argv)
     if given.base and not (given.base / "config.json").is_file():
         parser.error(f"--base {str(given.base)!r} is no checkpoint: it has no config.json")
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA GPU here; leave --device out")
+    if given.page:
+        return run(lambda: publish(given.page, ROOT / "docs" / "studies"), "Stopped.")
     until = time.monotonic() + 60 * given.minutes - SPARE_S
 
     def work() -> int:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from core.errors import ChatError, TrainError
 from core.from_gguf import checkpoint_from_gguf
 from core.gptq import open_checkpoint
-from studies.quantised import FEW, QUICK, Study, main
+from studies.quantised import FEW, QUICK, Study, main, publish
 from studies.quantised_arms import ARMS, Sizes, run_job
 from studies.quantised_report import report, write_report
 from studies.results import FILE, Results
@@ -137,12 +137,18 @@ def test_a_study_goes_on_and_its_report_comes_from_the_file_alone(study: Study, 
     assert f"{kept['loss']:.3f}" in written
     assert "one seed, so no spread to judge by" in written
     assert (study.out / "tasks.png").stat().st_size > 10_000
+    pages = study.out / "pages"
+    assert publish(study.out, pages) == 0
+    assert (pages / "quantised.md").read_text(encoding="utf-8") == written.replace("](", "](quantised-")
+    assert json.loads((pages / "quantised.json").read_text(encoding="utf-8")) == again.results.content
 
 
 def test_results_of_another_version_or_study_are_refused(tmp_path: Path, base: Path) -> None:
     Results(tmp_path, 0, {}).put("gptq", {})
     with pytest.raises(ChatError, match="another version"):
         Study(base, tmp_path, "cpu", TWO_STEPS, SMALL)
+    with pytest.raises(ChatError, match="has results of version 0"):
+        publish(tmp_path, tmp_path / "pages")
 
 
 def test_the_command_says_so_in_a_line(
