@@ -53,7 +53,15 @@ POLICY = (
     "content=\"img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; "
     "frame-src 'none'; object-src 'none'; form-action 'none'; base-uri 'self'\">"
 )
-_SCRIPTS = ("kept_in_browser", "kept", "chat_rows", "chat_list", "screen_chats", "screen_marks")
+_SCRIPTS = (
+    "kept_in_browser",
+    "kept",
+    "chat_rows",
+    "chat_list",
+    "screen_line",
+    "screen_chats",
+    "screen_marks",
+)
 HEAD_JS = "\n".join(Path(__file__).with_name(f"{name}.js").read_text() for name in _SCRIPTS)
 
 

@@ -1,10 +1,12 @@
 // Ties the chats that are kept (chat/kept.js) and their list to the page: which one this tab shows, what the server
 // says is to be kept, files that come in and go out. `window.tune2chat.attach` is called by the hidden bus.
 (() => {
-  const page = window.tune2chat, { store } = page;
+  const page = window.tune2chat, { store, line } = page;
   const OPEN = 'tune2chat-open'; // of this tab, through reloads
   const VISITOR = 'tune2chat-visitor', DRAFT = 'tune2chat-draft';
   const TAB = 'tune2chat-tab:';
+  const CUT = 'The app can not be reached. Chats that are kept in this browser can be searched, renamed and deleted; ' +
+    'opening one and sending a message have to wait until the line is back. What you type stays.';
   const LARGEST_TEXT = 1_000_000; // characters of a file that becomes part of a message
   const LARGEST_FILE = 5_500_000; // of one with chats: what the app takes at once
   // Who knows this may take up the replies that are written for this browser; ids of chats are in saved files too.
@@ -23,6 +25,10 @@
     if (!told.isConnected) find('#under')?.before(told);
   };
   store.addEventListener('fault', () => tell(store.fault));
+  line.addEventListener('change', () => {
+    tell(line.cut ? CUT : store.fault);
+    if (!line.cut) list?.refresh(); // those of a person who signed in are on the other side
+  });
 
   const show = (id) => {
     current = id;
@@ -90,7 +96,7 @@
     if (told.failed === 'open') page.act('fresh', { quiet: true });
   };
   page.attach = ({ trigger, watch, props }) => {
-    page.act = (act, more = {}) => trigger('click', { act, visitor, ...more });
+    page.act = (act, more = {}) => line.cut || trigger('click', { act, visitor, ...more });
     watch('value', () => hear(props.value));
   };
 
@@ -190,6 +196,15 @@
     const box = find('#box');
     for (const name of ['dragover', 'drop', 'paste'])
       box.addEventListener(name, name === 'dragover' ? (event) => event.preventDefault() : drop, true);
+    // Gradio would try to send, fail, and load the page anew.
+    const hold = (event) => {
+      if (!line.cut) return;
+      event.preventDefault();
+      event.stopPropagation();
+    };
+    box.addEventListener('keydown', (event) => event.key === 'Enter' && !event.shiftKey && hold(event), true);
+    box.addEventListener('click', (event) => event.target.closest('.submit-button') && hold(event), true);
+    window.addEventListener('pagehide', () => find('#box textarea').value && draft(find('#box textarea').value));
     begin();
   };
 })();
