@@ -14,10 +14,11 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -79,7 +80,7 @@ class Study:
     ) -> None:
         """Raises ChatError for results of another study in `out`."""
         self.base, self.out, self.device, self.workers = base, out, device, workers
-        self.sizes, self.grid, self.gptq = sizes, grid, out / "gptq"
+        self.sizes, self.grid, self.gptq, self.failed = sizes, grid, out / "gptq", 0
         data = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(DATA.iterdir())))
         name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
         settings: dict[str, Any] = {
@@ -141,7 +142,8 @@ class Study:
                 left = {key: job for key, job in line.items() if not self.results.done(key)}
                 alone = self.workers == 1 or any(job.what == "speed" for job in left.values())
                 longest = self._do(left, pools if not alone else {}, until, longest)
-            return self._gguf(until - longest) and time.monotonic() + longest < until
+            self._gguf(until - longest)
+            return all(self.results.done(key) for line in self.lines() for key in line)
         finally:
             for pool in pools.values():
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -159,7 +161,7 @@ class Study:
                     waiting.clear()
                 elif not pools:
                     began = time.monotonic()
-                    self._keep(key, run_job(waiting.pop(key)), began)
+                    self._measure(key, partial(run_job, waiting.pop(key)), began)
                     longest = max(longest, time.monotonic() - began)
                 elif job.arm not in busy:
                     busy.add(job.arm)
@@ -167,9 +169,17 @@ class Study:
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 key, began = running.pop(future)
                 busy.discard(left[key].arm)
-                self._keep(key, future.result(), began)
+                self._measure(key, future.result, began)
                 longest = max(longest, time.monotonic() - began)
         return longest
+
+    def _measure(self, key: str, work: Callable[[], dict[str, Any]], began: float) -> None:
+        """Keep what a cell measured; one that fails is told of, and the others go on."""
+        try:
+            self._keep(key, work(), began)
+        except (ChatError, RuntimeError) as error:  # the second: PyTorch's, and of a process that died
+            self.failed += 1
+            print(f"error: {key}: {' '.join(str(error).split())[:300]}", file=sys.stderr, flush=True)
 
     def _keep(self, key: str, found: dict[str, Any], began: float) -> None:
         self.results.put(key, found)
@@ -186,20 +196,17 @@ class Study:
         ratios = quantise_checkpoint(self.base, self.gptq, windows, torch.device(self.device))
         self._keep("gptq", {"ratios": ratios, "windows": list(windows.shape)}, began)
 
-    def _gguf(self, until: float) -> bool:
-        """The same base in llama.cpp, on the processor; whether that is done or can't be."""
+    def _gguf(self, until: float) -> None:
+        """The same base in llama.cpp, on the processor."""
         if reason := gguf.lacking():
             print(f"note: no GGUF files are measured: {reason}", file=sys.stderr)
-            return True
+            return
         for kind in gguf.TYPES:
-            if time.monotonic() > until:
-                return False
-            if not self.results.done(f"gguf|{kind}"):
+            if time.monotonic() < until and not self.results.done(f"gguf|{kind}"):
                 began, sizes = time.monotonic(), self.sizes
                 given = (list(self.grid["batches"]), sizes.new_tokens, sizes.repeats)
-                found = gguf.measure(self.base, kind, self.out / "gguf", *given)
-                self._keep(f"gguf|{kind}", found, began)
-        return True
+                work = partial(gguf.measure, self.base, kind, self.out / "gguf", *given)
+                self._measure(f"gguf|{kind}", work, began)
 
 
 def about(given: argparse.Namespace, cores: int) -> dict[str, Any]:
@@ -257,7 +264,7 @@ def main(argv: list[str]) -> int:
         print(write_report(study.results.content, out))
         if not done:
             print(f"Not all is measured yet; go on with: {command_line(SCRIPT, argv)}")
-        return 0
+        return 1 if study.failed else 0
 
     return run(work, f"Stopped; finished cells are kept. Go on with: {command_line(SCRIPT, argv)}")
 

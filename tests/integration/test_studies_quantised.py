@@ -112,6 +112,19 @@ def test_a_rate_that_breaks_training_is_a_result(study: Study) -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_a_cell_that_fails_is_told_of_and_the_others_go_on(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = SMALL | {"tasks": ()}
+    study = Study(base, tmp_path, "cpu", replace(TWO_STEPS, alpha=16), grid)
+    assert not study.run(until=time.monotonic())
+    (tmp_path / "gptq" / "model.safetensors").write_bytes(b"not whole")
+    assert not study.run(until=time.monotonic() + 1e6)
+    assert "alpha|fixed|16|gptq|1: " in capsys.readouterr().err
+    assert study.results.done("alpha|fixed|16|nf4|1")
+    assert not any("|gptq|" in key for key in study.results.content["cells"])
+
+
 def test_speed_is_measured(study: Study) -> None:
     found = run_job(study.job("speed", "nf4", batch=2))
     assert min(found["tokens_per_s"] + found["first_s"]) > 0
