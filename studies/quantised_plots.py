@@ -117,7 +117,6 @@ def draw_alpha(content: Content) -> Figure:
                 each.plot(*zip(*lost, strict=True), "x", color=COLOURS[arm], ms=11, mew=2)
         each.set_xticks(range(len(alphas)), map(str, alphas))
         each.set(xlabel="lora_alpha", ylabel=f"last validation {LOSS}", title=f"{mode} learning rate")
-        each.set_yscale("log")
     axes[0].legend()
     return figure
 

@@ -15,6 +15,7 @@ from studies.quantised_cells import (
     cells,
     forgotten,
     given,
+    judged,
     last_loss,
     mean_by_seed,
     rise,
@@ -140,27 +141,26 @@ def _alpha(content: Content) -> str:
     alphas = content["settings"]["alphas"]
     rows, said = [], []
     for mode in ("fixed", "compensated"):
-        of_alpha: dict[str, list[float]] = {}
+        by_alpha: list[dict[str, list[float]]] = []
         for alpha in alphas:
             arms = by_arm(content, "alpha", mode if alpha != alphas[0] else "fixed", str(alpha))
-            line = [mode, str(alpha)]
-            for arm in ARM_NAMES:
-                runs = arms.get(arm, [])
-                losses = given(last_loss(run) for run in runs)
-                lost = sum(run["diverged"] for run in runs)
-                line.append(spread(losses, "{:.2f}") + (f", {lost} diverged" if lost else ""))
-                of_alpha.setdefault(arm, []).extend([statistics.fmean(losses)] if losses else [])
-            rows.append(line)
-        ranges = [
-            f"{ARM_NAMES[arm]} {min(means):.2f} to {max(means):.2f}"
-            for arm, means in of_alpha.items()
-            if means
+            by_alpha.append({arm: given(last_loss(run) for run in runs) for arm, runs in arms.items()})
+            lost = {arm: sum(run["diverged"] for run in runs) for arm, runs in arms.items()}
+            shown = [
+                spread(by_alpha[-1].get(arm, []), "{:.2f}")
+                + (f", {lost[arm]} diverged" if lost.get(arm) else "")
+                for arm in ARM_NAMES
+            ]
+            rows.append([mode, str(alpha), *shown])
+            if arms and (mode, alpha) != ("compensated", alphas[0]):
+                said.append(f"- {mode} rate, alpha {alpha}. {verdict(by_alpha[-1])}")
+        moves = [
+            f"{name} {statistics.fmean(last) - statistics.fmean(first):+.3f} ({judged(first, last)})"
+            for arm, name in ARM_NAMES.items()
+            if (first := by_alpha[0].get(arm)) and (last := by_alpha[-1].get(arm))
         ]
-        if ranges:
-            said.append(
-                f"Over the alphas, with a {mode} rate, the mean loss goes from lowest to highest: "
-                f"{', '.join(ranges)}."
-            )
+        if moves:
+            said.append(f"- {mode} rate, alpha {alphas[-1]} against {alphas[0]}: {'; '.join(moves)}.")
     note = (
         "Validation loss at the end (nats a token) on quotations. The fixed rate is the same for each "
         "alpha; the compensated one is divided by how much larger alpha / r is, so that what is left is "
@@ -168,38 +168,32 @@ def _alpha(content: Content) -> str:
         "before training, or broke."
     )
     head = ["rate", "alpha", *ARM_NAMES.values()]
-    return "\n\n".join([table(head, rows), note, *said])
+    return "\n\n".join([table(head, rows), note, *(["\n".join(said)] if said else [])])
 
 
 def _stability(content: Content) -> str:
     rates = sorted({*content["settings"]["rates"], content["settings"]["sizes"]["rate"]})
-    rows = []
-    norms: dict[str, list[float]] = {}
+    rows, said = [], []
     for rate in rates:
-        for arm, runs in {arm: at_rate(content, rate, arm) for arm in ARM_NAMES}.items():
-            if not runs:
-                continue
-            highest = [max(given(run["grad_norms"]), default=None) for run in runs]
-            rows.append(
-                [
-                    f"{rate:g}",
-                    ARM_NAMES[arm],
-                    f"{sum(run['diverged'] for run in runs)} of {len(runs)}",
-                    f"{sum(run['spikes'] for run in runs)}",
-                    spread(given(highest), "{:.3g}"),
-                    spread(given(last_loss(run) for run in runs), "{:.2f}"),
-                ]
-            )
-            if rate == content["settings"]["sizes"]["rate"]:
-                norms[arm] = given(highest)
+        runs_of = {arm: runs for arm in ARM_NAMES if (runs := at_rate(content, rate, arm))}
+        norms = {
+            arm: given(max(given(run["grad_norms"]), default=None) for run in runs)
+            for arm, runs in runs_of.items()
+        }
+        for arm, runs in runs_of.items():
+            diverged, spikes = (sum(run[name] for run in runs) for name in ("diverged", "spikes"))
+            last = spread(given(last_loss(run) for run in runs), "{:.2f}")
+            norm = spread(norms[arm], "{:.3g}")
+            rows.append([f"{rate:g}", ARM_NAMES[arm], f"{diverged} of {len(runs)}", str(spikes), norm, last])
+        if runs_of:
+            said.append(f"- largest gradient norm at {rate:g}. {verdict(norms, '{:+.2f}')}")
     note = (
         "A spike is a step whose loss is above 1.5 times the mean of the five before it. The gradient's "
         "norm is that before clipping to 1. bf16 is the control: what it does too isn't quantisation's "
         "doing."
     )
     head = ["learning rate", "arm", "diverged", "spikes", "largest gradient norm", "last loss"]
-    said = f"Largest gradient norm at the usual rate. {verdict(norms, '{:+.2f}')}" if norms else ""
-    return "\n\n".join([table(head, rows), note, *([said] if said else [])])
+    return "\n\n".join([table(head, rows), note, *(["\n".join(said)] if said else [])])
 
 
 def _speed(content: Content) -> str:
