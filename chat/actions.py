@@ -6,6 +6,8 @@ from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from chat import branching
 from chat import page_html as parts
 from chat.context import check_size
@@ -138,6 +140,12 @@ class Actions:
         make, name, kind = export
         if not tab.tree.nodes:
             raise ChatError("There is nothing to save yet.")
+        self._on.lost(tab, "")  # who signed in may have renamed it, as below a visitor
+        chat = tab.tree.chat
+        try:
+            chat.title, chat.pinned = asked.get("title", chat.title), asked.get("pinned", chat.pinned)
+        except ValidationError as error:
+            raise ChatError(parts.refusal(error)) from None
         if not (text := make(tab.tree)):
             raise ChatError("No reply of this chat is preferred to another: compare two, or edit one.")
         return self._page.tell(save={"text": text, "name": name, "type": kind})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -99,7 +100,8 @@ def _settings(page: Page, host: Host) -> None:
             )
         with gr.Accordion("Save and open", open=False):
             for name in EXPORTS:
-                gr.Button(f"Save as {name}", size="sm").click(None, js=parts.act("export", format=name))
+                save = f"() => window.tune2chat.saveAs({json.dumps(name)})"
+                gr.Button(f"Save as {name}", size="sm").click(None, js=save)
             gr.Button("Open a file", size="sm").click(None, js="() => window.tune2chat.openFile()")
         if host.registry.broken:
             with gr.Accordion(f"Left out of the menu: {len(host.registry.broken)}", open=False):

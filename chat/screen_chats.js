@@ -121,6 +121,11 @@
     input.onchange = () => input.files[0] && take(input.files[0]).catch((error) => tell(error.message));
     input.click();
   };
+  // A chat is renamed and pinned in the list, which tells the store and not the app.
+  page.saveAs = async (format) => {
+    const { title, pinned } = (await store.read(current).catch(() => null))?.chat ?? {};
+    page.act('export', { format, title, pinned });
+  };
   page.openFile = () => pick('.json,.jsonl,.zip', async (file) => {
     fits(file, LARGEST_FILE);
     const bytes = new Uint8Array(await file.arrayBuffer()), parts = [];

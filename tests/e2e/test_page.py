@@ -155,6 +155,19 @@ def test_the_chat_is_saved_as_markdown_and_as_json(person: Person) -> None:
     expect(person.questions).to_contain_text("window.ran=1", timeout=WAIT_MS)
 
 
+def test_a_chat_that_was_renamed_is_saved_under_its_new_name(person: Person) -> None:
+    put_chat(person, [message("user", "Old name?"), message("assistant", "Yes.")])
+    expect(person.chats).to_have_count(1, timeout=WAIT_MS)
+    person.chats.get_by_role("button", name="Old name?", exact=True).focus()
+    person.page.keyboard.press("F2")
+    person.page.keyboard.type("New name")
+    person.page.keyboard.press("Enter")
+    expect(person.chats).to_contain_text("New name", timeout=WAIT_MS)
+    person.unfold("Save and open")
+    saved = json.loads(download(person, person.button("Save as JSON").click, "chat.json"))
+    assert saved["chats"][0]["chat"]["title"] == "New name"
+
+
 def test_hebrew_and_arabic_run_from_the_right_and_code_does_not(person: Person) -> None:
     hebrew, arabic = "\u05e9\u05dc\u05d5\u05dd, OK", "\u0645\u0631\u062d\u0628\u0627"
     table, code = f"|{hebrew}|b|\n|-|-|\n|1|2|", "```\nx = 1\n```"
