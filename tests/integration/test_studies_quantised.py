@@ -112,11 +112,11 @@ def test_a_rate_that_breaks_training_is_a_result(study: Study) -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_a_cell_that_fails_is_told_of_and_the_others_go_on(
+def test_arms_run_side_by_side_and_one_that_fails_is_told_of(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = SMALL | {"tasks": ()}
-    study = Study(base, tmp_path, "cpu", replace(TWO_STEPS, alpha=16), grid)
+    study = Study(base, tmp_path, "cpu", TWO_STEPS, grid, workers=4)
     assert not study.run(until=time.monotonic())
     (tmp_path / "gptq" / "model.safetensors").write_bytes(b"not whole")
     assert not study.run(until=time.monotonic() + 1e6)
