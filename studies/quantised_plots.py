@@ -75,21 +75,22 @@ def _places(count: int, number: int) -> list[float]:
 
 def draw_tasks(content: Content) -> Figure:
     """Loss and score of each task, untuned (hollow) and tuned."""
+    tasks = content["settings"]["tasks"]
     figure, axes = _figure(2, "Tasks: tuned (dots, bars over seeds) and untuned (hollow)")
     for each, name in zip(axes, ("loss", "score"), strict=True):
         for number, arm in enumerate(ARM_NAMES):
-            at = _places(len(SCORES), number)
+            at = _places(len(tasks), number)
             before = [
                 content["cells"].get(f"untuned|{arm}", {}).get("tasks", {}).get(task, {}).get(name)
-                for task in SCORES
+                for task in tasks
             ]
             each.plot(
                 at, [float("nan") if b is None else b for b in before], "o", mfc="none", color=COLOURS[arm]
             )
-            runs = [by_arm(content, "task", task).get(arm, []) for task in SCORES]
+            runs = [by_arm(content, "task", task).get(arm, []) for task in tasks]
             _bars(each, at, [given(run.get(name) for run in of) for of in runs], arm, "o")
-        labels = list(SCORES) if name == "loss" else [f"{task}\n{what}" for task, what in SCORES.items()]
-        each.set_xticks(range(len(SCORES)), labels, fontsize="small")
+        labels = tasks if name == "loss" else [f"{task}\n{SCORES[task]}" for task in tasks]
+        each.set_xticks(range(len(tasks)), labels, fontsize="small")
         each.set_ylabel(LOSS + ", lower is better" if name == "loss" else "score (0 to 1), higher is better")
     axes[0].legend()
     return figure

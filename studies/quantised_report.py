@@ -234,8 +234,8 @@ def _robustness(content: Content) -> str:
             arm: mean_by_seed(content, arm, lambda cell, change=change: rise(cell, change), tasks, SEEDS)
             for arm in ARM_NAMES
         }
-        rows.append([change, *(spread(values, "{:+.3f}") for values in losses.values())])
         if any(losses.values()):
+            rows.append([change, *(spread(values, "{:+.3f}") for values in losses.values())])
             said.append(f"- {change}. {verdict(losses)}")
     obeyed = {
         arm: mean_by_seed(content, arm, lambda cell: cell.get("obeyed"), tasks, SEEDS) for arm in ARM_NAMES
@@ -270,7 +270,7 @@ def _forgetting(content: Content) -> str:
     note = (
         "Loss (nats a token) on text that is like none of the tasks: Python code, the Apache licence and "
         "a page about this project's chat; the rise is the mean over tasks, for each seed. The plot has "
-        "it by epoch."
+        "it by epoch. GPTQ was calibrated on other pages of the last kind."
     )
     return "\n\n".join(
         [table(["text", "", *ARM_NAMES.values()], rows), note, *(["\n".join(said)] if said else [])]
