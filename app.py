@@ -28,7 +28,7 @@ from chat.screen import build_demo, launch  # noqa: E402  Gradio takes seconds: 
 
 sessions = Sessions(host)
 kept = cli.keeper(settings, Path(__file__).resolve().parent)
-demo = build_demo(sessions, kept)
+demo = build_demo(sessions, kept, settings.titles)
 
 if __name__ == "__main__":
     try:

@@ -44,6 +44,7 @@ class Settings:
     host: str | None
     port: int
     auth: list[tuple[str, str]]  # who may see the page, with their passwords; empty: everybody
+    titles: bool  # models give chats titles; not on a Space, whose processor is shared and small
 
 
 def parse(argv: list[str]) -> Settings:
@@ -78,6 +79,12 @@ def parse(argv: list[str]) -> Settings:
         metavar="USER:PASSWORD",
         help="ask for these; several times for several people (TUNE2CHAT_AUTH, one a line)",
     )
+    add(
+        "--titles",
+        default=env("TUNE2CHAT_TITLES", "on"),
+        choices=("on", "off"),
+        help="whether models give chats titles when nobody asks them anything; on (TUNE2CHAT_TITLES)",
+    )
     given = parser.parse_args(argv)
     if given.engine not in ENGINES and not is_address(given.engine):
         near = _near(given.engine, ENGINES)
@@ -91,7 +98,8 @@ def parse(argv: list[str]) -> Settings:
     auth = [(user, password) for user, _, password in people]
     if len({user for user, _ in auth}) < len(auth):
         parser.error("--auth has the same user twice")
-    return Settings(given.engine, given.model, given.host, int(given.port), auth)
+    titles = given.titles == "on" and not space.is_one()
+    return Settings(given.engine, given.model, given.host, int(given.port), auth, titles)
 
 
 def keeper(settings: Settings, root: Path) -> Kept | None:

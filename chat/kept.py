@@ -108,12 +108,24 @@ class Kept:
                 chat = chat.model_copy(update=own)
             self._check_room(db, user, _write(db, _key(user, chat.id), chat, nodes))
 
-    def change(self, user: str, chat: str, *, title: str | None = None, pinned: bool | None = None) -> None:
-        """Rename or pin the chat. Raises NoSuchChat."""
+    def change(
+        self,
+        user: str,
+        chat: str,
+        *,
+        title: str | None = None,
+        pinned: bool | None = None,
+        instead_of: str | None = None,
+    ) -> None:
+        """Rename or pin the chat; rename it only if it is called `instead_of`, where that is given.
+
+        Raises NoSuchChat.
+        """
         with self._file.opened(writes=True) as db:
             row = Chat.model_validate_json(_row(db, _key(user, chat)))
             try:
-                row.title = row.title if title is None else title
+                keeps = title is None or instead_of not in (None, row.title)
+                row.title = row.title if title is None or keeps else title
                 row.pinned = row.pinned if pinned is None else pinned
             except ValidationError as error:
                 raise ChatError(f"The chat can't be changed: {reason_of(error)}.") from None

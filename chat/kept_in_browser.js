@@ -120,6 +120,7 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
 
   // `taken` from a file, which may be older: what is here of a chat that was changed since stays as it is.
   const write = async (chats, messages, chat, rows, taken) => {
+    if (!rows.size && !(await got(chats.getKey(chat.id)))) throw new Fault(GONE); // a title may come late
     const entry = (await got(chats.get(chat.id))) ?? { id: chat.id, messages: 0, bytes: 0, removed: 0 };
     const stays = taken && entry.row?.changed >= chat.changed;
     await Promise.all([...rows.values()].map(async (row) => {

@@ -51,6 +51,7 @@ class Tab:
     window: int = parts.WINDOW
     undone: list[str] = field(default_factory=list)  # leaves of branches that Redo shows again
     following: Following | None = None  # what the page shows of replies on their way
+    untitled: Tree | None = None  # whose first turn has just ended
     under_way: list[Following] = field(default_factory=list)  # with those of chats that it showed before
 
     @property

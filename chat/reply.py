@@ -76,6 +76,7 @@ class Sessions:
     def __init__(self, host: Host) -> None:
         self.host = host
         self._running: dict[str, Stoppable] = {}
+        self._yielding: set[str] = set()  # keys of replies that give way to all others
 
     def reply(
         self,
@@ -104,6 +105,17 @@ class Sessions:
         )
         return self._turn(key, conversation.model, user, write)
 
+    def reply_when_idle(self, key: str, conversation: Conversation) -> Iterator[TurnState]:
+        """As `reply`, but not begun while anybody is answered or waits, and stopped when somebody comes."""
+        queue = self.host.queue
+        if queue.waiting or queue.running:
+            return
+        self._yielding.add(key)
+        try:
+            yield from self.reply(key, conversation)
+        finally:
+            self._yielding.discard(key)
+
     def complete(
         self,
         key: str,
@@ -120,6 +132,8 @@ class Sessions:
 
     def _turn(self, key: str, name: str, user: str, write: Write) -> Iterator[TurnState]:
         """Stand in line for the model called `name`; then `write`, once more if the engine dies too early."""
+        if key not in self._yielding:
+            self._hurry()
         turn = self._running[key] = Turn()
         queue, progress, ended = self.host.queue, TurnState(), "cancelled"
         try:
@@ -155,6 +169,7 @@ class Sessions:
 
         Raises ChatError: no network, no such file, no room, not a model that runs here, or stopped.
         """
+        self._hurry()
         registry = self.host.registry
         entry = registry.entries.get(name)
         if entry and registry.locate(entry) is None and (source := hub_source(entry)):
@@ -176,6 +191,11 @@ class Sessions:
         if task := self._running.get(key):
             task.cancel()
             self.host.queue.wake()  # it may stand in line
+
+    def _hurry(self) -> None:
+        """Somebody comes: stop what gives way."""
+        for key in list(self._yielding):
+            self.stop(key)
 
     def _forget(self, key: str, task: Stoppable) -> None:
         if self._running.get(key) is task:

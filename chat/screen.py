@@ -37,8 +37,11 @@ GREY = "*neutral_500"  # Gradio's own is too pale to read
 
 
 @loops_closed()
-def build_demo(sessions: Sessions, kept: Kept | None = None) -> gr.Blocks:
-    """Build the page. Loads no model. `kept` has the chats of people who sign in."""
+def build_demo(sessions: Sessions, kept: Kept | None = None, titles: bool = False) -> gr.Blocks:
+    """Build the page. Loads no model.
+
+    `kept` has the chats of people who sign in. With `titles`, models give chats theirs.
+    """
     page = Page(sessions.host)
     demo = gr.Blocks(title=parts.TITLE, fill_height=True, analytics_enabled=False)
     with demo:
@@ -49,7 +52,7 @@ def build_demo(sessions: Sessions, kept: Kept | None = None) -> gr.Blocks:
         _settings(page, sessions.host)
         _talk(page, sessions.host)
         turns = Turns(sessions, lambda owner, tree, nodes: _put(kept, owner, tree, nodes))
-        on = Handlers(sessions, page, turns, owner_of, kept)
+        on = Handlers(sessions, page, turns, owner_of, kept, titles)
         _wire(demo, page, on, Actions(on, kept))
         add_api(sessions)
     add_runs_page(demo, sessions.host.registry)
@@ -180,7 +183,9 @@ def _wire(demo: gr.Blocks, page: Page, on: Handlers, actions: Actions) -> None:
         page.bus.click(actions.act, None, **turn, **several),
     ]
     for replies in begun:
-        replies.then(on.stream, None, **growing).then(on.finish, None, **turn, **several)
+        ended = replies.then(on.stream, None, **growing).then(on.finish, None, **turn, **several)
+        if on.titles:
+            ended.then(on.entitle, None, page.bus, **event, **several)
     page.chatbot.undo(on.undo, [page.box, page.open], **turn)
     page.chatbot.like(on.like, page.open, **turn)
     page.redo.click(on.redo, page.open, **turn)

@@ -16,6 +16,7 @@ from chat.kept import Kept, NoSuchChat
 from chat.page import Following, Page, Tab, Updates
 from chat.reply import Sessions
 from chat.running import SAVE_INTERVAL_S, follow
+from chat.titles import titled, wants_title
 from chat.tree import Node, Tree
 from chat.turns import Answers, Arm, Busy, Turns
 from core.errors import ChatError, EngineDied
@@ -37,9 +38,10 @@ class Tabs:
         turns: Turns,
         owner_of: Callable[[Any], str],
         kept: Kept | None = None,
+        titles: bool = False,
     ) -> None:
         self.sessions, self.page, self.turns = sessions, page, turns
-        self._owner_of, self._kept = owner_of, kept
+        self._owner_of, self._kept, self.titles = owner_of, kept, titles
         self._tabs: dict[str, Tab] = {}  # the one used last at the end
         self._loading: set[str] = set()  # tabs that wait for a model
 
@@ -204,9 +206,24 @@ class Tabs:
         if not shown:
             return updates
         tab.following = None
+        tab.untitled = answers.tree if wants_title(answers.tree) else None
         box = {"value": following.text} if following.refused and following.text else {}
         updates |= page.show(tab) | page.idle(answers.tree.chat.model, **box)
         return updates | {page.status: following.status}
+
+    def entitle(self, request: gr.Request) -> Updates:
+        """After the first turn of a chat, give it a better title than the beginning of its question."""
+        tab, page = self.tab(request), self.page
+        tree, tab.untitled = tab.untitled, None
+        title = titled(self.sessions, tree, f"title {request.session_hash}") if tree and self.titles else ""
+        if not tree or not title or not wants_title(tree):  # meanwhile it may have gone on
+            return page.nothing()
+        automatic, tree.chat.title = tree.chat.title, title
+        if not tab.signed_in or not self._kept:
+            return page.keep(tree, [], shown=tab.tree is tree)
+        with suppress(ChatError):  # it may be deleted by now
+            self._kept.change(tab.signed_in, tree.chat.id, title=title, instead_of=automatic)
+        return page.tell(keep={"chat": tree.chat.model_dump(mode="json"), "messages": []}, done=True)
 
 
 def _undoing(tree: Tree) -> Callable[[], None]:

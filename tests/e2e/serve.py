@@ -43,7 +43,8 @@ class App:
         for package in ("chat", "core"):
             (folder / package).symlink_to(ROOT / package)
         (folder / "models.json").write_text(json.dumps(entries))
-        self.folder, self.engine, self.options = folder, engine, options
+        # Titles are known, and the engine is idle after a reply, unless a test asks for others.
+        self.folder, self.engine, self.options = folder, engine, ("--titles", "off", *options)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]

@@ -118,6 +118,14 @@ def test_a_turn_that_runs_on_leaves_a_new_title_and_pin_alone(kept: Kept) -> Non
         kept.change("ada", tree.chat.id, title="x" * 201)
 
 
+def test_a_title_by_a_model_does_not_replace_one_by_a_person(kept: Kept) -> None:
+    tree = put(kept, "ada", chat_of("a", title="a"))
+    kept.change("ada", tree.chat.id, title="by a model", instead_of="a")
+    assert kept.list("ada")[0]["title"] == "by a model"
+    kept.change("ada", tree.chat.id, title="by another", instead_of="a")
+    assert kept.list("ada")[0]["title"] == "by a model"
+
+
 def test_search_shows_where_it_was_found(kept: Kept) -> None:
     long = put(kept, "ada", chat_of("x " * 100 + "the DRAGON\nÉtude" + " y" * 100, title="first"))
     titled = put(kept, "ada", chat_of("nothing", title="A dragon"))
