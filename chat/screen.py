@@ -27,6 +27,7 @@ from chat.owner import is_visitor, owner_of, signs_in
 from chat.page import OWN, SAMPLING_KEYS, Page
 from chat.reply import Sessions
 from chat.runs_page import add_runs_page
+from chat.sms_page import add_sms_page
 from chat.turn_queue import QUEUE_SIZE
 from chat.turns import Turns
 
@@ -56,6 +57,7 @@ def build_demo(sessions: Sessions, kept: Kept | None = None, titles: bool = Fals
         _wire(demo, page, on, Actions(on, kept))
         add_api(sessions)
     add_runs_page(demo, sessions.host.registry)
+    add_sms_page(demo, sessions)
     demo.queue(default_concurrency_limit=None)  # chat/turn_queue.py has the limits: Gradio's knows no users
     # Gradio looks at its queue 1,000 times a second (gradio/queueing.py): 7 % of a core that decodes.
     demo._queue.sleep_when_free = QUEUE_PAUSE_S
@@ -109,7 +111,11 @@ def _settings(page: Page, host: Host) -> None:
         if host.registry.broken:
             with gr.Accordion(f"Left out of the menu: {len(host.registry.broken)}", open=False):
                 gr.HTML(parts.broken_html(host.registry.broken), elem_id="broken")
-        gr.HTML('<a href="runs">Runs and files</a>', elem_id="runs", padding=False)
+        gr.HTML(
+            '<a href="runs">Runs and files</a> · <a href="sms">Will this message sell?</a>',
+            elem_id="runs",
+            padding=False,
+        )
         gr.Button("Dark / light", size="sm", elem_id="theme").click(None, js=parts.THEME_JS)
         gr.Markdown(f"Engine: {host.engine}\n\n{space.note()}", elem_id="engine")
 

@@ -25,20 +25,13 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
 
 from core.errors import TrainError
+from core.sms import LABELS, prompt
 from train.examples import Example, Loaded
 from train.sections import Data
 from train.table import Row, Table, group_of, text_of
 from train.tasks.scored import Scored, prompt_of
 
-LABELS = ("yes", "no")
-QUESTION = "Will somebody who gets this message buy? Answer yes or no."
-
 YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
-
-
-def prompt(message: str) -> str:
-    """What the user asks."""
-    return f"{QUESTION}\n\n{message}"
 
 
 def read(table: Table, data: Data, loaded: Loaded) -> None:

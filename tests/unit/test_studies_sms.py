@@ -1,0 +1,118 @@
+"""The study of marketing messages: its split, its figures beside scikit-learn's, its report from its JSON."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import precision_score, recall_score
+
+from chat.sms_page import Calibration
+from chat.sms_rules import extract
+from studies.sms_arms import baselines, scores, split, table
+from studies.sms_gold import gold
+from studies.sms_plots import write_report
+from studies.sms_report import arms, calibration, extractors, markdown, precision_recall
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "studies"
+CONTENT: dict[str, Any] = json.loads((DOCS / "sms" / "results.json").read_text())
+
+
+def test_a_campaign_and_a_text_are_on_one_side_only_and_another_seed_splits_otherwise() -> None:
+    rows = table(400)
+    train, tests = split(rows, 1)
+    assert train
+    assert tests
+    assert not {rows[i].campaign for i in train} & {rows[i].campaign for i in tests}
+    assert not {rows[i].message for i in train} & {rows[i].message for i in tests}
+    assert split(rows, 1) == (train, tests)
+    assert split(rows, 2)[1] != tests
+
+
+def test_the_expected_scores_are_the_means_over_many_draws() -> None:
+    rows = table(16)
+    likely = np.linspace(0.05, 0.9, len(rows))
+    true = np.array([row.probability for row in rows])
+    draws = np.random.default_rng(0).random((20_000, len(rows))) < true
+    brier = ((draws - likely) ** 2).mean()
+    log_loss = -np.where(draws, np.log(likely), np.log(1 - likely)).mean()
+    found = scores(rows, likely.tolist())
+    assert found["expected_brier"] == pytest.approx(brier, abs=2e-3)
+    assert found["expected_log_loss"] == pytest.approx(log_loss, abs=4e-3)
+    best = scores(rows, true.tolist())
+    assert best["expected_log_loss"] < found["expected_log_loss"]
+    assert math.isfinite(scores(rows, [0.0] * 8 + [1.0] * 8)["expected_log_loss"])
+
+
+def test_precision_and_recall_are_scikit_learns() -> None:
+    draw = np.random.default_rng(1)
+    truth, found = (draw.random(60) < 0.4 for _ in range(2))
+    wanted = precision_score(truth, found), recall_score(truth, found)
+    assert precision_recall(truth.tolist(), found.tolist()) == pytest.approx(wanted)
+    assert precision_recall([0, 20, 20], [0, 25, 20]) == (0.5, 0.5)  # a wrong size is not found
+    assert precision_recall(["none"], ["none"]) == (None, None)
+
+
+def test_with_many_rows_every_baseline_finds_some_of_the_truth() -> None:
+    rows = table(2000)
+    train, tests = ([rows[i] for i in part] for part in split(rows, 1))
+    found = {name: scores(tests, likely) for name, likely in baselines(train, tests).items()}
+    mean = found.pop("mean rate")["expected_log_loss"]
+    assert set(found) == {"logistic regression", "gradient boosting", "TF-IDF"}
+    truth = scores(tests, [row.probability for row in tests])["expected_log_loss"]
+    assert all(truth < figures["expected_log_loss"] < mean for figures in found.values())
+    alike = [row for row in train if row.converted][:8]
+    assert set(baselines(alike, tests)) == {"mean rate"}
+
+
+def test_a_reply_that_fills_no_schema_is_counted_and_costs_recall() -> None:
+    content = copy.deepcopy(CONTENT)
+    content["cells"] = {key: cell for key, cell in content["cells"].items() if not key.startswith("asked/")}
+    truth, rules = content["cells"]["rules"]["truth"], content["cells"]["rules"]
+    for number in range(20):
+        content["cells"][f"asked/{number}"] = {"features": truth[number], "fault": "", "seconds": 2.0}
+    whole = extractors(content)
+    assert whole["model"]["unfilled"] == whole["hybrid"]["unfilled"] == 0
+    assert all(recall in (1, None) for _, recall in whole["model"]["fields"].values())
+    doubtful = next(number for number in range(20) if rules["unsure"][number] and truth[number]["deadline"])
+    content["cells"][f"asked/{doubtful}"] = {"features": None, "fault": "cut", "seconds": 2.0}
+    broken = extractors(content)
+    assert broken["model"]["unfilled"] == broken["hybrid"]["unfilled"] == 1
+    assert broken["model"]["fields"]["deadline"][1] < 1
+    asked = sum(map(bool, rules["unsure"][:20]))
+    assert whole["hybrid"]["asked"] == asked
+    assert whole["hybrid"]["seconds"] == pytest.approx(2.0 * asked / 20 + rules["seconds"])
+
+
+def test_a_report_that_is_made_again_of_its_json_is_the_same(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_report(json.loads(json.dumps(CONTENT)), tmp_path / name)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["calibration.json", "calibration.png", "features.png", "reached.png", "report.md"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    Calibration.model_validate_json((tmp_path / "a" / "calibration.json").read_bytes())  # what /sms reads
+
+
+def test_the_page_says_what_its_json_says() -> None:
+    page = (DOCS / "sms.md").read_text()
+    assert markdown(CONTENT).replace("](", "](sms/") in page
+    assert page.count("synthetic") >= 2
+    rules = CONTENT["cells"]["rules"]
+    messages = gold(len(rules["truth"]), 0)
+    assert rules["truth"] == [truth.model_dump() for _, truth in messages]
+    assert rules["found"] == [extract(text)[0].model_dump() for text, _ in messages]
+
+
+def test_the_truth_reaches_all_and_the_mean_rate_nothing() -> None:
+    found = arms(CONTENT)
+    assert found["the generator's truth"]["reached"] == pytest.approx([1, 1, 1])
+    rows = max(int(name.split()[-2]) for name in found if name.startswith("mean rate"))
+    assert found[f"mean rate, {rows} rows"]["reached"] == pytest.approx([0, 0, 0])
+    assert calibration(CONTENT)["model"] == CONTENT["settings"]["model"]
