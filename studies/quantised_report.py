@@ -41,20 +41,22 @@ def write_report(content: Content, folder: Path, page: str = REPORT, pictures: s
 def report(content: Content, pictures: dict[str, str]) -> str:
     """The page's text; `pictures`: the files of those plots that there is something to draw for."""
     sections = [
-        ("", _head(content)),
-        ("Four arms", _arms(content)),
-        ("Tasks, untuned and tuned", _tasks(content)),
-        ("How large a lora_alpha", _alpha(content)),
-        ("Does quantisation make training unstable", _stability(content)),
-        ("Speed and memory of inference", _speed(content)),
-        ("Robustness: what a changed prompt costs", _robustness(content)),
-        ("What is forgotten", _forgetting(content)),
+        ("tasks", "Tasks, untuned and tuned", _tasks, ("untuned", "task")),
+        ("alpha", "How large a lora_alpha", _alpha, ("alpha",)),
+        ("stability", "Does quantisation make training unstable", _stability, ("rate",)),
+        ("speed", "Speed and memory of inference", _speed, ("speed", "gguf")),
+        ("robustness", "Robustness: what a changed prompt costs", _robustness, ("task",)),
+        ("forgetting", "What is forgotten", _forgetting, ("task",)),
     ]
-    names = ("", "", "tasks", "alpha", "stability", "speed", "robustness", "forgetting")
-    text = []
-    for (title, body), name in zip(sections, names, strict=True):
+    text, missing = [_head(content), f"## Four arms\n\n{_arms(content)}"], []
+    for name, title, write, needs in sections:
+        if not any(cells(content, kind) for kind in needs):
+            missing.append(title)
+            continue
         shown = f"\n\n![{title}]({pictures[name]})" if name in pictures else ""
-        text.append((f"## {title}\n\n" if title else "") + body + (shown if body else ""))
+        text.append(f"## {title}\n\n{write(content)}{shown}")
+    if missing:
+        text.append(f"Not measured here: {'; '.join(missing)}.")
     return "\n\n".join(text) + "\n"
 
 

@@ -181,5 +181,6 @@ def test_a_report_without_cells_says_what_there_is(base: Path, tmp_path: Path) -
     study = Study(base, tmp_path, "cpu", QUICK, FEW)
     study.results.put("about", {"command": "c", "date": "d", "cores": 2, "versions": {"torch": "2"}})
     text = report(study.results.content, {})
-    assert "## What is forgotten" in text
+    assert "## Four arms" in text
+    assert text.endswith("costs; What is forgotten.\n")
     assert "nan" not in text
