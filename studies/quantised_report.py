@@ -64,10 +64,15 @@ def _head(content: Content) -> str:
     about, settings = content["cells"]["about"], content["settings"]
     sizes = settings["sizes"]
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    quick = (
+        "**This is the quick look, with so few rows that it shows the way only, whatever the seeds say.**\n\n"
+        if "--quick" in about["command"]
+        else ""
+    )
     return (
         "# What a quantised base does to training, and to what comes out\n\n"
         f"`{about['command']}` on {settings['device']} ({about['cores']} cores), {about['date']}; "
-        f"{versions}. All figures are from the JSON beside this page ({len(content['cells'])} cells).\n\n"
+        f"{versions}. All figures are from the JSON beside this page ({len(content['cells'])} cells).\n\n{quick}"
         f"Each run trains an adapter (r {sizes['rank']}, alpha {sizes['alpha']}, all linear layers, "
         f"learning rate {sizes['rate']:g}) on at most {sizes['train_rows']} rows for {sizes['epochs']} "
         f"epochs in steps of {sizes['batch']}, and is judged by at most {sizes['test_rows']} others. **A "
