@@ -72,7 +72,8 @@ def _head(content: Content) -> str:
     return (
         "# What a quantised base does to training, and to what comes out\n\n"
         f"`{about['command']}` on {settings['device']} ({about['cores']} cores), {about['date']}; "
-        f"{versions}. All figures are from the JSON beside this page ({len(content['cells'])} cells).\n\n{quick}"
+        f"{versions}. All figures are from the JSON beside this page ({len(content['cells'])} cells)."
+        f"\n\n{quick}"
         f"Each run trains an adapter (r {sizes['rank']}, alpha {sizes['alpha']}, all linear layers, "
         f"learning rate {sizes['rate']:g}) on at most {sizes['train_rows']} rows for {sizes['epochs']} "
         f"epochs in steps of {sizes['batch']}, and is judged by at most {sizes['test_rows']} others. **A "
