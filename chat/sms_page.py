@@ -23,7 +23,7 @@ CALIBRATION = Path("outputs") / "studies" / "sms" / "calibration.json"
 LONGEST = 1_000  # characters
 HEAD = (
     f"<style>{Path(__file__).with_name('runs.css').read_text()}"
-    ".gradio-container main.contain:has(.runs) .form:has(#message) { flex: 0 0 auto !important; }</style>"
+    ".gradio-container main.contain:has(.runs) :is(.form, #model) { flex: 0 0 auto !important; }</style>"
     '<header class="runs"><a href="./">← Back to the chat</a><h1>Will this message sell?</h1></header>'
     '<div class="runs"><p>What is known of selling here comes from <b>synthetic</b> messages, made up with '
     "what they sold: nothing below says anything about real campaigns.</p></div>"
