@@ -39,7 +39,7 @@ MODELS = {
     "gemma-3-4b": "google/gemma-3-4b-it",
 }
 ARMS = ["tune2chat:lean", "tune2chat:fast", "unsloth:lean", "trl:lean"]
-KNOWN_ARMS = [*ARMS, "unsloth:fast", "trl:fast"]
+KNOWN_ARMS = [*ARMS, "tune2chat:lean-fp8", "tune2chat:fast-fp8", "unsloth:fast", "trl:fast"]
 
 
 class Arm:
@@ -132,7 +132,7 @@ def compare(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         peers = [other for other in rows if other["arm"] == "unsloth" and other["model"] == row["model"]]
         each = row["tokens_per_s_each"]
-        line = f"{row['model']:<11}{row['arm']:<10}{row['mode']:<5}{row['tokens_per_s']:>8,} tokens/s"
+        line = f"{row['model']:<11}{row['arm']:<10}{row['mode']:<9}{row['tokens_per_s']:>8,} tokens/s"
         line += f" ({min(each):,} to {max(each):,}) {row['peak_gib']:>6.2f} GiB"
         for peer in peers:
             if peer["trainable"] != row["trainable"]:

@@ -1,6 +1,6 @@
 """One arm of the training benchmark, in a process of its own: a burst of steps for each line from stdin.
 
-    python -m bench.train_arm tune2chat|trl|unsloth lean|fast BASE [--batch N] [--steps N]
+    python -m bench.train_arm tune2chat|trl|unsloth lean|fast|lean-fp8|fast-fp8 BASE [--batch N] [--steps N]
 
 All arms train the same base (NF4, double quantisation) and adapter (r 16, all linear layers, no dropout,
 fp32) on the same documents, packed to 2,048 tokens, with fused AdamW and bf16 arithmetic; every token counts.
@@ -31,6 +31,7 @@ def tune2chat(given: argparse.Namespace, bursts: Bursts) -> None:
     from train.recipe import parse
     from train.sft import SFTTrainer
 
+    memory, _, precision = given.mode.partition("-")
     sft = {"max_length": LENGTH, "per_device_train_batch_size": given.batch, "max_steps": 10_000}
     content = {
         "model": {"base_model": given.base, "license": "none"},
@@ -38,7 +39,8 @@ def tune2chat(given: argparse.Namespace, bursts: Bursts) -> None:
         "BitsAndBytesConfig": {"load_in_4bit": True},
         "LoraConfig": {"r": RANK, "lora_alpha": ALPHA},
         "SFTConfig": sft | {"logging_steps": given.steps, "eval_steps": 10_000, "learning_rate": 2e-4},
-        "memory": given.mode,
+        "memory": memory,
+        "precision": precision or "16-bit",
     }
     recipe = parse(content, "the benchmark's recipe")
     device = torch.device("cuda")
@@ -62,7 +64,7 @@ def main() -> None:
     """Run one arm until stdin ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("arm", choices=("tune2chat", "trl", "unsloth"))
-    parser.add_argument("mode", choices=("lean", "fast"))
+    parser.add_argument("mode", choices=("lean", "fast", "lean-fp8", "fast-fp8"))
     parser.add_argument("base")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=8)

@@ -133,6 +133,8 @@ def _trained(recipe: Recipe, manifest: Mapping[str, Any]) -> list[Row]:
     facts = manifest.get("data", {})
     at = f" at {model.revision}" if model.revision else ""
     rows: list[Row] = [("base", f"{base}{at}, {width}"), ("adapter", form(lora))]
+    if recipe.precision == "fp8":
+        rows.append(("precision", "products with the base's matrices in FP8 (e4m3), forward and backward"))
     if model.adapter:
         folder = Path(model.adapter)
         rows.append(("goes on from", folder.parent.name if folder.name == "adapter" else folder.name))

@@ -19,6 +19,7 @@ from train import folder as files
 from train.card import form
 from train.data import load_file, prepare
 from train.earlier import with_earlier
+from train.fused.supports import fp8_obstacle
 from train.layers import adapted_layers
 from train.model import Adapted
 from train.recipe import Recipe, parse, read_yaml
@@ -37,6 +38,8 @@ def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
     with state.main_process_first():  # it writes what the others then find: the base, the encoded rows
         loaded = load_file(recipe)
         base = Base(recipe, files.rendered_at(outputs / recipe.name) if resume else "")
+        if why := fp8_obstacle(recipe, base.shape.obstacle, device_of(state)):
+            raise TrainError(why)
         data = prepare(recipe, base.tokenizer, loaded)
     run = Run(recipe, outputs / recipe.name, base, data, state)
     run.say(data_report.rows(recipe.data, data.loaded))
@@ -198,7 +201,8 @@ def answer(folder: Path, prompt: str | None) -> str:
         runs = sorted(path.parent.parent.name for path in folder.parent.glob("*/adapter/adapter_config.json"))
         raise TrainError(f"no run is called {folder.name!r}; runs: {', '.join(runs) or 'none yet'}")
     recipe = parse(read_yaml(folder / files.RECIPE), folder / files.RECIPE)
-    recipe = recipe.model_copy(update={"fully_shard": False})  # a reply is one process's work
+    # A reply is one process's work, and in 16 bit.
+    recipe = recipe.model_copy(update={"fully_shard": False, "precision": "16-bit"})
     before = files.read_json(folder / files.BEFORE) or {}
     chats = before.get("prompts") or [[{"role": "user", "content": "Hello!"}]]
     chat = [{"role": "user", "content": prompt}] if prompt else chats[0]

@@ -31,7 +31,7 @@ from train import gptq, sharding
 from train.attention import attention_for
 from train.batches import Batch
 from train.fused.fuse import fuse, fused, unfuse
-from train.fused.supports import allows, fits, has_kernels
+from train.fused.supports import allows, fits, fp8_obstacle, has_kernels, obstacle
 from train.layers import adapted_layers, linears, lora_config
 from train.loss import head_loss
 from train.recipe import Recipe
@@ -162,8 +162,10 @@ class Adapted(nn.Module):
         for parameter in self._trained:  # copies of a base's modules are as it was stored
             parameter.data = parameter.data.float()
         self._fast = recipe.fast
+        if why := fp8_obstacle(recipe, obstacle(base), device):
+            raise TrainError(why)
         if has_kernels(device) and allows(recipe) and fits(base):
-            fuse(base, self.dtype, recipe.fast)
+            fuse(base, self.dtype, recipe.fast, recipe.precision == "fp8")
         elif not recipe.fast:
             # transformers 5.18 gave it a new name
             enable = getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)
@@ -203,10 +205,12 @@ class Adapted(nn.Module):
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The last hidden states (T, hidden)."""
+        # The adapter is fp32 and autocast sees to types: PEFT's own cast would copy every activation. The
+        # fused decoder doesn't ask PEFT's layers, and to tell all of them takes 10 ms.
+        uncast = nullcontext() if fused(self.base) else disable_input_dtype_casting(self.peft)
         with (
             torch.autocast(batch.input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32),
-            # The adapter is fp32 and autocast sees to types: PEFT's own cast would copy every activation.
-            disable_input_dtype_casting(self.peft),
+            uncast,
         ):
             hidden: torch.Tensor = self.base.get_decoder()(
                 input_ids=batch.input_ids,

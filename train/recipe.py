@@ -61,6 +61,7 @@ class Recipe(Section):
     sft: Sft = Field(Sft(), alias="SFTConfig")
     dpo: Dpo | None = Field(None, alias="DPOConfig")  # in place of SFTConfig
     memory: Literal["auto", "lean", "fast"] = "auto"  # the fastest that the plan says will fit
+    precision: Literal["16-bit", "fp8"] = "16-bit"  # of products with frozen weights
     fully_shard: bool = False  # share the base out among several GPUs, each of which keeps a part
     save_minutes: Annotated[float, Field(gt=0)] = 10.0  # the longest between two checkpoints
     waive: list[Check] = Field([])
@@ -148,6 +149,8 @@ class Recipe(Section):
         content = self.model_dump(exclude=aside, by_alias=True)
         if not self.model.adapter:  # as in runs that were begun before there was such a key
             del content["model"]["adapter"]
+        if self.precision == "16-bit":
+            del content["precision"]
         path = Path(self.data.path)
         content["data"]["path"] = path.name if path.is_file() else self.data.path  # wherever the file lies
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

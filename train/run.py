@@ -169,7 +169,7 @@ class Run:
             or not self.data.validation
         ):
             return None
-        recipe = self.recipe.model_copy(update={"bnb": None, "fully_shard": False})
+        recipe = self.recipe.model_copy(update={"bnb": None, "fully_shard": False, "precision": "16-bit"})
         adapted = Adapted(self.base.load(recipe, self.device), recipe, self.device)
         return evaluate(adapted, self.data.validation, recipe, self.device)
 

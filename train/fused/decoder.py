@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from train.batches import Packed
+from train.fused.fp8 import Frozen8, Projection8
 from train.fused.frozen import Frozen
 from train.fused.layer import Kept, Layer, Wide
+from train.fused.lora_linear import Projection
 from train.fused.norms import Norm
 from train.fused.offload import Offload
 from train.fused.rotary import Angles, Rotary
@@ -33,17 +35,20 @@ def operations(device: torch.device) -> ModuleType:
 class Stack:
     """The embedding, the layers and the last norm of a causal language model with PEFT's adapters."""
 
-    def __init__(self, base: Any, dtype: torch.dtype, device: torch.device, fast: bool) -> None:
+    def __init__(
+        self, base: Any, dtype: torch.dtype, device: torch.device, fast: bool, fp8: bool = False
+    ) -> None:
         decoder, ops = base.get_decoder(), operations(device)
         self.config, self.fast, self.dtype = base.config, fast, dtype
         self.embed, self.rotary = decoder.embed_tokens, Rotary(decoder.rotary_emb, base.config)
         gelu = is_gelu(decoder.layers[0].mlp)
+        linear = Projection8 if fp8 else Projection
         self.layers = [
-            Layer(module, base.config, dtype, ops, gelu, self.rotary.kind(module.self_attn))
+            Layer(module, base.config, dtype, ops, gelu, self.rotary.kind(module.self_attn), linear)
             for module in decoder.layers
         ]
         self.norm = Norm(decoder.norm, ops)
-        self.frozen = Frozen(self.layers, fast, dtype, ops)
+        self.frozen = (Frozen8 if fp8 else Frozen)(self.layers, fast, dtype, ops)
         self.device = device
         self._idle: list[Offload] = []  # of passes that are done; their pinned memory took a while to get
         self._projections = [projection for layer in self.layers for projection in layer.projections]
@@ -64,6 +69,7 @@ class Stack:
         if self.sources:
             torch._foreach_copy_(self._copies, list[torch.Tensor](self.sources))
             torch._foreach_mul_(self._copies, [scale for p in self._projections for scale in p.scales])
+        self.frozen.begin()
         angles = self.angles(batch)
         x = self._embed(batch.input_ids[0])
         for number, layer in enumerate(self.layers):

@@ -31,6 +31,9 @@ class Frozen:
         else:
             self._shared = Weights(*(_empty(p, dtype) for p in layers[0].projections))
 
+    def begin(self) -> None:
+        """Get ready for a pass, whose adapters are in the projections by now."""
+
     def __getitem__(self, number: int) -> Weights:
         weights = self._kept[number] if self._kept is not None else self._decoded(number)
         for projection, matrix in zip(self.layers[number].projections, weights.all, strict=True):
@@ -47,7 +50,7 @@ class Frozen:
         return self._shared
 
     def _fill(self, projection: Projection, matrix: torch.Tensor) -> None:
-        sizes, weights = [base.out_features for base in projection.bases], projection.split(matrix)[0]
+        sizes, weights = [base.out_features for base in projection.bases], matrix[:, : projection.in_features]
         for base, part in zip(projection.bases, torch.split(weights, sizes), strict=True):
             weight = base.weight  # of a GPTQ layer, a copy that is made for this line
             if hasattr(weight, "quant_state"):

@@ -13,7 +13,7 @@ from train.fused.lora_linear import active_adapters
 from train.fused.supports import adapters_obstacle, obstacle
 
 
-def fuse(model: Any, dtype: torch.dtype = torch.bfloat16, fast: bool = True) -> None:
+def fuse(model: Any, dtype: torch.dtype = torch.bfloat16, fast: bool = True, fp8: bool = False) -> None:
     """Let `model`, a transformers model or PEFT's around one, pass packed rows through `Stack`.
 
     From then on its decoder, called with `input_ids` and `position_ids` (1, T) and the rows' beginnings
@@ -22,14 +22,15 @@ def fuse(model: Any, dtype: torch.dtype = torch.bfloat16, fast: bool = True) -> 
     gradients of zero while they are disabled. Whatever comes in another form (a cache, a mask, embeddings)
     goes the model's own way.
 
-    `fast` keeps what the backward pass needs and decoded matrices; else most is computed again.
+    `fast` keeps what the backward pass needs and decoded matrices; else most is computed again. `fp8` makes
+    the products with frozen matrices in FP8 where gradients are wanted; what is only asked is in `dtype`.
     Raises ValueError for a model or an adapter that can't be done so, with the reason.
     """
     if why := obstacle(model) or adapters_obstacle(model):
         raise ValueError(why)
     unfuse(model)
     decoder = model.get_decoder()
-    decoder.forward = Forward(model, decoder.forward, dtype, fast)
+    decoder.forward = Forward(model, decoder.forward, dtype, fast, fp8)
 
 
 def unfuse(model: Any) -> None:
@@ -48,10 +49,10 @@ def fused(model: Any) -> Forward | None:
 class Forward:
     """A decoder's forward pass: `Stack`'s for packed rows, else its own."""
 
-    def __init__(self, model: Any, own: Any, dtype: torch.dtype, fast: bool) -> None:
-        self._model, self._own, self._dtype, self._fast = model, own, dtype, fast
+    def __init__(self, model: Any, own: Any, dtype: torch.dtype, fast: bool, fp8: bool) -> None:
+        self._model, self._own, self._dtype, self._fast, self._fp8 = model, own, dtype, fast, fp8
         self._layers = [m for m in model.get_decoder().modules() if hasattr(m, "lora_A")]
-        self._stack: Stack | None = None
+        self._stacks: dict[bool, Stack] = {}  # by whether they are in FP8
         self._active: list[tuple[str, ...]] = []
 
     def __call__(
@@ -80,7 +81,11 @@ class Forward:
     def stack(self, device: torch.device) -> Stack:
         """Made when it is first used, and anew for other adapters: a model's answers don't need it."""
         active = [active_adapters(layer) for layer in self._layers]
-        if self._stack is None or self._active != active:
-            self._stack = None  # its matrices are free before the next ones are made
-            self._stack, self._active = Stack(self._model, self._dtype, device, self._fast), active
-        return self._stack
+        if self._active != active:
+            self._stacks.clear()  # their matrices are free before the next ones are made
+            self._active = active
+        fp8 = self._fp8 and torch.is_grad_enabled()
+        if fp8 not in self._stacks:
+            fast = self._fast and fp8 == self._fp8  # one of the two keeps its matrices
+            self._stacks[fp8] = Stack(self._model, self._dtype, device, fast, fp8)
+        return self._stacks[fp8]

@@ -75,14 +75,21 @@ class Layer:
     """A layer of a model with PEFT's adapters on it; `kind` says which angles it turns by."""
 
     def __init__(
-        self, module: Any, config: Any, dtype: torch.dtype, ops: ModuleType, gelu: bool, kind: str
+        self,
+        module: Any,
+        config: Any,
+        dtype: torch.dtype,
+        ops: ModuleType,
+        gelu: bool,
+        kind: str,
+        linear: type[Projection] = Projection,
     ) -> None:
         attention, mlp = module.self_attn, module.mlp
         self.ops, self.gelu, self.kind = ops, gelu, kind
-        self.qkv = Projection(_parts(attention, "qkv_proj", "q_proj", "k_proj", "v_proj"), dtype, ops, True)
-        self.o = Projection([attention.o_proj], dtype, ops)
-        self.gate_up = Projection(_parts(mlp, "gate_up_proj", "gate_proj", "up_proj"), dtype, ops, True)
-        self.down = Projection([mlp.down_proj], dtype, ops)
+        self.qkv = linear(_parts(attention, "qkv_proj", "q_proj", "k_proj", "v_proj"), dtype, ops, True)
+        self.o = linear([attention.o_proj], dtype, ops)
+        self.gate_up = linear(_parts(mlp, "gate_up_proj", "gate_proj", "up_proj"), dtype, ops, True)
+        self.down = linear([mlp.down_proj], dtype, ops)
         self.heads = Heads(
             query=config.num_attention_heads,
             key=config.num_key_value_heads,

@@ -13,6 +13,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from train.fused.fp8_reference import (  # noqa: F401 (a part of these operations)
+    quantise,
+    quantise_borders,
+    quantise_matrix,
+    quantise_nf4,
+)
+
 ROOT, CUBIC = math.sqrt(2 / math.pi), 0.044715  # of GELU's tangent formula
 
 

@@ -9,6 +9,8 @@ import torch
 
 from core.families import FAMILIES
 from train.fused.decoder import is_gelu
+from train.fused.fp8 import product
+from train.fused.fp8_reference import FP8
 from train.gptq import GptqLinear
 from train.recipe import Recipe
 
@@ -110,6 +112,27 @@ def lacking(device: torch.device) -> str:
     if torch.cuda.get_device_capability(device) < AMPERE:
         return "the GPU is older than Ampere"
     return "" if find_spec("triton") else "Triton isn't installed"
+
+
+def fp8_obstacle(recipe: Recipe, of_model: str, device: torch.device) -> str:
+    """Why a recipe can't have the FP8 that it asks for; `of_model` is `obstacle`'s. Empty if it can."""
+    if recipe.precision != "fp8":
+        return ""
+    key = setting(recipe)
+    why = of_model or (f"{key} is set" if key else lacking(device) or _without_fp8(device))
+    cure = "leave precision out (--set precision=16-bit)"
+    return f"precision: fp8 is for the fused kernels on a GPU with FP8, and here {why}; {cure}" if why else ""
+
+
+def _without_fp8(device: torch.device) -> str:
+    """Asks PyTorch for the product that `fused.fp8` makes."""
+    rows, scales = torch.zeros(16, 16, device=device).to(FP8), torch.ones(16, 1, device=device)
+    try:
+        product(rows, rows, scales, scales.T, None, torch.bfloat16)
+    except (RuntimeError, ValueError, NotImplementedError):
+        name = torch.cuda.get_device_name(device)
+        return f"PyTorch {torch.__version__} has no FP8 products with a scale a row on {name}"
+    return ""
 
 
 def has_kernels(device: torch.device) -> bool:

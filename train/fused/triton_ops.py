@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from train.fused import reference_ops
+from train.fused.fp8_kernels import quantise, quantise_borders, quantise_matrix, quantise_nf4
 from train.fused.nf4_kernels import decode
 from train.fused.rotary_kernels import rotate, rotate_backward
 
@@ -178,6 +179,10 @@ __all__ = [
     "gated",
     "gated_backward",
     "product",
+    "quantise",
+    "quantise_borders",
+    "quantise_matrix",
+    "quantise_nf4",
     "rms_norm",
     "rms_norm_backward",
     "rotate",
