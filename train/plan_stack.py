@@ -17,6 +17,9 @@ ATTENTION = 0.626  # of that rate, by cuDNN
 PASSES = 13.5  # times that a byte of what is kept is moved beside the products, adapters included
 PASSES_AGAIN = 1.74  # and to compute the wide tensors again
 FAST, LEAN = 3.02e-3, 3.4e-3  # seconds that a processor takes to launch a layer's kernels
+# In FP8, of one H100, four models (bench/results/train-fp8.json): how many times as fast products with frozen
+# matrices are, operands included, and seconds to launch the kernels of one of a layer's linear layers
+FP8, FAST_FP8, LEAN_FP8 = 1.9, 1.05e-3, 1.5e-3
 HALF, NF4_READ = 2.0, 0.52  # bytes of a weight, decoded and not
 RESERVE = 0.25e9  # workspaces
 
@@ -65,7 +68,8 @@ def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) ->
         again = 2.0 * sum(layer.elements for layer in shape.linears if layer.name in names)
     attention = 3.5 * 2 * shape.attention(load.longest)
     rate = SUSTAINED * gpu.flops
-    products = (flops + again + (1 / ATTENTION - 1) * attention) / rate
+    saved = (1 - 1 / FP8) * (4.0 * shape.weights + again) if recipe.precision == "fp8" else 0.0
+    products = (flops + again - saved + (1 / ATTENTION - 1) * attention) / rate
     passes = PASSES if recipe.fast else PASSES + PASSES_AGAIN
     bytes_moved = shape.layers * (_narrow(shape) + _wide(shape)) * passes
     decoding = 0.0 if recipe.fast else 2 * (HALF + NF4_READ) * shape.weights / gpu.bandwidth
@@ -75,4 +79,6 @@ def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) ->
 
 def launching(shape: Shape, recipe: Recipe) -> float:
     """Seconds that a processor takes to launch a micro-batch's kernels, the least that one takes."""
+    if recipe.precision == "fp8":
+        return (FAST_FP8 if recipe.fast else LEAN_FP8) * sum(layer.count for layer in shape.linears)
     return (FAST if recipe.fast else LEAN) * shape.layers

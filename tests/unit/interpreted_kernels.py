@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch
 
+from train.fused.fp8_reference import FP8, LARGEST, border
 from train.fused.reference_ops import HeadNorms, Heads
 from train.fused.rotary import Angles
 
@@ -145,14 +147,19 @@ def cross_entropy(ops: ModuleType, draw: Draw, vocabulary: int) -> list[torch.Te
     return [ops.cross_entropy(logits, labels), logits]
 
 
+def four_bits(matrix: torch.Tensor, **options: bool | str) -> Any:
+    """A weight as bitsandbytes stores it."""
+    from bitsandbytes.nn import Params4bit
+
+    settings = {"quant_type": "nf4", "compress_statistics": True} | options
+    return Params4bit(matrix, requires_grad=False, **settings).to("cpu")
+
+
 def decode(
     ops: ModuleType, draw: Draw, shape: tuple[int, int], border: int = 0, **options: bool | str
 ) -> list[torch.Tensor]:
     """`shape[1]` is a multiple of 64, as bitsandbytes 0.50 decodes others wrongly on a CPU."""
-    from bitsandbytes.nn import Params4bit
-
-    settings = {"quant_type": "nf4", "compress_statistics": True} | options
-    weight = Params4bit(draw.exact(*shape), requires_grad=False, **settings).to("cpu")
+    weight = four_bits(draw.exact(*shape), **options)
     whole = torch.zeros(shape[0], shape[1] + border, dtype=draw.used)
     ops.decode(weight, whole[:, : shape[1]])
     return [whole]
@@ -164,6 +171,31 @@ TURNS = {
     for where, strided in (("", False), ("-strided", True))
     for how, half, normed in (("", 0, False), ("-partial", 5, False), ("-normed", 0, True))
 } | {"normed-partial": Turn(HEADS["3of24"], False, 7, True)}
+
+
+def quantise(ops: ModuleType, draw: Draw, width: int, rank: int, scaled: bool) -> list[torch.Tensor]:
+    """Rows for a product in FP8, with what the adapters add, of rows that lie apart; the bytes as numbers."""
+    factors = draw.exact(width).abs() if scaled else None
+    rows, scales = ops.quantise(
+        draw.strided(TOKENS, width), factors, draw(TOKENS, rank), torch.full((1,), 0.7)
+    )
+    return [rows.float(), scales]
+
+
+def quantise_matrices(ops: ModuleType, draw: Draw, shape: tuple[int, int], nf4: bool) -> list[torch.Tensor]:
+    """A frozen matrix both ways, and the adapters' borders."""
+    matrix, (rows, columns) = draw(*shape), shape
+    scales = matrix.abs().amax(1).float() / LARGEST
+    values, turned = torch.zeros(rows, columns + 16).to(FP8), torch.zeros(columns, rows + 16).to(FP8)
+    to = values[:, :columns], turned[:, :rows]
+    if nf4:
+        ops.quantise_nf4(four_bits(matrix), scales, *to)
+    else:
+        ops.quantise_matrix(matrix, scales, *to)
+    of_b, of_a = torch.zeros(rows, border(16)).to(FP8), torch.zeros(columns, border(16)).to(FP8)
+    units = torch.tensor([[3.0], [200.0]])
+    ops.quantise_borders(draw(rows, 16), draw(16, columns), scales * LARGEST, units, of_b, of_a)
+    return [part.float() for part in (values, turned, of_b, of_a)]
 
 
 def cases() -> dict[str, Case]:
@@ -187,7 +219,9 @@ def cases() -> dict[str, Case]:
             found[f"gated_backward-{name}-{width}"] = partial(gated_backward, gelu=gelu, width=width)
     for vocabulary in (57, VOCABULARY):
         found[f"cross_entropy-{vocabulary}"] = partial(cross_entropy, vocabulary=vocabulary)
-    return {f"{name}-{kind}": case for name, case in found.items() for kind in TYPES} | DECODED | CAPPED
+    return (
+        {f"{name}-{kind}": case for name, case in found.items() for kind in TYPES} | DECODED | CAPPED | FP8S
+    )
 
 
 # The second has more than the 256 scales that share one, the third rows that lie apart; bitsandbytes decodes
@@ -208,6 +242,16 @@ CAPPED: dict[str, Case] = {
     )
     for what, gradients in (("attend", False), ("attend_backward", True))
     for kind in ("fp32", "fp16")
+}
+# Bytes: a number of the fourth fraction bit more or less would show.
+FP8S: dict[str, Case] = {
+    f"fp8-rows-{width}-{rank}{'-scaled' if scaled else ''}-fp32": partial(
+        quantise, width=width, rank=rank, scaled=scaled
+    )
+    for width, rank, scaled in ((48, 0, False), (150, 16, True), (1100, 48, True))
+} | {
+    "fp8-matrix-fp32": partial(quantise_matrices, shape=(70, 100), nf4=False),
+    "fp8-nf4-fp32": partial(quantise_matrices, shape=(101, 192), nf4=True),
 }
 # A kernel's case, and a formula that isn't its own.
 WRONG: dict[str, tuple[Case, Case]] = {

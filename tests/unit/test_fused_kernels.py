@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.interpreted_kernels import DECODED, WRONG, cases
+from tests.unit.interpreted_kernels import DECODED, FP8S, WRONG, cases
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCES = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 8e-3}  # of the results' last bits
@@ -38,6 +38,11 @@ def test_a_kernel_computes_its_formula(errors: dict[str, float], name: str) -> N
 
 @pytest.mark.parametrize("name", DECODED)
 def test_decoded_weights_are_bitsandbytes_bit_for_bit(errors: dict[str, float], name: str) -> None:
+    assert errors[name] == 0
+
+
+@pytest.mark.parametrize("name", FP8S)
+def test_operands_in_fp8_are_the_formulas_byte_for_byte(errors: dict[str, float], name: str) -> None:
     assert errors[name] == 0
 
 
