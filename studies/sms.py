@@ -174,7 +174,7 @@ def main(argv: list[str]) -> int:
     given = read(argv)
 
     def measure() -> int:
-        options = cli.Settings(given.engine, given.model, None, cli.MAX_PORT, [])
+        options = cli.Settings(given.engine, given.model, None, cli.MAX_PORT, [], titles=False)
         host = cli.make_host(options, ROOT / "models.json")
         try:
             names = ("recipe", "train", "test", "asked", "epochs", "checkpointed_seeds")
