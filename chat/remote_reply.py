@@ -206,14 +206,19 @@ def _logprobs(told: dict[str, Any], ids: list[int]) -> list[TokenLogProb]:
         ids, told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True
     ):
         others = [TokenLogProb(-1, other.encode(), float(p)) for other, p in (top or {}).items()]
-        found.append(TokenLogProb(i, text.encode(), float(logprob), tuple(others)))
+        found.append(TokenLogProb(i, text.encode(), _figure(logprob), tuple(others)))
     return found
 
 
 def _logprob(token: dict[str, Any]) -> TokenLogProb:
     text = token.get("bytes")
     text = token["token"].encode() if text is None else bytes(text)
-    return TokenLogProb(int(token.get("id", -1)), text, float(token["logprob"]))
+    return TokenLogProb(int(token.get("id", -1)), text, _figure(token["logprob"]))
+
+
+def _figure(logprob: Any) -> float | None:
+    """A log-probability; engines have null for parts of a character (`TokenLogProb`)."""
+    return None if logprob is None else float(logprob)
 
 
 def packed(messages: Messages) -> list[int]:

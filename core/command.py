@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import shlex
 import shutil
@@ -15,6 +16,9 @@ from typing import NoReturn
 from core.errors import ChatError
 
 OURS = ("bench", "chat", "convert", "core", "publish", "studies", "train")
+
+# When it is imported on a processor that knows bf16, bitsandbytes warns that a kernel of the hub isn't there.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def print_anything() -> None:
