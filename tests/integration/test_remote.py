@@ -203,7 +203,7 @@ def test_vllm_gets_ids_and_its_own_names_of_what_is_asked(
 
 @needs_server
 def test_log_probabilities_come_from_each_kind(servers: list[LlamaServerEngine], registry: Registry) -> None:
-    # A greeting may begin with an emoji, of whose tokens llama-server tells the last one only, or end too soon.
+    # A greeting may begin with an emoji, of whose tokens llama-server tells the last one's only, or be short.
     story = [{"role": "user", "content": "Tell me a long story about a dog."}]
     sampling = GREEDY.model_copy(update={"repeat_penalty": 1, "max_tokens": 6})
 
