@@ -36,10 +36,12 @@ def test_no_turn_that_was_kept_is_lost_when_the_app_is_killed(browser: Browser, 
         expect(person.page.locator("#status[data-kept]")).to_have_count(1, timeout=WAIT_MS)
         kept.append(f"Question {number}.")
         person.set("Max tokens", 2000)
+        before = person.replies.count()
         person.begin(f"Write a long story about a lighthouse keeper and the sea, in {number + 9} chapters.")
         expect(person.status).to_contain_text(re.compile(r"Writing|seed"), timeout=WAIT_MS)
         time.sleep(draw.uniform(0, 4))
-        written = person.replies.last.inner_text() if not ENDED.search(person.status.inner_text()) else ""
+        begun = person.replies.count() > before and not ENDED.search(person.status.inner_text())
+        written = person.replies.last.inner_text() if begun else ""
         time.sleep(2.5 if written else 0)  # what was there two seconds ago is kept
         own.process.kill()
         own.process.wait(30)
