@@ -71,6 +71,7 @@ def test_evaluation_computes_bit_for_bit_what_training_does(tmp_path: Path, fami
 def test_resident_matrices_are_the_decoded_ones(tmp_path: Path, family: str) -> None:
     model = adapted(tmp_path, family, recipe_of(NF4))
     fast, lean = stack_of(model, True), stack_of(model, False)
+    fast.frozen.begin()  # as each pass does
     x = torch.randn(BATCH.tokens, 64)
     for number, (here, there) in enumerate(zip(fast.layers, lean.layers, strict=True)):
         kept, decoded = fast.frozen[number], lean.frozen[number]

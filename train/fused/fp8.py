@@ -18,8 +18,6 @@ from train.fused.frozen import Frozen
 from train.fused.layer import Layer, Weights
 from train.fused.lora_linear import Projection
 
-SIDE = 16  # what both sides of a matrix have to be multiples of (torch._scaled_mm)
-
 
 @dataclass
 class Matrix:
@@ -93,70 +91,52 @@ def product(
 
 
 class Frozen8(Frozen):
-    """`Frozen` in FP8: `frozen[n]` has a `Matrix` for each projection of layer n.
-
-    Rows' scales are found once, and the borders filled anew when the adapters have changed.
-    """
+    """`Frozen` in FP8: `frozen[n]` has a `Matrix` for each projection of layer n. Scales are found once."""
 
     def __init__(self, layers: list[Layer], resident: bool, dtype: torch.dtype, ops: Any) -> None:
         self.layers, self.ops, self._here = layers, ops, -1
-        self._projections = [projection for layer in layers for projection in layer.projections]
-        self._scales = [torch.cat([self._scales_of(base) for base in p.bases]) for p in self._projections]
-        self._least = torch.stack([scales.amin() for scales in self._scales])
-        self._units = torch.ones(len(self._projections), 2, 1, device=self._least.device)
-        self._shared = None if resident else _empty(layers[0])
-        self._kept = [self._made(n, _empty(layer)) for n, layer in enumerate(layers)] if resident else None
+        self._scales = [
+            [torch.cat([self._scales_of(base) for base in p.bases]) for p in layer.projections]
+            for layer in layers
+        ]
+        self._least = torch.stack([scales.amin() for of_layer in self._scales for scales in of_layer])
+        self._units = torch.ones(len(layers), len(self._scales[0]), 2, 1, device=self._least.device)
+        self._shared = self._kept = None
+        if not resident:
+            self._shared = _empty(layers[0])
+            return
+        self._kept = [_empty(layer) for layer in layers]
+        for number, weights in enumerate(self._kept):
+            self._put(number, weights)
 
     def begin(self) -> None:
         """Take over the adapters as they are by now: the largest of B over a scale, and of A, become 448."""
-        if not self._projections[0].adapters:
-            return
-        a, b = ([getattr(p, name) for p in self._projections] for name in ("a", "b"))
-        of_b = torch.stack(torch._foreach_norm(b, torch.inf)).float() / self._least
-        of_a = torch.stack(torch._foreach_norm(a, torch.inf)).float()
-        tops = torch.stack([of_b, of_a], 1)[..., None]
-        self._units.copy_(torch.where(tops > 0, LARGEST / tops, 1.0))
-        for number, weights in enumerate(self._kept or []):
-            self._border(number, weights)
-
-    def __getitem__(self, number: int) -> Weights:
-        if self._kept is not None:
-            return self._kept[number]
-        assert self._shared is not None
-        if number != self._here:
-            self._here = number
-            self._made(number, self._shared)
-        self._border(number, self._shared)
-        return self._shared
+        projections = [projection for layer in self.layers for projection in layer.projections]
+        if projections[0].adapters:
+            a, b = ([getattr(p, name) for p in projections] for name in ("a", "b"))
+            of_b = torch.stack(torch._foreach_norm(b, torch.inf)).float() / self._least
+            of_a = torch.stack(torch._foreach_norm(a, torch.inf)).float()
+            tops = torch.stack([of_b, of_a], 1).view_as(self._units)
+            self._units.copy_(torch.where(tops > 0, LARGEST / tops, 1.0))
+        super().begin()
 
     def _border(self, number: int, weights: Weights) -> None:
-        """Put the adapters beside the matrices of a layer."""
-        matrices: tuple[Any, ...] = weights.all
-        for projection, matrix in zip(self.layers[number].projections, matrices, strict=True):
+        for projection, matrix in zip(self.layers[number].projections, weights.all, strict=True):
             if projection.adapters:
-                of_b, of_a = (
-                    matrix.values[:, projection.in_features :],
-                    matrix.turned[:, len(matrix.scales) :],
-                )
-                parts = (projection.b, projection.a, matrix.scales, matrix.units)
-                self.ops.quantise_borders(*parts, of_b, of_a)
+                of_b = matrix.values[:, projection.in_features :]
+                of_a = matrix.turned[:, projection.out_features :]
+                adapters = projection.b, projection.a
+                self.ops.quantise_borders(*adapters, matrix.scales, matrix.units, of_b, of_a)
 
-    def _made(self, number: int, weights: Weights) -> Weights:
-        """`weights`, with the matrices of a layer put there."""
-        matrices: tuple[Any, ...] = weights.all
-        for place, (projection, matrix) in enumerate(
-            zip(self.layers[number].projections, matrices, strict=True), 4 * number
-        ):
-            matrix.scales, matrix.units = self._scales[place], self._units[place]
-            row = 0
-            for base in projection.bases:
-                rows = slice(row, row + base.out_features)
-                row = rows.stop
+    def _put(self, number: int, weights: Weights) -> None:
+        parts = self.layers[number].projections, weights.all, self._scales[number], self._units[number]
+        for projection, matrix, scales, units in zip(*parts, strict=True):
+            matrix.scales, matrix.units = scales, units
+            for base, rows in projection.parts:
                 to = matrix.values[rows, : base.in_features], matrix.turned[: base.in_features, rows]
                 weight = base.weight  # of a GPTQ layer, a copy that is made for this line
                 put = self.ops.quantise_nf4 if hasattr(weight, "quant_state") else self.ops.quantise_matrix
                 put(weight, matrix.scales[rows], *to)
-        return weights
 
     def _scales_of(self, base: Any) -> torch.Tensor:
         """Those of one layer's rows, (out)."""
@@ -172,5 +152,4 @@ class Frozen8(Frozen):
 
 
 def _empty(layer: Layer) -> Weights:
-    matrices: list[Any] = [Matrix.empty(projection) for projection in layer.projections]
-    return Weights(*matrices)
+    return Weights(*map(Matrix.empty, layer.projections))

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from train.fused import fp8_reference
 from train.fused.fp8_reference import LARGEST, border
+from train.fused.nf4_kernels import scale_of, stored
 
 _LARGEST = tl.constexpr(LARGEST)
 
@@ -164,8 +165,7 @@ def _quantise_nf4(
     here = (row < rows)[:, None]
     row = row.to(tl.int64)
     block = row * (columns // 64) + tl.program_id(1)  # of 64 weights, which share a scale
-    quant = tl.load(quants + block, row < rows, 0).to(tl.int32)
-    scale = tl.load(code + quant) * tl.load(absmax + block // GROUP, row < rows, 0.0) + tl.load(mean)
+    scale = scale_of(block, row < rows, quants, code, absmax, mean, GROUP)
     byte = tl.load(packed + block[:, None] * 32 + tl.arange(0, 32)[None, :], here, 0).to(tl.int32)
     high = tl.load(table + (byte >> 4)) * scale[:, None]
     low = tl.load(table + (byte & 15)) * scale[:, None]
@@ -181,24 +181,18 @@ _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 
 def quantise_nf4(weight: Any, scales: torch.Tensor, values: torch.Tensor, turned: torch.Tensor) -> None:
     """`quantise_matrix` of a double-quantised NF4 weight of bitsandbytes, without the decoded matrix."""
-    state, (rows, columns) = weight.quant_state, values.shape
-    if not state.nested or state.quant_type != "nf4" or state.blocksize != 64 or columns % 64:
+    state, parts, (rows, columns) = weight.quant_state, stored(weight), values.shape
+    if parts is None or columns % 64:
         return fp8_reference.quantise_nf4(weight, scales, values, turned)
-    nested = state.state2
     _quantise_nf4[(triton.cdiv(rows, 64), columns // 64)](
-        weight.data.view(torch.uint8),
-        state.absmax,
-        nested.code,
-        nested.absmax,
-        state.offset,
-        state.code,
+        *parts,
         scales,
         *_bytes(values, turned),
         values.stride(0),
         turned.stride(0),
         rows,
         columns,
-        GROUP=nested.blocksize,
+        GROUP=state.state2.blocksize,
         TYPE=_TYPES[state.dtype],
         SIDE=64,
         enable_fp_fusion=False,  # rounds as bitsandbytes does

@@ -17,7 +17,7 @@ class Frozen:
     QLoRA's numbers are those of the four-bit base, whichever way they are stored. With `resident`, each
     matrix is decoded once and stays; otherwise one layer's matrices are there at a time, in the same buffers,
     until another layer's are asked for. Those of a 16-bit base stay, as parts of their projection's matrix.
-    Where a projection has a border, its matrix has it too, with the adapters' B as it is now.
+    Where a projection has a border, its matrix has it too, with the adapters' B as it was at `begin`.
     """
 
     def __init__(self, layers: list[Layer], resident: bool, dtype: torch.dtype, ops: ModuleType) -> None:
@@ -33,30 +33,37 @@ class Frozen:
 
     def begin(self) -> None:
         """Get ready for a pass, whose adapters are in the projections by now."""
+        for number, weights in enumerate(self._kept or []):
+            self._border(number, weights)
 
     def __getitem__(self, number: int) -> Weights:
-        weights = self._kept[number] if self._kept is not None else self._decoded(number)
+        if self._kept is not None:
+            return self._kept[number]
+        assert self._shared is not None
+        if number != self._here:
+            self._put(number, self._shared)
+            self._here = number
+        self._border(number, self._shared)
+        return self._shared
+
+    def _border(self, number: int, weights: Weights) -> None:
+        """Put the adapters beside the matrices of a layer."""
         for projection, matrix in zip(self.layers[number].projections, weights.all, strict=True):
             if projection.border:
                 projection.split(matrix)[1].copy_(projection.b)
-        return weights
 
-    def _decoded(self, number: int) -> Weights:
-        assert self._shared is not None
-        if number != self._here:
-            for projection, matrix in zip(self.layers[number].projections, self._shared.all, strict=True):
-                self._fill(projection, matrix)
-            self._here = number
-        return self._shared
+    def _put(self, number: int, weights: Weights) -> None:
+        """Decode the matrices of a layer into `weights`."""
+        for projection, matrix in zip(self.layers[number].projections, weights.all, strict=True):
+            self._fill(projection, matrix)
 
     def _fill(self, projection: Projection, matrix: torch.Tensor) -> None:
-        sizes, weights = [base.out_features for base in projection.bases], matrix[:, : projection.in_features]
-        for base, part in zip(projection.bases, torch.split(weights, sizes), strict=True):
-            weight = base.weight  # of a GPTQ layer, a copy that is made for this line
+        for base, rows in projection.parts:
+            part, weight = matrix[rows, : base.in_features], base.weight
             if hasattr(weight, "quant_state"):
                 self.ops.decode(weight, part)
             else:
-                part.copy_(weight)
+                part.copy_(weight)  # of a GPTQ layer, a copy that is made for this line
 
     def _whole(self, projection: Projection, dtype: torch.dtype) -> torch.Tensor:
         """One matrix of a projection; its parts become views of it where they were 16-bit ones."""
@@ -66,11 +73,9 @@ class Frozen:
             return whole
         whole = _empty(projection, dtype)
         self._fill(projection, whole)
-        row = 0
-        for base in projection.bases:
+        for base, rows in projection.parts:
             if not _is_coded(base):
-                base.weight.data = whole[row : row + base.out_features, : base.in_features]
-            row += base.out_features
+                base.weight.data = whole[rows, : base.in_features]
         return whole
 
 

@@ -29,15 +29,15 @@ CAPPED = "gemma2"  # whose attention caps its scores; a Gemma 3 has the number a
 
 @dataclass
 class Weights:
-    """The frozen matrices of one layer, in the type of the computation."""
+    """The frozen matrices of one layer, as its projections take them: tensors, or each an `fp8.Matrix`."""
 
-    qkv: torch.Tensor
-    o: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    qkv: Any
+    o: Any
+    gate_up: Any
+    down: Any
 
     @property
-    def all(self) -> tuple[torch.Tensor, ...]:
+    def all(self) -> tuple[Any, ...]:
         """In the order of `Layer.projections`."""
         return self.qkv, self.o, self.gate_up, self.down
 

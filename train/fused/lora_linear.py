@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from types import ModuleType
 from typing import Any
 
@@ -70,6 +70,14 @@ class Projection:
         self.a = torch.zeros(rank, self.in_features, dtype=dtype, device=device)
         self.b = torch.zeros(self.out_features, rank, dtype=dtype, device=device)
         self.bias = _bias(self.bases, dtype, device)
+
+    @property
+    def parts(self) -> list[tuple[Any, slice]]:
+        """The layers, and which rows of the projection are theirs."""
+        ends = list(accumulate(base.out_features for base in self.bases))
+        return [
+            (base, slice(end - base.out_features, end)) for base, end in zip(self.bases, ends, strict=True)
+        ]
 
     @property
     def sources(self) -> list[nn.Parameter]:

@@ -12,6 +12,25 @@ from train.fused import reference_ops
 
 
 @triton.jit
+def scale_of(block, inside, quants, code, scales, mean, GROUP: tl.constexpr):
+    """The scale of each block of 64 weights, from its eight bits and the scale of GROUP blocks."""
+    quant = tl.load(quants + block, inside, 0).to(tl.int32)
+    return tl.load(code + quant) * tl.load(scales + block // GROUP, inside, 0.0) + tl.load(mean)
+
+
+def stored(weight: Any) -> tuple[torch.Tensor, ...] | None:
+    """What a double-quantised NF4 weight of bitsandbytes is stored as, in the kernels' order: bytes of two
+    weights, blocks' scales, those scales' code, scales and mean, NF4's table. None for another kind.
+    """
+    state = weight.quant_state
+    if not state.nested or state.quant_type != "nf4" or state.blocksize != 64:
+        return None
+    nested = state.state2
+    packed = weight.data.view(torch.uint8)
+    return packed, state.absmax, nested.code, nested.absmax, state.offset, state.code
+
+
+@triton.jit
 def _decode(
     packed,
     quants,
@@ -30,8 +49,7 @@ def _decode(
     inside = at < bytes_
     byte = tl.load(packed + at, inside, 0)
     block = at // 32  # of 64 weights
-    quant = tl.load(quants + block, inside, 0).to(tl.int32)
-    scale = tl.load(code + quant) * tl.load(scales + block // GROUP, inside, 0.0) + tl.load(mean)
+    scale = scale_of(block, inside, quants, code, scales, mean, GROUP)
     high = tl.load(table + (byte >> 4).to(tl.int32)) * scale
     low = tl.load(table + (byte & 15).to(tl.int32)) * scale
     to = tl.program_id(0) * 2 * BLOCK + tl.arange(0, 2 * BLOCK)
@@ -44,22 +62,16 @@ def decode(weight: Any, out: torch.Tensor) -> None:
 
     The rows of `out` may lie apart.
     """
-    state, count = weight.quant_state, weight.data.nbytes
-    if not state.nested or state.quant_type != "nf4" or state.blocksize != 64:
+    count, parts = weight.data.nbytes, stored(weight)
+    if parts is None:
         return reference_ops.decode(weight, out)
-    nested = state.state2
     _decode[(triton.cdiv(count, 1024),)](
-        weight.data.view(torch.uint8),
-        state.absmax,
-        nested.code,
-        nested.absmax,
-        state.offset,
-        state.code,
+        *parts,
         out,
         count,
         out.stride(0),
         WIDTH=out.shape[1],
         BLOCK=1024,
-        GROUP=nested.blocksize,
+        GROUP=weight.quant_state.state2.blocksize,
         enable_fp_fusion=False,  # rounds as bitsandbytes does
     )
