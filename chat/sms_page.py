@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +60,7 @@ class Calibration(BaseModel):
 
 def read_calibration(folder: Path, model: str) -> tuple[Calibration | None, str]:
     """The calibration of `model` that was measured in `folder`, or None and why there is none."""
-    command = "python studies/sms.py --model NAME"
+    command = f"python studies/sms.py --model {shlex.quote(model)}"
     path = folder / CALIBRATION
     try:
         found = Calibration.model_validate_json(path.read_bytes())

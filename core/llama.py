@@ -16,6 +16,7 @@ import llama_cpp
 from core.engine import LoadCancelled, Request, TokenLogProb, first_reason, wanted
 from core.errors import ChatError, ModelFileError
 from core.llama_sampler import Sampler, likeliest, log_softmax, logits
+from core.machine import give_back
 
 MAX_BATCH = 512  # llama.cpp's physical batch: larger ones evaluate no faster
 ABORTED = 2  # llama_decode's return value after the abort callback said so
@@ -196,8 +197,7 @@ class LlamaModel:
         """Free the memory; nothing else may be called afterwards."""
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
-        if trim := getattr(_libc, "malloc_trim", None):
-            trim(0)  # glibc keeps what was freed, which the next model then takes beside it
+        give_back()
 
 
 def _load(path: Path, cancelled: Callable[[], bool], overrides: Mapping[str, int]) -> Any:

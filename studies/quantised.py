@@ -39,6 +39,7 @@ try:
     from core.tokenizer import ChatTokenizer
     from studies import quantised_gguf as gguf
     from studies.quantised_arms import ARMS, Job, Sizes, compensated, run_job
+    from studies.quantised_cells import SEEDS
     from studies.quantised_report import write_report
     from studies.quantised_tasks import DATA, TASKS
     from studies.results import FILE, Results
@@ -50,7 +51,6 @@ except ModuleNotFoundError as error:
 
 SCRIPT = "studies/quantised.py"
 VERSION = 1  # another one when a figure comes to mean something else
-SEEDS = (1, 2, 3)
 FULL = Sizes(train_rows=48, test_rows=16, epochs=3, new_tokens=32)
 QUICK = Sizes(train_rows=8, test_rows=4, epochs=2, batch=4, unlike_tokens=64, new_tokens=16, repeats=3)
 GRID: dict[str, Any] = {

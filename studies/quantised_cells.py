@@ -9,6 +9,7 @@ from typing import Any
 Content = Mapping[str, Any]  # of results.json
 ARM_NAMES = {"gptq": "GPTQ", "nf4": "NF4", "int8": "int8", "bf16": "bf16"}
 CONTROL = "bf16"
+SEEDS = (1, 2, 3)  # of what is compared
 
 
 def cells(content: Content, *parts: str) -> list[dict[str, Any]]:
@@ -69,12 +70,6 @@ def judged(one: Sequence[float], other: Sequence[float]) -> str:
         return "one seed, so no spread to judge by"
     apart = min(one) > max(other) or min(other) > max(one)
     return "beyond the spread of the seeds" if apart else "within the spread of the seeds"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def rise(cell: Mapping[str, Any], change: str) -> float | None:

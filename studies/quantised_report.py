@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from core.files import write_whole
 from studies.quantised_cells import (
     ARM_NAMES,
+    SEEDS,
     Content,
     at_rate,
     by_arm,
@@ -20,14 +22,13 @@ from studies.quantised_cells import (
     mean_by_seed,
     rise,
     spread,
-    table,
     verdict,
 )
 from studies.quantised_plots import write_plots
 from studies.quantised_tasks import CHANGES, SCORES
+from train.card import table
 
 REPORT = "report.md"
-SEEDS = (1, 2, 3)
 KINDS = ("code", "licence", "manual")
 
 
@@ -142,7 +143,12 @@ def _tasks(content: Content) -> str:
         "with a quote and an author; accuracy is by the probabilities of the two labels; ROUGE-L is an "
         "F1, chrF an F2. Untuned models are asked once, as nothing in them depends on a seed."
     )
-    return "\n\n".join([table(head, rows), note, *(["\n".join(said)] if said else [])])
+    return _section(head, rows, note, said)
+
+
+def _section(head: Sequence[str], rows: Sequence[Sequence[str]], note: str, said: Sequence[str]) -> str:
+    """A table, what its figures are, and sentences about them."""
+    return "\n\n".join(filter(None, [table(head, rows), note, "\n".join(said)]))
 
 
 def _alpha(content: Content) -> str:
@@ -176,7 +182,7 @@ def _alpha(content: Content) -> str:
         "before training, or broke."
     )
     head = ["rate", "alpha", *ARM_NAMES.values()]
-    return "\n\n".join([table(head, rows), note, *(["\n".join(said)] if said else [])])
+    return _section(head, rows, note, said)
 
 
 def _stability(content: Content) -> str:
@@ -201,7 +207,7 @@ def _stability(content: Content) -> str:
         "doing."
     )
     head = ["learning rate", "arm", "diverged", "spikes", "largest gradient norm", "last loss"]
-    return "\n\n".join([table(head, rows), note, *(["\n".join(said)] if said else [])])
+    return _section(head, rows, note, said)
 
 
 def _speed(content: Content) -> str:
@@ -222,7 +228,7 @@ def _speed(content: Content) -> str:
     if not any(key.startswith("gguf|") for key in content["cells"]):
         note += " llama.cpp wasn't there, so there are no GGUF files in this table."
     head = ["engine", "weights", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
-    return "\n\n".join([table(head, rows), note])
+    return _section(head, rows, note, [])
 
 
 def _fast(engine: str, title: str, batch: int, cell: dict[str, Any], about: dict[str, Any]) -> list[str]:
@@ -257,9 +263,7 @@ def _robustness(content: Content) -> str:
         "food and rooms. It is each arm's own rise, so an arm that is worse throughout isn't called "
         "fragile for it."
     )
-    return "\n\n".join(
-        [table(["change", *ARM_NAMES.values()], rows), note, *(["\n".join(said)] if said else [])]
-    )
+    return _section(["change", *ARM_NAMES.values()], rows, note, said)
 
 
 def _forgetting(content: Content) -> str:
@@ -280,6 +284,4 @@ def _forgetting(content: Content) -> str:
         "a page about this project's chat; the rise is the mean over tasks, for each seed. The plot has "
         "it by epoch. GPTQ was calibrated on other pages of the last kind."
     )
-    return "\n\n".join(
-        [table(["text", "", *ARM_NAMES.values()], rows), note, *(["\n".join(said)] if said else [])]
-    )
+    return _section(["text", "", *ARM_NAMES.values()], rows, note, said)

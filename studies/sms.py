@@ -1,7 +1,7 @@
 """Do marketing messages sell, and can a language model tell? python studies/sms.py
 
     python studies/sms.py                          SmolLM2, two cores
-    python studies/sms.py --recipe mistral-7b-sms --train 2000 --test 400 --asked 200    on a GPU
+    python studies/sms.py --recipe mistral-7b-sms --train 1500 --test 300 --asked 200    on a GPU
 
 All messages are synthetic, and so is what they sold. Each cell is kept in results.json as soon as it is
 measured: the same command goes on where it was.

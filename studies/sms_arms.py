@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import random
 import shutil
@@ -22,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from chat.sms_rules import extract
+from core.machine import give_back
 from core.sms import LABELS, capitals, segments
 from train import folder as files
 from train.data import encode_splits, load
@@ -184,7 +184,7 @@ class PeakMemory:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         elif sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)  # what an earlier arm has freed isn't this one's
+            give_back()  # what an earlier arm has freed isn't this one's
             Path("/proc/self/clear_refs").write_text("5")
 
     def gb(self) -> float:

@@ -82,6 +82,16 @@ def short_model(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def base(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the short model out as a checkpoint, which nobody may change."""
+    from core.from_gguf import checkpoint_from_gguf
+
+    folder = tmp_path_factory.mktemp("short") / "smollm2"
+    checkpoint_from_gguf(short_model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def llama_models() -> Path:
     """Find llama.cpp's own vocabularies (`ggml-vocab-*.gguf`) and chat templates (`templates/`)."""
     folder = ROOT / ".cache" / "llama.cpp" / "models"

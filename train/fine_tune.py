@@ -186,6 +186,8 @@ def print_plan(recipe: Recipe, outputs: Path = ROOT / "outputs") -> None:
         )
     if line := forecast.unfused(base.shape, recipe):
         print(line)
+    if recipe.precision == "fp8":
+        print("note: FP8 was measured on an H100; GPUs without it, as the A100 and older, refuse this recipe")
     if recipe.dpo:
         print("note: the forecast was fitted to training on answers; for preferences it wasn't measured")
     share = foreseen.trainable / base.shape.parameters

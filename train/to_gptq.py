@@ -25,10 +25,8 @@ from core.errors import TrainError
 from core.files import whole_folder, write_json
 from train.gptq import INDEX
 
-GROUP, DAMP = (
-    64,
-    0.01,
-)  # inputs of a group; the share of H's mean diagonal that is added to it, as the paper has
+GROUP = 64  # inputs
+DAMP = 0.01  # of H's mean diagonal is added to it, as the paper has
 ZERO = 8  # of the values 0 to 15, what stands for 0
 TOGETHER = 8  # windows in a batch
 SMALL = (".json", ".jinja", ".model", ".txt")  # a checkpoint's files that hold no weights

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserContext
 
     from tests.e2e.chats_page import Site
     from tests.e2e.person import Person
@@ -42,6 +42,17 @@ def person(browser: Browser, app: App) -> Iterator[Person]:
     trouble = person.trouble
     context.close()
     assert not trouble, trouble
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A fresh profile, whose pages can make rows of chats."""
+    from tests.e2e.chats_page import ROWS
+
+    context = browser.new_context()
+    context.add_init_script(ROWS)
+    yield context
+    context.close()
 
 
 @pytest.fixture

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from playwright.sync_api import BrowserContext, Route
 
-import pytest
-from playwright.sync_api import Browser, BrowserContext, Route
-
-from tests.e2e.chats_page import ROWS, Site, do, tab
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context()
-    context.add_init_script(ROWS)
-    yield context
-    context.close()
+from tests.e2e.chats_page import Site, do, tab
 
 
 def test_a_visitors_chats_come_along_at_sign_in(context: BrowserContext, site: Site) -> None:

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error
+from playwright.sync_api import BrowserContext, Error
 
-from tests.e2e.chats_page import ROWS, Site, do, page_of, tab
+from tests.e2e.chats_page import Site, do, page_of, tab
 
 NO_ROOM, KEEPS_NOTHING = "This browser has no room left", "This browser keeps nothing for this page"
 # A step more of the database, as a later version of the script has.
 LATER = ("  ];\n  const PATIENCE", "    (db) => db.createObjectStore('later'),\n  ];\n  const PATIENCE")
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context()
-    context.add_init_script(ROWS)
-    yield context
-    context.close()
 
 
 def test_chats_come_back_as_they_were_put(context: BrowserContext, site: Site) -> None:

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from core.errors import ChatError, TrainError
-from core.from_gguf import checkpoint_from_gguf
 from core.gptq import open_checkpoint
 from studies.quantised import FEW, QUICK, Study, main, publish
 from studies.quantised_arms import ARMS, Sizes, run_job
@@ -25,14 +24,6 @@ from train.to_gptq import GROUP, gptq, quantise_checkpoint, round_to_nearest, wi
 CPU = torch.device("cpu")
 TWO_STEPS = Sizes(train_rows=4, test_rows=2, epochs=1, batch=2, unlike_tokens=32, new_tokens=4, repeats=1)
 SMALL = FEW | {"alphas": (16,), "windows": (2, 32), "rates": (), "batches": (1,)}
-
-
-@pytest.fixture(scope="module")
-def base(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first layers of the embedded model as a checkpoint."""
-    folder = tmp_path_factory.mktemp("base") / "base"
-    checkpoint_from_gguf(short_model, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

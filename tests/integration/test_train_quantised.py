@@ -11,7 +11,6 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 
-from core.from_gguf import checkpoint_from_gguf
 from core.tokenizer import ChatTokenizer
 from tests.integration.small_runs import NF4, chats, recipe_of
 from train.batches import Order, collate
@@ -26,14 +25,6 @@ from train.sft import SFTTrainer
 
 CPU = torch.device("cpu")
 LAYERS = 2
-
-
-@pytest.fixture(scope="module")
-def base(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first layers of the embedded model as a checkpoint."""
-    folder = tmp_path_factory.mktemp("base") / "base"
-    checkpoint_from_gguf(short_model, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,19 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from core.from_gguf import checkpoint_from_gguf
 from core.prompt import Messages
 from tests.integration.test_train_labels import MANY_TURNS, REPLIES, trained, with_template
 from train.labels import encode_chat
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory, short_model: Path) -> Path:
-    """A checkpoint with the embedded model's vocabulary."""
-    folder = tmp_path_factory.mktemp("thoughts") / "smollm2"
-    checkpoint_from_gguf(short_model, folder)
-    return folder
-
 
 THINKING: Messages = [
     message | ({"reasoning_content": "I think."} if message["role"] == "assistant" else {})
@@ -44,13 +34,13 @@ ENDS = {"<｜end▁of▁sentence｜>": "<|im_end|>", "<|return|>": "<|im_end|>",
 
 @pytest.mark.parametrize("template", THOUGHTS)
 def test_a_thought_is_trained_after_the_prompt_of_its_turn_and_never_again(
-    template: str, smollm2: Path, llama_models: Path, tmp_path: Path
+    template: str, base: Path, llama_models: Path, tmp_path: Path
 ) -> None:
     """The templates keep a thought until the next question, so each reply is a sequence of its own."""
     text = (llama_models / "templates" / template).read_text()
     for theirs, ours in ENDS.items():
         text = text.replace(theirs, ours)
-    tokenizer = with_template(smollm2, text, tmp_path)
+    tokenizer = with_template(base, text, tmp_path)
     for chat, before in zip((THINKING, MANY_TURNS), THOUGHTS[template], strict=True):
         before = before.replace("<|end|>", "<file_sep>")
         rows = encode_chat(tokenizer, chat)
