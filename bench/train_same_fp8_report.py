@@ -1,0 +1,220 @@
+"""What `bench.train_same_fp8` found, as Markdown tables and a picture, from its JSON alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.card import table
+
+TEXT, TOUR = "text", "tour"
+BASE16, NF4, FP8 = "16-bit base", "NF4", "NF4, FP8"
+AGAIN, FAST = "NF4, the same again", "NF4, FP8, fast"
+STEPS, WARM = 300, 10
+SCORES = ("test_loss", "format_kept", "author_right_seen", "author_right_unseen", "memorised")
+
+Run = dict[str, Any]
+Arms = dict[str, dict[int, Run]]  # by arm and seed
+Content = dict[str, Any]
+
+
+def key_of(study: str, base: str, arm: str, seed: int) -> str:
+    """The name of a run."""
+    return f"{study}/{base}/{arm}/{seed}"
+
+
+def arms_of(content: Content, study: str, base: str) -> Arms:
+    """The runs of one base in one study that there are."""
+    found: Arms = {}
+    for key, run in content["runs"].items():
+        of_study, of_base, arm, seed = key.split("/")
+        if (of_study, of_base) == (study, base):
+            found.setdefault(arm, {})[int(seed)] = run
+    return found
+
+
+def final(run: Run) -> float:
+    """The held-out loss after the last step."""
+    losses: dict[str, float] = run["held out"]
+    return losses[max(losses, key=int)]
+
+
+def finals(arms: Arms, arm: str) -> list[float]:
+    """Those of an arm, by seed."""
+    return [final(run) for _, run in sorted(arms.get(arm, {}).items())]
+
+
+def pairs_of(arms: Arms, one: str, other: str) -> list[tuple[Run, Run]]:
+    """Runs of two arms with the same seed; of an arm and itself, all pairs of seeds."""
+    if one == other:
+        return list(combinations(arms.get(one, {}).values(), 2))
+    seeds = sorted(arms.get(one, {}).keys() & arms.get(other, {}).keys())
+    return [(arms[one][seed], arms[other][seed]) for seed in seeds]
+
+
+def apart(pairs: Sequence[tuple[Run, Run]]) -> float:
+    """How far the losses of one step are apart after the warm-up, on average (nats a token)."""
+    return float(np.mean([np.abs(np.subtract(a["losses"], b["losses"])[WARM:]).mean() for a, b in pairs]))
+
+
+def verdict(arms: Arms) -> dict[str, Any] | None:
+    """Whether FP8's mean final held-out loss lies between the lowest and the highest of 16 bit's.
+
+    `outside`: by how much it doesn't; of the seeds, `each` says which do. None where runs are missing.
+    """
+    exact, rough = finals(arms, NF4), finals(arms, FP8)
+    if len(exact) < 2 or len(exact) != len(rough):
+        return None
+    low, high, mean = min(exact), max(exact), statistics.mean(rough)
+    return {
+        "spread": high - low,
+        "difference": mean - statistics.mean(exact),
+        "outside": max(low - mean, mean - high, 0.0),
+        "each": [low <= loss <= high for loss in rough],
+    }
+
+
+def report(content: Content) -> str:
+    """All tables."""
+    bases = content["settings"]["bases"]
+    parts = [_losses(content, bases), _verdicts(content, bases), _curves(content, bases)]
+    parts += [_gradients(content, bases), _tour(content, bases[0])]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _losses(content: Content, bases: Sequence[str]) -> str:
+    rows = []
+    for base in bases:
+        arms = arms_of(content, TEXT, base)
+        for arm in (BASE16, NF4, FP8):
+            losses = finals(arms, arm)
+            shown = ", ".join(f"{loss:.4f}" for loss in losses)
+            if losses:
+                begun = next(iter(arms[arm].values()))["held out"]["0"]
+                rows.append((base, arm, f"{begun:.4f}", shown, f"{statistics.mean(losses):.4f}"))
+    return table(("base", "arm", "before", "after, by seed", "mean"), rows)
+
+
+def _verdicts(content: Content, bases: Sequence[str]) -> str:
+    rows = []
+    for base in bases:
+        arms = arms_of(content, TEXT, base)
+        if found := verdict(arms):
+            inside = sum(found["each"])
+            where = f"outside by {found['outside']:.4f}" if found["outside"] else "within"
+            plain = finals(arms, BASE16)
+            nf4 = f"{statistics.mean(finals(arms, NF4)) - statistics.mean(plain):+.4f}" if plain else ""
+            figures = (f"{found['spread']:.4f}", f"{found['difference']:+.4f}", nf4)
+            rows.append((base, *figures, where, f"{inside} of {len(found['each'])}"))
+    head = (
+        "spread of 16 bit's seeds",
+        "FP8 minus 16 bit",
+        "NF4 minus 16-bit base",
+        "FP8's mean",
+        "seeds within",
+    )
+    return table(("base", *head), rows)
+
+
+def _curves(content: Content, bases: Sequence[str]) -> str:
+    compared = {
+        "FP8 and 16 bit": (FP8, NF4),
+        "two seeds in 16 bit": (NF4, NF4),
+        "NF4 and 16-bit base": (NF4, BASE16),
+        "16 bit, the same run twice": (AGAIN, NF4),
+        "FP8, fast and lean": (FAST, FP8),
+    }
+    rows = []
+    for base in bases:
+        arms = arms_of(content, TEXT, base)
+        found = {name: pairs_of(arms, *both) for name, both in compared.items()}
+        if any(found.values()):
+            rows.append((base, *(f"{apart(pairs):.4f}" if pairs else "" for pairs in found.values())))
+    return table(("base", *compared), rows)
+
+
+def gradients_of(content: Content, base: str) -> dict[str, Any]:
+    """What `gradient_errors` found for a base; empty where it is missing."""
+    found: dict[str, Any] = arms_of(content, TEXT, base).get(NF4, {}).get(0, {}).get("gradients", {})
+    return found
+
+
+def _gradients(content: Content, bases: Sequence[str]) -> str:
+    rows = []
+    for base in bases:
+        found = gradients_of(content, base)
+        for kind, layers in found.get("matrices", {}).items():
+            cosines, errors = zip(*layers, strict=True)
+            worst = errors.index(max(errors))
+            figures = (f"{statistics.median(cosines):.4f}", f"{min(cosines):.4f}")
+            shares = (f"{statistics.median(errors):.1%}", f"{errors[worst]:.1%} (layer {worst})")
+            rows.append((base, kind, *figures, *shares))
+        rows += [
+            (base, f"all, {name}", f"{cosine:.4f}", "", f"{error:.1%}", "")
+            for name, (cosine, error) in found.get("all", {}).items()
+        ]
+    return table(("base", "gradient of", "cosine", "lowest", "relative error", "highest"), rows)
+
+
+def _tour(content: Content, base: str) -> str:
+    arms = arms_of(content, TOUR, base)
+    rows = []
+    for arm in (BASE16, NF4, FP8):
+        runs = [run["scores"] for _, run in sorted(arms.get(arm, {}).items())]
+        if runs:
+            shown = (", ".join(f"{run[name]:.3f}" for run in runs if name in run) for name in SCORES)
+            rows.append((arm, *shown))
+    return table(("the tour, by seed", *(name.replace("_", " ") for name in SCORES)), rows)
+
+
+def draw(content: Content, to: Path) -> None:
+    """Above, how far the losses are from NF4's in 16 bit; below, the gradients' errors by layer."""
+    from matplotlib.figure import Figure
+
+    from core.files import whole
+
+    bases = content["settings"]["bases"]
+    figure = Figure(figsize=(5.4 * len(bases), 7.5), layout="constrained")
+    above, below = figure.subplots(2, len(bases), squeeze=False)
+    for base, losses, errors in zip(bases, above, below, strict=True):
+        losses.set_title(base)
+        _draw_losses(losses, arms_of(content, TEXT, base))
+        for number, (kind, layers) in enumerate(gradients_of(content, base).get("matrices", {}).items()):
+            style = "-" if kind.endswith("B") else "--"
+            errors.plot(
+                [100 * error for _, error in layers], style, color=f"C{number // 2}", lw=1, label=kind
+            )
+        errors.set(xlabel="layer", ylabel="gradient's relative error in FP8 (%)", ylim=(0, None))
+    for each in (above[0], below[0]):
+        if each.get_legend_handles_labels()[1]:
+            each.legend(fontsize="x-small", ncols=2)
+    with whole(to) as partial:
+        figure.savefig(partial, format="png", dpi=100)
+
+
+def _draw_losses(axes: Any, arms: Arms) -> None:
+    """Means of the seeds, smoothed over so many steps; the band is 16 bit's seeds, each minus their mean."""
+    smooth = 20
+    if not arms.get(NF4):
+        return
+
+    def smoothed(curve: Any) -> Any:
+        return np.convolve(curve, np.ones(smooth) / smooth, mode="valid")
+
+    seeds = np.array([run["losses"] for run in arms[NF4].values()])
+    mean = seeds.mean(0)
+    lines = np.array([smoothed(seed - mean) for seed in seeds])
+    steps = np.arange(lines.shape[1]) + smooth
+    axes.fill_between(
+        steps, lines.min(0), lines.max(0), alpha=0.3, color="C7", label="NF4, 16 bit, its seeds"
+    )
+    for arm, colour in ((FP8, "C3"), (BASE16, "C0")):
+        if runs := arms.get(arm):
+            curve = np.mean([run["losses"] for run in runs.values()], 0)
+            axes.plot(steps, smoothed(curve - mean), color=colour, lw=1.2, label=f"{arm}, mean")
+    axes.set(xlabel="step", ylabel=f"loss minus NF4's in 16 bit, over {smooth} steps")

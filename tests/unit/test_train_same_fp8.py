@@ -1,0 +1,85 @@
+"""What is said of training in FP8 beside 16 bit: distances, the verdict, the tables and the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.train_same_fp8_report import (
+    AGAIN,
+    BASE16,
+    FP8,
+    NF4,
+    TEXT,
+    TOUR,
+    WARM,
+    apart,
+    arms_of,
+    draw,
+    key_of,
+    pairs_of,
+    report,
+    verdict,
+)
+
+
+def run_of(held_out: float, level: float = 2.0, steps: int = 40) -> dict[str, Any]:
+    losses = [9.0] * WARM + [level] * (steps - WARM)
+    return {"losses": losses, "held out": {"0": 3.0, "20": 1.0, str(steps): held_out}}
+
+
+def content_of(rough: list[float]) -> dict[str, Any]:
+    """Runs of a base in 16 bit that end at 2.0, 2.1 and 2.2, and in FP8 that end at `rough`."""
+    runs = {key_of(TEXT, "Small", NF4, seed): run_of(2 + seed / 10, 2 + seed / 10) for seed in range(3)}
+    runs |= {key_of(TEXT, "Small", FP8, seed): run_of(loss, 2.5) for seed, loss in enumerate(rough)}
+    runs[key_of(TEXT, "Small", BASE16, 0)] = run_of(1.9)
+    runs[key_of(TEXT, "Small", AGAIN, 0)] = run_of(2.0)
+    first = runs[key_of(TEXT, "Small", NF4, 0)]
+    whole = {FP8: [0.999, 0.04], "another batch": [0.3, 1.1]}
+    first["gradients"] = {
+        "matrices": {"down_proj B": [[0.99, 0.1], [0.98, 0.3], [0.999, 0.05]]},
+        "all": whole,
+    }
+    runs[key_of(TOUR, "Small", NF4, 0)] = run_of(2.0) | {"scores": {"test_loss": 3.25, "format_kept": 1.0}}
+    return {"settings": {"bases": ["Small", "Other"]}, "runs": runs}
+
+
+def test_the_verdict_is_of_the_mean_and_says_how_far() -> None:
+    def found(*rough: float) -> Any:
+        return verdict(arms_of(content_of([*rough]), TEXT, "Small"))
+
+    inside = found(2.05, 2.1, 2.3)
+    assert inside["outside"] == 0
+    assert inside["each"] == [True, True, False]
+    assert (inside["spread"], inside["difference"]) == (pytest.approx(0.2), pytest.approx(0.05))
+    assert found(2.3, 2.3, 2.3)["outside"] == pytest.approx(0.1)
+    assert found(1.7, 1.8, 1.9)["outside"] == pytest.approx(0.2)
+    assert found(2.0) is None  # one seed of three
+
+
+def test_distances_are_of_the_same_seed_and_of_all_pairs_of_an_arm() -> None:
+    arms = arms_of(content_of([2.0, 2.0, 2.0]), TEXT, "Small")
+    assert apart(pairs_of(arms, FP8, NF4)) == pytest.approx(0.4)  # 0.5, 0.4, 0.3
+    assert len(pairs_of(arms, NF4, NF4)) == 3
+    assert apart(pairs_of(arms, NF4, NF4)) == pytest.approx(0.4 / 3)
+    assert len(pairs_of(arms, NF4, BASE16)) == 1
+    assert apart(pairs_of(arms, AGAIN, NF4)) == 0
+
+
+def test_the_report_has_what_was_measured_and_nothing_of_what_was_not(tmp_path: Path) -> None:
+    content = content_of([2.3, 2.3, 2.3])
+    said = report(content)
+    for row in (
+        "| Small | NF4, FP8 | 3.0000 | 2.3000, 2.3000, 2.3000 | 2.3000 |",
+        "| Small | 0.2000 | +0.2000 | +0.2000 | outside by 0.1000 | 0 of 3 |",
+        "| Small | 0.4000 | 0.1333 | 0.0000 | 0.0000 |  |",
+        "| Small | down\\_proj B | 0.9900 | 0.9800 | 10.0% | 30.0% (layer 1) |",
+        "| Small | all, another batch | 0.3000 |  | 110.0% |  |",
+        "| NF4 | 3.250 | 1.000 |  |  |  |",
+    ):
+        assert row in said
+    assert "Other" not in said
+    draw(content, tmp_path / "same.png")
+    assert (tmp_path / "same.png").read_bytes().startswith(b"\x89PNG")
