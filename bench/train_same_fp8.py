@@ -16,6 +16,7 @@ import multiprocessing
 import pydoc_data.topics
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -240,7 +241,7 @@ def measure(cells: list[Cell], content: dict[str, Any], out: Path, processes: in
     return failed
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing, print the tables, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bases", nargs="*", metavar="BASE")
@@ -250,7 +251,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--processes", type=int, default=4, help="runs at once on one GPU (4)")
     parser.add_argument("--report", action="store_true", help="only what is in --out")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     for base in given.bases:
         if not Path(base, "config.json").is_file():
             parser.error(f"{base!r} is no checkpoint: it has no config.json")

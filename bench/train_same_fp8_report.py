@@ -83,7 +83,7 @@ def report(content: Content) -> str:
     """All tables."""
     bases = content["settings"]["bases"]
     parts = [_losses(content, bases), _verdicts(content, bases), _curves(content, bases)]
-    parts += [_gradients(content, bases), _tour(content, bases[0])]
+    parts += [_gradients_together(content, bases), _gradients(content, bases), _tour(content, bases[0])]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -145,20 +145,25 @@ def gradients_of(content: Content, base: str) -> dict[str, Any]:
 
 
 def _gradients(content: Content, bases: Sequence[str]) -> str:
+    """Of both matrices of each kind of projection: medians over the layers, and the highest."""
+    rows: list[tuple[str, ...]] = []
+    kinds: list[str] = []
+    for base in bases:
+        matrices = gradients_of(content, base).get("matrices", {})
+        kinds = kinds or list(dict.fromkeys(kind.split()[0] for kind in matrices))
+        for side in "AB" if matrices else "":
+            errors = [[100 * error for _, error in matrices[f"{kind} {side}"]] for kind in kinds]
+            shown = (f"{statistics.median(each):.0f} ({max(each):.0f})" for each in errors)
+            rows.append((base, side, *shown))
+    return table(("base", "% by layer, median (highest)", *kinds), rows)
+
+
+def _gradients_together(content: Content, bases: Sequence[str]) -> str:
     rows = []
     for base in bases:
-        found = gradients_of(content, base)
-        for kind, layers in found.get("matrices", {}).items():
-            cosines, errors = zip(*layers, strict=True)
-            worst = errors.index(max(errors))
-            figures = (f"{statistics.median(cosines):.4f}", f"{min(cosines):.4f}")
-            shares = (f"{statistics.median(errors):.1%}", f"{errors[worst]:.1%} (layer {worst})")
-            rows.append((base, kind, *figures, *shares))
-        rows += [
-            (base, f"all, {name}", f"{cosine:.4f}", "", f"{error:.1%}", "")
-            for name, (cosine, error) in found.get("all", {}).items()
-        ]
-    return table(("base", "gradient of", "cosine", "lowest", "relative error", "highest"), rows)
+        found = gradients_of(content, base).get("all", {})
+        rows += [(base, name, f"{cosine:.3f}", f"{error:.0%}") for name, (cosine, error) in found.items()]
+    return table(("base", "gradient, all together", "cosine with 16 bit's", "relative error"), rows)
 
 
 def _tour(content: Content, base: str) -> str:

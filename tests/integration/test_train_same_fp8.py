@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,8 @@ import pytest
 
 from bench.train_same_fp8 import Cell, cells_of, opened, settings_of, trained, write_text
 from bench.train_same_fp8_report import AGAIN, BASE16, FP8, NF4, TEXT, TOUR, key_of
-from core.command import ROOT
 from core.errors import TrainError
+from tests.integration.commands import run as command
 from tests.integration.small_runs import small_phi3
 
 STEPS = 2
@@ -67,16 +64,17 @@ def test_each_base_has_all_arms_and_the_first_one_the_tour() -> None:
     assert [each for each in found if each[0] == TOUR] == [(TOUR, "a", NF4, 0), (TOUR, "a", NF4, 1)]
 
 
-def test_the_command_does_what_is_missing(base: Path, run: dict[str, Any], tmp_path: Path) -> None:
+def test_the_command_does_what_is_missing(
+    base: Path, run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The runs in FP8 fail where there is no GPU, and cost no other."""
     out = tmp_path / "same.json"
     kept = {key_of(TEXT, "tiny", NF4, 0): run, key_of(TOUR, "tiny", NF4, 0): run | {"scores": {}}}
     settings = settings_of([str(base)], STEPS) | {"device": "CPU"}
     out.write_text(json.dumps({"settings": settings, "runs": kept}))
-    line = [sys.executable, "-m", "bench.train_same_fp8", base, "--out", out, "--steps", str(STEPS)]
-    line += ["--processes", "1", "--seeds", "0", "--arms", BASE16, NF4, FP8]
-    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(line, cwd=ROOT, env=hidden, capture_output=True, text=True, timeout=300)
+    given = ("--steps", STEPS, "--processes", 1, "--seeds", 0, "--arms", BASE16, NF4, FP8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = command("bench/train_same_fp8.py", base, "--out", out, *given)
     assert done.returncode == 1, done.stderr
     assert "text/tiny/NF4, FP8/0: precision: fp8 is for the fused kernels" in done.stderr
     runs = json.loads(out.read_text())["runs"]
