@@ -81,10 +81,15 @@ def verdict(arms: Arms) -> dict[str, Any] | None:
 
 def report(content: Content) -> str:
     """All tables."""
+    return "\n\n".join(tables(content))
+
+
+def tables(content: Content) -> list[str]:
+    """Those that there is something to say in."""
     bases = content["settings"]["bases"]
-    parts = [_losses(content, bases), _verdicts(content, bases), _curves(content, bases)]
-    parts += [_gradients_together(content, bases), _gradients(content, bases), _tour(content, bases[0])]
-    return "\n\n".join(part for part in parts if part)
+    made = [_losses(content, bases), _verdicts(content, bases), _curves(content, bases)]
+    made += [_gradients_together(content, bases), _gradients(content, bases), _tour(content, bases[0])]
+    return [each for each in made if each]
 
 
 def _losses(content: Content, bases: Sequence[str]) -> str:
@@ -97,28 +102,23 @@ def _losses(content: Content, bases: Sequence[str]) -> str:
             if losses:
                 begun = next(iter(arms[arm].values()))["held out"]["0"]
                 rows.append((base, arm, f"{begun:.4f}", shown, f"{statistics.mean(losses):.4f}"))
-    return table(("base", "arm", "before", "after, by seed", "mean"), rows)
+    return table(("held-out loss", "arm", "before", "after, by seed", "mean"), rows)
 
 
 def _verdicts(content: Content, bases: Sequence[str]) -> str:
     rows = []
-    for base in bases:
-        arms = arms_of(content, TEXT, base)
-        if found := verdict(arms):
-            inside = sum(found["each"])
-            where = f"outside by {found['outside']:.4f}" if found["outside"] else "within"
-            plain = finals(arms, BASE16)
-            nf4 = f"{statistics.mean(finals(arms, NF4)) - statistics.mean(plain):+.4f}" if plain else ""
-            figures = (f"{found['spread']:.4f}", f"{found['difference']:+.4f}", nf4)
-            rows.append((base, *figures, where, f"{inside} of {len(found['each'])}"))
-    head = (
-        "spread of 16 bit's seeds",
-        "FP8 minus 16 bit",
-        "NF4 minus 16-bit base",
-        "FP8's mean",
-        "seeds within",
-    )
-    return table(("base", *head), rows)
+    for name, study in (("", TEXT), (", the tour", TOUR)):
+        for base in bases:
+            arms = arms_of(content, study, base)
+            if found := verdict(arms):
+                plain, exact = finals(arms, BASE16), statistics.mean(finals(arms, NF4))
+                figures = (f"{found['spread']:.4f}", f"{found['difference']:+.4f}")
+                nf4 = f"{exact - statistics.mean(plain):+.4f}" if plain else ""
+                where = f"outside by {found['outside']:.5f}" if found["outside"] else "within"
+                inside = f"{sum(found['each'])} of {len(found['each'])}"
+                rows.append((base + name, *figures, nf4, where, inside))
+    head = ("16 bit's seeds, lowest to highest", "FP8 minus 16 bit", "NF4 minus 16-bit base")
+    return table(("held-out loss", *head, "FP8's mean", "its seeds within"), rows)
 
 
 def _curves(content: Content, bases: Sequence[str]) -> str:
@@ -135,7 +135,7 @@ def _curves(content: Content, bases: Sequence[str]) -> str:
         found = {name: pairs_of(arms, *both) for name, both in compared.items()}
         if any(found.values()):
             rows.append((base, *(f"{apart(pairs):.4f}" if pairs else "" for pairs in found.values())))
-    return table(("base", *compared), rows)
+    return table(("losses of a step apart", *compared), rows)
 
 
 def gradients_of(content: Content, base: str) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _gradients(content: Content, bases: Sequence[str]) -> str:
             errors = [[100 * error for _, error in matrices[f"{kind} {side}"]] for kind in kinds]
             shown = (f"{statistics.median(each):.0f} ({max(each):.0f})" for each in errors)
             rows.append((base, side, *shown))
-    return table(("base", "% by layer, median (highest)", *kinds), rows)
+    return table(("% off by layer, median (highest)", "", *kinds), rows)
 
 
 def _gradients_together(content: Content, bases: Sequence[str]) -> str:
@@ -163,7 +163,7 @@ def _gradients_together(content: Content, bases: Sequence[str]) -> str:
     for base in bases:
         found = gradients_of(content, base).get("all", {})
         rows += [(base, name, f"{cosine:.3f}", f"{error:.0%}") for name, (cosine, error) in found.items()]
-    return table(("base", "gradient, all together", "cosine with 16 bit's", "relative error"), rows)
+    return table(("the whole gradient", "", "cosine with 16 bit's", "relative error"), rows)
 
 
 def _tour(content: Content, base: str) -> str:

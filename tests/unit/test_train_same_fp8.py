@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from bench.train_same_fp8_report import (
     apart,
     arms_of,
     draw,
+    finals,
     key_of,
     pairs_of,
     report,
+    tables,
     verdict,
 )
+from core.command import ROOT
 
 
 def run_of(held_out: float, level: float = 2.0, steps: int = 40) -> dict[str, Any]:
@@ -73,7 +78,7 @@ def test_the_report_has_what_was_measured_and_nothing_of_what_was_not(tmp_path: 
     said = report(content)
     for row in (
         "| Small | NF4, FP8 | 3.0000 | 2.3000, 2.3000, 2.3000 | 2.3000 |",
-        "| Small | 0.2000 | +0.2000 | +0.2000 | outside by 0.1000 | 0 of 3 |",
+        "| Small | 0.2000 | +0.2000 | +0.2000 | outside by 0.10000 | 0 of 3 |",
         "| Small | 0.4000 | 0.1333 | 0.0000 | 0.0000 |  |",
         "| Small | B | 10 (30) |",
         "| Small | another batch | 0.300 | 110% |",
@@ -81,5 +86,27 @@ def test_the_report_has_what_was_measured_and_nothing_of_what_was_not(tmp_path: 
     ):
         assert row in said
     assert "Other" not in said
+    assert "Small, the tour" not in said  # of one arm
     draw(content, tmp_path / "same.png")
     assert (tmp_path / "same.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_benchmarks_has_what_was_measured() -> None:
+    """Its tables are the report's; what is said in words is computed again."""
+    content = json.loads((ROOT / "bench/results/train-same-fp8.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    assert len(tables(content)) == 6
+    for made in tables(content):
+        assert made in page
+    bases = content["settings"]["bases"]
+    texts, tour = [arms_of(content, TEXT, base) for base in bases], arms_of(content, TOUR, bases[0])
+    small, gemma, of_tour = (verdict(arms) for arms in (*texts, tour))
+    assert small
+    assert gemma
+    assert of_tour
+    assert small["outside"] > 0.001  # it doesn't lie within
+    assert 0 < gemma["outside"] < 0.0001  # at the border
+    assert not of_tour["outside"]
+    for arms, found in zip((*texts, tour), (small, gemma, of_tour), strict=True):
+        of_nf4 = statistics.mean(finals(arms, NF4)) - statistics.mean(finals(arms, BASE16))
+        assert 0 < found["difference"] < of_nf4 / 9
