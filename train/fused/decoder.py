@@ -14,6 +14,7 @@ import torch
 from train.batches import Packed
 from train.fused.fp8 import Frozen8, Projection8
 from train.fused.frozen import Frozen
+from train.fused.graphs import Graphs
 from train.fused.layer import Kept, Layer, Wide
 from train.fused.lora_linear import Projection
 from train.fused.norms import Norm
@@ -54,21 +55,44 @@ class Stack:
         self._projections = [projection for layer in self.layers for projection in layer.projections]
         self.sources = [source for p in self._projections for source in p.sources]
         self._copies = [copy for p in self._projections for copy in p.copies]
+        self.graphs = Graphs(self)
 
     def __call__(self, batch: Packed) -> torch.Tensor:
         """The last hidden states (T, hidden) of a batch, differentiable by the adapters' parameters."""
-        if torch.is_grad_enabled():
-            function: Any = _Decoder  # untyped
-            hidden: torch.Tensor = function.apply(self, batch, *self.sources)
-            return hidden
-        return self.norm.forward(self.forward(batch, None))
+        if not torch.is_grad_enabled():
+            return self.norm.forward(self.forward(batch, None))
+        recorded = self.graphs.hidden(batch)
+        if recorded is not None:
+            return recorded
+        function: Any = _Decoder  # untyped
+        hidden: torch.Tensor = function.apply(self, batch, *self.sources)
+        return hidden
+
+    @property
+    def scales(self) -> list[float]:
+        """What the values of `sources` are multiplied by."""
+        return [scale for p in self._projections for scale in p.scales]
+
+    @torch.no_grad()
+    def forward_to_norm(self, batch: Packed, saved: Saved) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last hidden states (T, hidden), and what they were before the last norm."""
+        last = self.forward(batch, saved)
+        return self.norm.forward(last), last
+
+    @torch.no_grad()
+    def backward_from_norm(
+        self, gradient: torch.Tensor, last: torch.Tensor, saved: Saved, batch: Packed
+    ) -> list[torch.Tensor]:
+        """The gradients of `sources` from that of the last hidden states."""
+        gradient = self.norm.backward(gradient, last, residual=torch.zeros_like(last))
+        return self.backward(gradient, saved, batch)
 
     @torch.no_grad()
     def forward(self, batch: Packed, saved: Saved | None) -> torch.Tensor:
         """The layers' result (T, hidden); `saved` gets what the backward pass needs, unless it is None."""
         if self.sources:
             torch._foreach_copy_(self._copies, list[torch.Tensor](self.sources))
-            torch._foreach_mul_(self._copies, [scale for p in self._projections for scale in p.scales])
+            torch._foreach_mul_(self._copies, self.scales)
         self.frozen.begin()
         angles = self.angles(batch)
         x = self._embed(batch.input_ids[0])
@@ -132,6 +156,15 @@ class Saved:
             setattr(kept, name, nothing)
         self._layers[number] = kept, None
 
+    def settle(self) -> None:
+        """Wait for what is on its way to the host."""
+        if self.offload is not None:
+            self.offload.settle()
+
+    def places(self) -> list[torch.Tensor]:
+        """The host's memory that it uses."""
+        return self.offload.places if self.offload is not None else []
+
     def get(self, number: int) -> tuple[Kept, Wide | None]:
         """Take what layer `number` left."""
         kept, wide = self._layers.pop(number)
@@ -147,14 +180,13 @@ class _Decoder(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, stack: Stack, batch: Packed, *sources: torch.Tensor) -> torch.Tensor:
         ctx.stack, ctx.batch, ctx.saved = stack, batch, stack.saved()
-        ctx.last = stack.forward(batch, ctx.saved)
-        return stack.norm.forward(ctx.last)
+        hidden, ctx.last = stack.forward_to_norm(batch, ctx.saved)
+        return hidden
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gradient = ctx.stack.norm.backward(gradients[0], ctx.last, residual=torch.zeros_like(ctx.last))
-        ctx.last = None
-        return None, None, *ctx.stack.backward(gradient, ctx.saved, ctx.batch)
+        last, ctx.last = ctx.last, None
+        return None, None, *ctx.stack.backward_from_norm(gradients[0], last, ctx.saved, ctx.batch)
 
 
 def is_gelu(mlp: Any) -> bool:

@@ -36,6 +36,10 @@ class Frozen:
         for number, weights in enumerate(self._kept or []):
             self._border(number, weights)
 
+    def forget(self) -> None:
+        """Decode the next layer that is asked for, whichever was there last."""
+        self._here = -1
+
     def __getitem__(self, number: int) -> Weights:
         if self._kept is not None:
             return self._kept[number]

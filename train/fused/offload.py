@@ -56,6 +56,15 @@ class Offload:
         self._fetch(number - 1)
         return tensors
 
+    def settle(self) -> None:
+        """Let the work wait for all that is on its way to the host."""
+        self._let_go(0)
+
+    @property
+    def places(self) -> list[torch.Tensor]:
+        """The host's memory."""
+        return [place for places in self._kept.values() for place in places]
+
     def _let_go(self, count: int) -> None:
         """Free all but the last `count` layers' tensors, once they are copied.
 

@@ -28,7 +28,7 @@ class Rotary:
     """
 
     def __init__(self, module: Any, config: Any) -> None:
-        self._module, self._original = module, original_length(config)
+        self._module, self.original = module, original_length(config)
         self._tables: dict[tuple[str, bool], Angles] = {}
 
     def kind(self, attention: Any) -> str:
@@ -37,12 +37,16 @@ class Rotary:
             return NONE
         return str(attention.layer_type) if hasattr(self._module, "layer_types") else ALL
 
+    def tables(self) -> list[Angles]:
+        """Those that are there by now."""
+        return list(self._tables.values())
+
     def angles(self, batch: Packed, kind: str) -> Angles:
         """Of the batch's positions."""
         if kind == NONE:  # turned by nothing
             cos = torch.ones_like(self.angles(batch, ALL).cos)
             return Angles(cos, torch.zeros_like(cos))
-        is_long = batch.max_length > (self._original or batch.max_length)
+        is_long = batch.max_length > (self.original or batch.max_length)
         table = self._tables.get((kind, is_long))
         if table is None or len(table.cos) < batch.max_length:
             positions = torch.arange(batch.max_length, device=batch.input_ids.device)[None]

@@ -1,0 +1,60 @@
+"""Recorded passes on CUDA: what a graph gives is what the same kernels give launch by launch."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from bench.train_documents import documents
+from bench.train_models import random_base
+from tests.gpu.test_cuda import CONFIGS, CUDA, recipe, with_random_b
+from train.batches import Batch, collate
+from train.fused.fuse import fused
+from train.fused.graphs import Graphs
+from train.model import Adapted
+
+
+def graphs_of(adapted: Adapted) -> Graphs:
+    forward = fused(adapted.base)
+    assert forward is not None
+    return forward.stack(CUDA).graphs
+
+
+def results(adapted: Adapted, batches: list[Batch]) -> list[torch.Tensor]:
+    """Losses and gradients of all batches, one after the other, with a look at one in between."""
+    found = []
+    for batch in batches:
+        adapted.zero_grad()
+        loss = adapted(batch)
+        loss.backward()
+        with torch.no_grad():
+            adapted(batches[0])
+        found.append(loss.detach())
+        for parameter in adapted.parameters_to_train():
+            assert parameter.grad is not None
+            found.append(parameter.grad.clone())
+            parameter.data.add_(parameter.grad, alpha=-1e-4)  # as an optimizer does
+    return found
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("precision", ["16-bit", "fp8"])
+def test_a_recorded_pass_is_the_pass(family: str, memory: str, precision: str) -> None:
+    wanted = recipe(memory).model_copy(update={"precision": precision})
+    rows = documents(300, 1000, 16)
+    batches = [collate(rows[start : start + 4]).to(CUDA) for start in range(0, 16, 4)]
+    found = []
+    for records in (False, True):
+        adapted = with_random_b(Adapted(random_base(wanted, CUDA, CONFIGS[family]), wanted, CUDA)).train()
+        graphs_of(adapted)._on = records
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found.append(results(adapted, batches * 2))
+        assert any(graphs_of(adapted)._recorded.values()) == records
+    near = 1e-2 if precision == "16-bit" else 3e-2  # sums of other lengths are rounded otherwise
+    for number, (one, other) in enumerate(zip(*found, strict=True)):
+        error = (one - other).norm() / other.norm()
+        assert error < near, f"{number}: {error:.4f}"

@@ -1,0 +1,184 @@
+"""A training pass as two CUDA graphs: its thousands of kernels start at once, without the processor.
+
+With steps of 2,048 tokens the processor takes two or three times as long to launch the kernels as the GPU to
+run them. A graph repeats them all, on the same memory and for the same shapes: see PyTorch's notes on CUDA
+graphs. So a batch is filled up to the sizes of a `Bucket`, with one more row, which nothing looks at. The
+first batch of a bucket is computed launch by launch; when the bucket comes again it is recorded.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from train.batches import Packed
+
+if TYPE_CHECKING:
+    from train.fused.decoder import Stack
+
+ROWS, STEP = 8, 256  # the least of rows, and tokens come in steps
+TOKENS = 4096  # with more the GPU is the slower one: measured with Phi-3.5 and Qwen3-4B on an H100
+MOST = 24  # buckets that are recorded: lengths that vary more gain nothing
+SHARE = 0.85  # of the GPU's memory, which recording may not exceed
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """At most so many rows, tokens, and tokens of the longest row."""
+
+    rows: int
+    tokens: int
+    longest: int
+
+    @classmethod
+    def of(cls, batch: Packed, original: int | None) -> Bucket:
+        """The batch's; its longest row stays within `original`, the context before LongRoPE stretched it."""
+        rows = ROWS
+        while rows < len(batch.cu_seq_lens):  # one more than there are
+            rows *= 4
+        tokens = -batch.tokens % STEP + batch.tokens
+        longest = 1 << (tokens - 1).bit_length()
+        if original and batch.max_length <= original:
+            longest = min(longest, max(original, STEP))  # no model's is shorter than a step
+        return cls(rows, tokens, longest)
+
+    def fill(self, batch: Packed) -> Packed:
+        """`batch` with one more row, and rows of nothing."""
+        more = self.tokens - batch.tokens
+        positions = torch.arange(more, device=batch.position_ids.device)[None]
+        missing = self.rows + 1 - len(batch.cu_seq_lens)
+        return Packed(
+            input_ids=functional.pad(batch.input_ids, (0, more)),
+            position_ids=torch.cat([batch.position_ids, positions], 1),
+            cu_seq_lens=functional.pad(batch.cu_seq_lens, (0, missing), value=self.tokens),
+            max_length=self.longest,
+        )
+
+
+class Recorded:
+    """A pass of `stack` forward and one backward, for batches of one bucket."""
+
+    def __init__(self, stack: Stack, batch: Packed, pool: Any) -> None:
+        self._stack, self._batch = stack, batch
+        saved = stack.saved()
+        # Once by itself, with tensors of its own: kernels are compiled and attention is planned.
+        first = replace(batch, cu_seq_lens=batch.cu_seq_lens.clone())
+        made, last = stack.forward_to_norm(first, saved)
+        stack.backward_from_norm(torch.zeros_like(made), last, saved, first)
+        del made, last
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        stack.frozen.forget()
+        saved = stack.saved()
+        with _recording(self._forward, pool):
+            self._hidden, last = stack.forward_to_norm(batch, saved)
+            saved.settle()
+        self._gradient = torch.zeros_like(self._hidden)
+        with _recording(self._backward, pool):
+            found = stack.backward_from_norm(self._gradient, last, saved, batch)
+            self._found = torch.cat([part.flatten() for part in found])
+        self._shapes = [part.shape for part in found]
+        # What the kernels read by address, and somebody may replace:
+        self._alive = (saved.places(), stack.rotary.tables())
+
+    def forward(self, batch: Packed) -> torch.Tensor:
+        """The last hidden states (T, hidden) of a batch."""
+        for name in ("input_ids", "position_ids", "cu_seq_lens"):
+            getattr(self._batch, name).copy_(getattr(batch, name))
+        self._forward.replay()
+        return self._hidden
+
+    def backward(self, gradient: torch.Tensor) -> list[torch.Tensor]:
+        """The gradients of the stack's `sources` from that of the hidden states of the batch before."""
+        self._gradient[: len(gradient)].copy_(gradient)
+        self._gradient[len(gradient) :].zero_()
+        self._backward.replay()
+        self._stack.frozen.forget()
+        parts = self._found.clone().split([shape.numel() for shape in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+
+class Graphs:
+    """The recorded passes of a stack, which share their memory: one pass ends before the next begins."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = weakref.proxy(stack)
+        self._recorded: dict[Any, Recorded | None] = {}
+        self._pool: Any = None
+        self._pass: Any = lambda: None
+        self._on = stack.device.type == "cuda"
+
+    def hidden(self, batch: Packed) -> torch.Tensor | None:
+        """`Stack.__call__`'s result by a recorded pass; None where there is none."""
+        # The last pass's gradients may still be wanted.
+        if not self._on or batch.tokens > TOKENS or self._pass() is not None:
+            return None
+        bucket = Bucket.of(batch, self._stack.rotary.original)
+        key = (bucket, torch.are_deterministic_algorithms_enabled(), *self._stack.scales)
+        if key not in self._recorded:
+            if len(self._recorded) < MOST:
+                self._recorded[key] = None
+            return None
+        filled = bucket.fill(batch)
+        recorded = self._recorded[key] or self._record(filled)
+        if recorded is None:
+            return None
+        self._recorded[key] = recorded
+        this = _Pass()
+        self._pass = weakref.ref(this)
+        function: Any = _Replayed  # untyped
+        hidden: torch.Tensor = function.apply(recorded, filled, batch.tokens, this, *self._stack.sources)
+        return hidden
+
+    def _record(self, batch: Packed) -> Recorded | None:
+        """None, from now on, where the GPU has no room for it or can't record."""
+        self._on = _has_room(self._stack.device)
+        if not self._on:
+            return None
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        try:
+            with torch.no_grad():
+                return Recorded(self._stack, batch, self._pool)
+        except RuntimeError as error:
+            self._on = False
+            self._recorded.clear()
+            torch.cuda.synchronize()
+            first = str(error).strip().split("\n")[0]
+            warnings.warn(f"no CUDA graphs here, which costs speed in small steps: {first}", stacklevel=2)
+            return None
+
+
+class _Pass:
+    """Lives as long as a pass whose gradients may still be wanted."""
+
+
+class _Replayed(torch.autograd.Function):
+    """`Recorded` for autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, recorded: Recorded, batch: Packed, tokens: int, this: _Pass, *sources: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.recorded, ctx.this = recorded, this
+        return recorded.forward(batch)[:tokens].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        found = ctx.recorded.backward(gradients[0])
+        ctx.this = None
+        return None, None, None, None, *found
+
+
+def _recording(graph: torch.cuda.CUDAGraph, pool: Any) -> Any:
+    """Other threads may go on: they pin memory, and NCCL's looks at its events."""
+    return torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+
+
+def _has_room(device: torch.device) -> bool:
+    """Whether what the largest pass took by now can be there once more: recorded passes keep their memory."""
+    now, most = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    return 2 * most - now < SHARE * torch.cuda.get_device_properties(device).total_memory
