@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ def test_a_filled_batch_gives_the_same(family: str, tmp_path: Path) -> None:
         saved = stack.saved()
         hidden, last = stack.forward_to_norm(each, saved)
         gradient = torch.zeros_like(hidden)
-        gradient[: batch.tokens] = torch.linspace(-1, 1, hidden[: batch.tokens].numel()).view(batch.tokens, -1)
+        gradient[: batch.tokens] = torch.linspace(-1, 1, hidden[: batch.tokens].numel()).view(
+            batch.tokens, -1
+        )
         found.append([hidden[: batch.tokens], *stack.backward_from_norm(gradient, last, saved, each)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -42,7 +45,7 @@ def test_a_bucket_holds_its_batch(lengths: tuple[int, ...]) -> None:
     assert starts[: len(lengths) + 1] == batch.cu_seq_lens.tolist()
     assert starts[-1] == filled.tokens == bucket.tokens == filled.position_ids.numel()
     assert len(starts) == bucket.rows + 1 > max(ROWS, len(lengths) + 1)
-    assert max(b - a for a, b in zip(starts, starts[1:], strict=False)) <= bucket.longest
+    assert max(b - a for a, b in pairwise(starts)) <= bucket.longest
     assert filled.tokens - batch.tokens < STEP
     assert int(filled.position_ids.max()) < bucket.longest
 
