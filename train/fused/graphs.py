@@ -62,11 +62,32 @@ class Bucket:
         )
 
 
+class Room:
+    """Where recorded passes leave their results: the same place for all, since one ends before the next."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        sizes = [source.numel() for source in stack.sources]
+        found = torch.empty(sum(sizes), dtype=torch.float32, device=stack.device)
+        self.found = found  # the gradients of the stack's sources, one after the other
+        self.each = [
+            part.view_as(source) for part, source in zip(found.split(sizes), stack.sources, strict=True)
+        ]
+        self._states = torch.empty(0, stack.config.hidden_size, dtype=stack.dtype, device=stack.device)
+
+    def states(self, tokens: int) -> torch.Tensor:
+        """For the last hidden states (tokens, hidden), and then for their gradient."""
+        if len(self._states) < tokens:  # who has the smaller one keeps it
+            self._states = self._states.new_empty(tokens, self._states.shape[1])
+        return self._states[:tokens]
+
+
 class Recorded:
     """A pass of `stack` forward and one backward, for batches of one bucket."""
 
-    def __init__(self, stack: Stack, batch: Packed, pool: Any) -> None:
-        self._stack, self._batch = stack, batch
+    def __init__(self, stack: Stack, batch: Packed, room: Room) -> None:
+        self._stack, self._batch, self._room = stack, batch, room
+        self._states = room.states(batch.tokens)
         saved = stack.saved()
         # Once by itself, with tensors of its own: kernels are compiled and attention is planned.
         first = replace(batch, cu_seq_lens=batch.cu_seq_lens.clone())
@@ -76,32 +97,31 @@ class Recorded:
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         stack.frozen.forget()
         saved = stack.saved()
-        with _recording(self._forward, pool):
-            self._hidden, last = stack.forward_to_norm(batch, saved)
+        with _recording(self._forward, room.pool):
+            made, last = stack.forward_to_norm(batch, saved)
+            self._states.copy_(made)
+            del made
             saved.settle()
-        self._gradient = torch.zeros_like(self._hidden)
-        with _recording(self._backward, pool):
-            found = stack.backward_from_norm(self._gradient, last, saved, batch)
-            self._found = torch.cat([part.flatten() for part in found])
-        self._shapes = [part.shape for part in found]
+        with _recording(self._backward, room.pool):
+            torch._foreach_copy_(room.each, stack.backward_from_norm(self._states, last, saved, batch))
         # What the kernels read by address, and somebody may replace:
         self._alive = (saved.places(), stack.rotary.tables())
 
     def forward(self, batch: Packed) -> torch.Tensor:
-        """The last hidden states (T, hidden) of a batch."""
+        """The last hidden states (T, hidden) of a batch, until the next pass."""
         for name in ("input_ids", "position_ids", "cu_seq_lens"):
             getattr(self._batch, name).copy_(getattr(batch, name))
         self._forward.replay()
-        return self._hidden
+        return self._states
 
     def backward(self, gradient: torch.Tensor) -> list[torch.Tensor]:
         """The gradients of the stack's `sources` from that of the hidden states of the batch before."""
-        self._gradient[: len(gradient)].copy_(gradient)
-        self._gradient[len(gradient) :].zero_()
+        self._states[: len(gradient)].copy_(gradient)
+        self._states[len(gradient) :].zero_()
         self._backward.replay()
         self._stack.frozen.forget()
-        parts = self._found.clone().split([shape.numel() for shape in self._shapes])
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        parts = self._room.found.clone().split([each.numel() for each in self._room.each])
+        return [part.view_as(each) for part, each in zip(parts, self._room.each, strict=True)]
 
 
 class Graphs:
@@ -110,7 +130,7 @@ class Graphs:
     def __init__(self, stack: Stack) -> None:
         self._stack = weakref.proxy(stack)
         self._recorded: dict[Any, Recorded | None] = {}
-        self._pool: Any = None
+        self._room: Room | None = None
         self._pass: Any = lambda: None
         self._on = stack.device.type == "cuda"
 
@@ -142,13 +162,14 @@ class Graphs:
         self._on = _has_room(self._stack.device)
         if not self._on:
             return None
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        self._room = self._room or Room(self._stack)
         try:
             with torch.no_grad():
-                return Recorded(self._stack, batch, self._pool)
+                return Recorded(self._stack, batch, self._room)
         except RuntimeError as error:
             self._on = False
             self._recorded.clear()
+            self._room = None
             torch.cuda.synchronize()
             first = str(error).strip().split("\n")[0]
             warnings.warn(f"no CUDA graphs here, which costs speed in small steps: {first}", stacklevel=2)
