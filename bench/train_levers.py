@@ -15,9 +15,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +43,8 @@ from train.recipe import Recipe, parse
 
 RESULTS = Path(__file__).with_name("results") / "train-levers.json"
 MODEL = "microsoft/Phi-3.5-mini-instruct"
-WARM, STEPS = 3, 8
+WARM, STEPS = 6, 8
+BLOCKS = 4  # of 2,048 tokens, a step
 KINDS = {  # the first that a kernel's name matches
     "matrix products": r"nvjet|gemm|cutlass::Kernel|splitKreduce",
     "attention": r"flash|fmha|cudnn",
@@ -133,18 +136,46 @@ def formulas() -> dict[str, Any]:
     return {name: getattr(reference_ops, name) for name in names}
 
 
-def variants() -> Iterator[tuple[str, str, Lever | None]]:
-    """Name, mode and what is taken out."""
+def nothing(stack: Stack) -> None:
+    """All levers stay."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which lever is taken out, in which mode, with how many blocks of 2,048 tokens a step."""
+
+    name: str
+    mode: str
+    lever: Lever | None  # None trains by transformers and PEFT
+    fp8: bool = False
+    blocks: int = BLOCKS
+    recorded: bool = True  # where passes are, by themselves
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What stands in the results of it."""
+        precision = "fp8" if self.fp8 else "16-bit"
+        return {"variant": self.name, "mode": self.mode, "precision": precision, "blocks": self.blocks}
+
+
+def variants() -> Iterator[Variant]:
+    """All that are measured."""
     for mode in ("fast", "lean"):
-        yield "all levers", mode, lambda stack: None
-        yield "adapters added in passes of their own", mode, without_borders
-        yield "formulas instead of kernels", mode, with_operations(**formulas())
-        yield "attention by FlashAttention 2", mode, without_cudnn
-    yield "matrices decoded each time", "fast", decoded_each_time
-    yield "decoded by bitsandbytes", "lean", with_operations(decode=reference_ops.decode)
-    yield "nothing in the host's memory", "lean", kept_on_gpu
-    yield "transformers and PEFT", "fast", None
-    yield "transformers and PEFT", "lean", None
+        yield Variant("all levers", mode, nothing)
+        yield Variant("adapters added in passes of their own", mode, without_borders)
+        yield Variant("formulas instead of kernels", mode, with_operations(**formulas()))
+        yield Variant("attention by FlashAttention 2", mode, without_cudnn)
+    yield Variant("matrices decoded each time", "fast", decoded_each_time)
+    yield Variant("decoded by bitsandbytes", "lean", with_operations(decode=reference_ops.decode))
+    yield Variant("nothing in the host's memory", "lean", kept_on_gpu)
+    yield Variant("transformers and PEFT", "fast", None)
+    yield Variant("transformers and PEFT", "lean", None)
+    for mode, blocks in product(("fast", "lean"), (BLOCKS, 1)):
+        for fp8 in (True, False):
+            if fp8 or blocks == 1:
+                yield Variant("all levers", mode, nothing, fp8, blocks)
+            if blocks == 1 or (fp8 and mode == "lean"):
+                yield Variant("kernels launched one by one", mode, nothing, fp8, blocks, recorded=False)
 
 
 class Measured:
@@ -193,19 +224,21 @@ class Measured:
         return figures | {"step_ms": round(step, 1), "launches": launches, "milliseconds": table}
 
 
-def take_out(lever: Lever | None, adapted: Adapted, mode: str) -> None:
-    """Give the model a stack with this lever taken out; None trains by transformers and PEFT."""
+def take_out(variant: Variant, adapted: Adapted) -> None:
+    """Give the model a stack with the variant's lever taken out."""
     attention.plan_for = plan_for
     base: Any = adapted.base
     unfuse(base)
     gc.collect()
     torch.cuda.empty_cache()
-    if lever:
-        fuse(base, adapted.dtype, mode == "fast")
+    if variant.lever:
+        fuse(base, adapted.dtype, variant.mode == "fast", variant.fp8)
         forward = fused(base)
         assert forward is not None
-        lever(forward.stack(torch.device("cuda")))
-    elif mode == "lean":
+        graphs = forward.graphs(torch.device("cuda"))
+        graphs.on &= variant.recorded
+        variant.lever(graphs.stack)
+    elif variant.mode == "lean":
         base.gradient_checkpointing_enable({"use_reentrant": False})
 
 
@@ -213,22 +246,26 @@ def main() -> None:
     """Measure all variants and keep the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--last", type=int, default=0, help="only so many of the variants, from the end")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this needs a CUDA GPU, and there is none")
     recipe, config = recipe_of("lean"), CONFIGS[MODEL]
     adapted = Adapted(random_base(recipe, torch.device("cuda"), config), recipe, torch.device("cuda"))
-    order = Order(documents(2048, config.vocab_size, share=1.0), recipe.sft)
-    batches = [order.step(number)[0] for number in range(WARM + STEPS)]
-    rows = []
-    for name, mode, lever in variants():
-        take_out(lever, adapted.train(), mode)
-        row = {"variant": name, "mode": mode} | Measured(adapted, recipe, batches).run()
+    rows = documents(2048, config.vocab_size, share=1.0)
+    orders = {
+        n: Order(rows, recipe.sft.model_copy(update={"per_device_train_batch_size": n})) for n in (1, BLOCKS)
+    }
+    batches = {n: [order.step(number)[0] for number in range(WARM + STEPS)] for n, order in orders.items()}
+    measured = []
+    for variant in list(variants())[-given.last :]:
+        take_out(variant, adapted.train())
+        row = variant.row | Measured(adapted, recipe, batches[variant.blocks]).run()
         print(json.dumps(row), flush=True)
-        rows.append(row)
+        measured.append(row)
     about = {"device": torch.cuda.get_device_name(), "date": date.today().isoformat(), "model": MODEL}
     about |= {"versions": {name: version(name) for name in ("torch", "transformers", "peft", "triton")}}
-    given.out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    given.out.write_text(json.dumps(about | {"rows": measured}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def forecast(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, cards: int = 1)
     flops = flops_per_token(shape, load, adapter)
     way = plan_stack if by_hand(shape, recipe, gpu) else plan_plain
     seconds = way.seconds(shape, recipe, load, gpu, flops)
-    waits = way is plan_stack and seconds <= plan_stack.launching(shape, recipe)
+    waits = way is plan_stack and seconds <= plan_stack.launching(shape, recipe, load)
     host = plan_stack.host(shape, recipe, load) if way is plan_stack else 0.0
     if recipe.fully_shard:
         packed, scales = _parts(recipe)

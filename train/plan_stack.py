@@ -7,6 +7,7 @@ are taken to reach the same shares of their rates, with FlashAttention 2, and th
 
 from __future__ import annotations
 
+from train.fused.graphs import most_tokens
 from train.layers import adapted_layers
 from train.loss import chunk
 from train.recipe import Recipe
@@ -20,6 +21,7 @@ FAST, LEAN = 3.02e-3, 3.4e-3  # seconds that a processor takes to launch a layer
 # In FP8, of one H100, four models (bench/results/train-fp8.json): how many times as fast products with frozen
 # matrices are, operands included, and seconds to launch the kernels of one of a layer's linear layers
 FP8, FAST_FP8, LEAN_FP8 = 1.9, 1.05e-3, 1.5e-3
+RECORDED = 0.01  # seconds that a pass takes whose kernels are recorded, however few tokens it has
 HALF, NF4_READ = 2.0, 0.52  # bytes of a weight, decoded and not
 RESERVE = 0.25e9  # workspaces
 
@@ -74,11 +76,13 @@ def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) ->
     bytes_moved = shape.layers * (_narrow(shape) + _wide(shape)) * passes
     decoding = 0.0 if recipe.fast else 2 * (HALF + NF4_READ) * shape.weights / gpu.bandwidth
     work = load.tokens * (products + bytes_moved / gpu.bandwidth) + decoding
-    return max(work, launching(shape, recipe))
+    return max(work, launching(shape, recipe, load))
 
 
-def launching(shape: Shape, recipe: Recipe) -> float:
+def launching(shape: Shape, recipe: Recipe, load: Load) -> float:
     """Seconds that a processor takes to launch a micro-batch's kernels, the least that one takes."""
+    if load.tokens <= most_tokens(recipe.fast, recipe.precision == "fp8"):
+        return RECORDED
     if recipe.precision == "fp8":
         return (FAST_FP8 if recipe.fast else LEAN_FP8) * sum(layer.count for layer in shape.linears)
     return (FAST if recipe.fast else LEAN) * shape.layers

@@ -19,7 +19,7 @@ from train.model import Adapted
 def graphs_of(adapted: Adapted) -> Graphs:
     forward = fused(adapted.base)
     assert forward is not None
-    return forward.stack(CUDA).graphs
+    return forward.graphs(CUDA)
 
 
 def results(adapted: Adapted, batches: list[Batch]) -> list[torch.Tensor]:
@@ -49,11 +49,11 @@ def test_a_recorded_pass_is_the_pass(family: str, memory: str, precision: str) -
     found = []
     for records in (False, True):
         adapted = with_random_b(Adapted(random_base(wanted, CUDA, CONFIGS[family]), wanted, CUDA)).train()
-        graphs_of(adapted)._on = records
+        graphs_of(adapted).on = records
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             found.append(results(adapted, batches * 2))
-        assert any(graphs_of(adapted)._recorded.values()) == records
+        assert any(graphs_of(adapted).recorded.values()) == records
     near = 1e-2 if precision == "16-bit" else 3e-2  # sums of other lengths are rounded otherwise
     for number, (one, other) in enumerate(zip(*found, strict=True)):
         error = (one - other).norm() / other.norm()

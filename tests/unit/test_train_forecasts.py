@@ -17,10 +17,13 @@ RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 
 
 def test_forecasts_are_near_what_was_measured() -> None:
-    """Of the curve's 14 points; its constants come from these, so this guards the formulas, not the fit."""
+    """Of the curve's points; its constants come from these, so this guards the formulas, not the fit.
+
+    Those of 2,048 tokens a step were measured before such passes were recorded.
+    """
     curve = json.loads((RESULTS / "train-curve.json").read_text())
     shape = shape_of(CONFIGS[MODELS["phi-3.5"]])
-    for row in curve["rows"]:
+    for row in [row for row in curve["rows"] if row["tokens_per_step"] > 2048]:
         tokens, length = row["tokens_per_step"], row["document"]
         load = Load(tokens, tokens, tokens, tokens, length)
         plan = forecast(shape, recipe_of(memory=row["mode"]), load, GPUS["H200"])
@@ -29,19 +32,19 @@ def test_forecasts_are_near_what_was_measured() -> None:
 
 
 def test_forecasts_of_fp8_are_near_what_was_measured() -> None:
-    """Of four models, to which its three constants were fitted; small steps wait for the processor."""
+    """Of four models, to which its constants were fitted; small steps are recorded."""
     rows = json.loads((RESULTS / "train-fp8.json").read_text())
-    ours = [row for row in rows if row["mode"].endswith("-fp8")]
+    ours = [row for row in rows if row["mode"].endswith("-fp8") or row["tokens_per_step"] < 4096]
     assert {row["model"] for row in ours} == {"phi-3.5", "qwen3-4b", "gemma-3-4b", "gemma-2b"}
     for row in ours:
         shape, tokens = shape_of(CONFIGS[MODELS[row["model"]]]), row["tokens_per_step"]
-        memory, precision = row["mode"].split("-")
-        recipe = recipe_of(memory=memory, precision=precision, LoraConfig={"r": 16})
+        memory, _, precision = row["mode"].partition("-")
+        recipe = recipe_of(memory=memory, precision=precision or "16-bit", LoraConfig={"r": 16})
         gpu = gpu_of(row["device"])
         assert gpu
         plan = forecast(shape, recipe, Load(tokens, tokens, tokens, tokens, 2048), gpu)
         assert plan.memory_gb * 1e9 / 2**30 == pytest.approx(row["peak_gib"], rel=0.08)
-        assert plan.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.2 if tokens < 4096 else 0.15)
+        assert plan.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.15)
 
 
 @pytest.mark.parametrize("name", ["qwen3-4b", "gemma-3-4b"])

@@ -11,6 +11,7 @@ from transformers import GraniteConfig, LlamaConfig, Phi3Config, Qwen2Config, St
 
 from bench.train_models import CONFIGS as SHAPES
 from train.forecast import HALF, INT8, NF4, NF4_DOUBLE, by_hand, flops_per_token, forecast, settle, unfused
+from train.fused.graphs import TOKENS
 from train.layers import linears, lora_config, others, targets, trainable
 from train.recipe import RECIPES, Recipe, load_recipe
 from train.sections import Lora
@@ -173,10 +174,12 @@ def test_speed_is_in_the_order_of_the_gpus(phi: Shape) -> None:
     fast = recipe_of(memory="fast")
     assert forecast(phi, fast, FULL, GPUS["A100"]).tokens_per_s > speeds["A100"]
     few = Load(tokens=64, trained=32, most_tokens=64, most_trained=32, longest=64)
-    waiting = forecast(phi, recipe_of(), few, GPUS["A100"])
-    assert waiting.tokens_per_s < speeds["A100"]
-    assert waiting.waits
+    recorded = forecast(phi, recipe_of(), few, GPUS["A100"])
+    assert recorded.tokens_per_s < speeds["A100"]
+    assert not recorded.waits
     assert not forecast(phi, recipe_of(), FULL, GPUS["A100"]).waits
+    too_many = replace(FULL, tokens=TOKENS + 100)
+    assert forecast(phi, recipe_of(memory="fast", precision="fp8"), too_many, GPUS["H100"]).waits
 
 
 @pytest.mark.parametrize("name", CONFIGS)

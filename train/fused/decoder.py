@@ -14,7 +14,6 @@ import torch
 from train.batches import Packed
 from train.fused.fp8 import Frozen8, Projection8
 from train.fused.frozen import Frozen
-from train.fused.graphs import Graphs
 from train.fused.layer import Kept, Layer, Wide
 from train.fused.lora_linear import Projection
 from train.fused.norms import Norm
@@ -40,7 +39,7 @@ class Stack:
         self, base: Any, dtype: torch.dtype, device: torch.device, fast: bool, fp8: bool = False
     ) -> None:
         decoder, ops = base.get_decoder(), operations(device)
-        self.config, self.fast, self.dtype = base.config, fast, dtype
+        self.config, self.fast, self.fp8, self.dtype = base.config, fast, fp8, dtype
         self.embed, self.rotary = decoder.embed_tokens, Rotary(decoder.rotary_emb, base.config)
         gelu = is_gelu(decoder.layers[0].mlp)
         linear = Projection8 if fp8 else Projection
@@ -55,18 +54,14 @@ class Stack:
         self._projections = [projection for layer in self.layers for projection in layer.projections]
         self.sources = [source for p in self._projections for source in p.sources]
         self._copies = [copy for p in self._projections for copy in p.copies]
-        self.graphs = Graphs(self)
 
     def __call__(self, batch: Packed) -> torch.Tensor:
         """The last hidden states (T, hidden) of a batch, differentiable by the adapters' parameters."""
-        if not torch.is_grad_enabled():
-            return self.norm.forward(self.forward(batch, None))
-        recorded = self.graphs.hidden(batch)
-        if recorded is not None:
-            return recorded
-        function: Any = _Decoder  # untyped
-        hidden: torch.Tensor = function.apply(self, batch, *self.sources)
-        return hidden
+        if torch.is_grad_enabled():
+            function: Any = _Decoder  # untyped
+            hidden: torch.Tensor = function.apply(self, batch, *self.sources)
+            return hidden
+        return self.norm.forward(self.forward(batch, None))
 
     @property
     def scales(self) -> list[float]:

@@ -9,6 +9,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from train.batches import Packed
 from train.fused.decoder import Stack
+from train.fused.graphs import Graphs
 from train.fused.lora_linear import active_adapters
 from train.fused.supports import adapters_obstacle, obstacle
 
@@ -52,7 +53,7 @@ class Forward:
     def __init__(self, model: Any, own: Any, dtype: torch.dtype, fast: bool, fp8: bool) -> None:
         self._model, self._own, self._dtype, self._fast, self._fp8 = model, own, dtype, fast, fp8
         self._layers = [m for m in model.get_decoder().modules() if hasattr(m, "lora_A")]
-        self._stacks: dict[bool, Stack] = {}  # by whether they are in FP8
+        self._graphs: dict[bool, Graphs] = {}  # by whether they are in FP8
         self._active: list[tuple[str, ...]] = []
 
     def __call__(
@@ -75,17 +76,21 @@ class Forward:
             input_ids=input_ids, position_ids=position_ids, cu_seq_lens=cu_seq_lens_q, max_length=longest
         )
         with torch.autocast(input_ids.device.type, enabled=False):
-            hidden = self.stack(input_ids.device)(batch)
+            hidden = self.graphs(input_ids.device)(batch)
         return BaseModelOutputWithPast(last_hidden_state=hidden[None])
 
     def stack(self, device: torch.device) -> Stack:
+        """What computes the next pass, in FP8 or not."""
+        return self.graphs(device).stack
+
+    def graphs(self, device: torch.device) -> Graphs:
         """Made when it is first used, and anew for other adapters: a model's answers don't need it."""
         active = [active_adapters(layer) for layer in self._layers]
         if self._active != active:
-            self._stacks.clear()  # their matrices are free before the next ones are made
+            self._graphs.clear()  # their matrices are free before the next ones are made
             self._active = active
         fp8 = self._fp8 and torch.is_grad_enabled()
-        if fp8 not in self._stacks:
+        if fp8 not in self._graphs:
             fast = self._fast and fp8 == self._fp8  # one of the two keeps its matrices
-            self._stacks[fp8] = Stack(self._model, self._dtype, device, fast, fp8)
-        return self._stacks[fp8]
+            self._graphs[fp8] = Graphs(Stack(self._model, self._dtype, device, fast, fp8))
+        return self._graphs[fp8]

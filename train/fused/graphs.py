@@ -11,20 +11,18 @@ from __future__ import annotations
 import warnings
 import weakref
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional
 
 from train.batches import Packed
-
-if TYPE_CHECKING:
-    from train.fused.decoder import Stack
+from train.fused.decoder import Stack
 
 ROWS, STEP = 8, 256  # the least of rows, and tokens come in steps
-# With more tokens the GPU is the slower one, and in fast mode a recorded pass keeps much memory: on an H100
-# 8,192 tokens gained 2 % in fast mode, and 6 % in lean, which launches twice as many kernels.
-FAST_TOKENS, LEAN_TOKENS = 4096, 16384
+# With more tokens the GPU is the slower one, and a recorded pass keeps its memory: of 8,192 tokens it gained
+# nothing in lean mode on an H100, 2 % in fast mode. Only lean FP8, with the most kernels, gained 6 %.
+TOKENS, LEAN_FP8_TOKENS = 4096, 16384
 LONGEST = 2048  # rows that are shorter share their buckets
 MOST = 24  # buckets that are recorded: lengths that vary more gain nothing
 
@@ -62,6 +60,11 @@ class Bucket:
         )
 
 
+def most_tokens(fast: bool, fp8: bool) -> int:
+    """Of a pass that is recorded."""
+    return LEAN_FP8_TOKENS if fp8 and not fast else TOKENS
+
+
 class Room:
     """Where recorded passes leave their results: the same place for all, since one ends before the next."""
 
@@ -71,7 +74,8 @@ class Room:
         found = torch.empty(sum(sizes), dtype=torch.float32, device=stack.device)
         self.found = found  # the gradients of the stack's sources, one after the other
         self.each = [
-            part.view_as(source) for part, source in zip(found.split(sizes), stack.sources, strict=True)
+            part.view_as(source)
+            for part, source in zip(torch.split(found, sizes), stack.sources, strict=True)
         ]
         self._states = torch.empty(0, stack.config.hidden_size, dtype=stack.dtype, device=stack.device)
 
@@ -85,8 +89,9 @@ class Room:
 class Recorded:
     """A pass of `stack` forward and one backward, for batches of one bucket."""
 
-    def __init__(self, stack: Stack, batch: Packed, room: Room) -> None:
-        self._stack, self._batch, self._room = stack, batch, room
+    def __init__(self, stack: Stack, bucket: Bucket, batch: Packed, room: Room) -> None:
+        self._stack, self._bucket, self._room = stack, bucket, room
+        self._batch = batch = bucket.fill(batch)
         self._states = room.states(batch.tokens)
         saved = stack.saved()
         # Once by itself, with tensors of its own: kernels are compiled and attention is planned.
@@ -108,11 +113,12 @@ class Recorded:
         self._alive = (saved.places(), stack.rotary.tables())
 
     def forward(self, batch: Packed) -> torch.Tensor:
-        """The last hidden states (T, hidden) of a batch, until the next pass."""
+        """The last hidden states (T, hidden) of a batch."""
+        filled = self._bucket.fill(batch)
         for name in ("input_ids", "position_ids", "cu_seq_lens"):
-            getattr(self._batch, name).copy_(getattr(batch, name))
+            getattr(self._batch, name).copy_(getattr(filled, name))
         self._forward.replay()
-        return self._states
+        return self._states[: batch.tokens].clone()
 
     def backward(self, gradient: torch.Tensor) -> list[torch.Tensor]:
         """The gradients of the stack's `sources` from that of the hidden states of the batch before."""
@@ -120,55 +126,59 @@ class Recorded:
         self._states[len(gradient) :].zero_()
         self._backward.replay()
         self._stack.frozen.forget()
-        parts = self._room.found.clone().split([each.numel() for each in self._room.each])
+        parts = torch.split(self._room.found.clone(), [each.numel() for each in self._room.each])
         return [part.view_as(each) for part, each in zip(parts, self._room.each, strict=True)]
 
 
 class Graphs:
-    """The recorded passes of a stack, which share their memory: one pass ends before the next begins."""
+    """`stack`, whose passes are recorded where that pays; they share their memory."""
 
     def __init__(self, stack: Stack) -> None:
-        self._stack = weakref.proxy(stack)
-        self._recorded: dict[Any, Recorded | None] = {}
+        self.stack = stack
+        self.recorded: dict[Any, Recorded | None] = {}
+        self.on = stack.device.type == "cuda"
         self._room: Room | None = None
         self._pass: Any = lambda: None
-        self._on = stack.device.type == "cuda"
 
-    def hidden(self, batch: Packed) -> torch.Tensor | None:
-        """`Stack.__call__`'s result by a recorded pass; None where there is none."""
-        # The last pass's gradients may still be wanted.
-        most = FAST_TOKENS if self._stack.fast else LEAN_TOKENS
-        if not self._on or batch.tokens > most or self._pass() is not None:
-            return None
-        bucket = Bucket.of(batch, self._stack.rotary.original)
-        key = (bucket, torch.are_deterministic_algorithms_enabled(), *self._stack.scales)
-        if key not in self._recorded:
-            if len(self._recorded) < MOST:
-                self._recorded[key] = None
-            return None
-        filled = bucket.fill(batch)
-        recorded = self._recorded[key] or self._record(filled)
+    def __call__(self, batch: Packed) -> torch.Tensor:
+        """The last hidden states (T, hidden) of a batch, differentiable by the adapters' parameters."""
+        recorded = self._recorded(batch) if self.on and torch.is_grad_enabled() else None
         if recorded is None:
-            return None
-        self._recorded[key] = recorded
+            return self.stack(batch)
         this = _Pass()
         self._pass = weakref.ref(this)
         function: Any = _Replayed  # untyped
-        hidden: torch.Tensor = function.apply(recorded, filled, batch.tokens, this, *self._stack.sources)
+        hidden: torch.Tensor = function.apply(recorded, batch, this, *self.stack.sources)
         return hidden
 
-    def _record(self, batch: Packed) -> Recorded | None:
-        """None, from now on, where the GPU has no room for it or can't record."""
-        self._on = _has_room(self._stack.device)
-        if not self._on:
+    def _recorded(self, batch: Packed) -> Recorded | None:
+        """That of the batch's bucket, recorded now if it comes for the second time; None for the first."""
+        # The last pass's gradients may still be wanted.
+        if batch.tokens > most_tokens(self.stack.fast, self.stack.fp8) or self._pass() is not None:
             return None
-        self._room = self._room or Room(self._stack)
+        bucket = Bucket.of(batch, self.stack.rotary.original)
+        key = (bucket, torch.are_deterministic_algorithms_enabled(), *self.stack.scales)
+        if key not in self.recorded:
+            if len(self.recorded) < MOST:
+                self.recorded[key] = None
+            return None
+        found = self.recorded[key] or self._record(bucket, batch)
+        if self.on:
+            self.recorded[key] = found
+        return found
+
+    def _record(self, bucket: Bucket, batch: Packed) -> Recorded | None:
+        """None, from now on, where the GPU has no room for it or can't record."""
+        self.on = _has_room(self.stack.device)
+        if not self.on:
+            return None
+        self._room = self._room or Room(self.stack)
         try:
             with torch.no_grad():
-                return Recorded(self._stack, batch, self._room)
+                return Recorded(self.stack, bucket, batch, self._room)
         except RuntimeError as error:
-            self._on = False
-            self._recorded.clear()
+            self.on = False
+            self.recorded.clear()
             self._room = None
             torch.cuda.synchronize()
             first = str(error).strip().split("\n")[0]
@@ -185,16 +195,16 @@ class _Replayed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, recorded: Recorded, batch: Packed, tokens: int, this: _Pass, *sources: torch.Tensor
+        ctx: Any, recorded: Recorded, batch: Packed, this: _Pass, *sources: torch.Tensor
     ) -> torch.Tensor:
         ctx.recorded, ctx.this = recorded, this
-        return recorded.forward(batch)[:tokens].clone()
+        return recorded.forward(batch)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         found = ctx.recorded.backward(gradients[0])
         ctx.this = None
-        return None, None, None, None, *found
+        return None, None, None, *found
 
 
 def _recording(graph: torch.cuda.CUDAGraph, pool: Any) -> Any:
