@@ -23,6 +23,7 @@ SILENCE_S = 300.0  # a long prompt on a busy engine; vLLM says nothing until its
 LONGEST_LINE, LONGEST_STREAM = 2**20, 64 * 2**20  # bytes
 LAST_WORDS_S = 2.0  # for the usage that follows the end of a reply
 BYTES_PER_ID = 3  # of a chat that travels as messages: about what a token of a prompt holds
+MOST_TOP = 20  # alternatives that OpenAI's API tells of a token
 ONLY_MESSAGES = "This model's engine takes whole messages only."
 DONE: dict[str, Any] = {"done": True}  # stands for the line that ends a stream of OpenAI's
 NOT_A_REPLY = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
@@ -108,7 +109,8 @@ class OpenAIGeneration(RemoteGeneration):
         else:
             body |= {"messages": unpacked(ids)}
         if self._top is not None:
-            body |= {"logprobs": self._top} if by_ids else {"logprobs": True, "top_logprobs": self._top}
+            few = min(self._top, MOST_TOP)
+            body |= {"logprobs": self._top} if by_ids else {"logprobs": True, "top_logprobs": few}
         self._request = json.dumps(body)
 
     def _chunks(self, started: float) -> Iterator[Chunk]:
@@ -189,6 +191,9 @@ def fields(kind: Kind, request: Request) -> dict[str, Any]:
     elif kind == "llama-server":
         known |= {key: getattr(sampling, key) for key in ("top_k", "min_p", "repeat_penalty")}
         known |= {"grammar": request.grammar} if request.grammar else {}
+    elif request.schema:
+        held = {"name": "reply", "schema": json.loads(request.schema), "strict": True}
+        known |= {"response_format": {"type": "json_schema", "json_schema": held}}
     elif request.grammar:
         raise ChatError("This engine can't be held to a JSON schema: it isn't ours, nor vLLM.")
     return known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol, TypeVar
@@ -279,9 +280,9 @@ def _reply(
     # A reply that breaks off is a stopped one: it can be continued, or retried.
     answer = conversation.messages[-1] if extend else Message(role="assistant", content="")
     answer.finish_reason = "cancelled"
-    grammar = held.grammar if held else ""
+    grammar, schema = (held.grammar, json.dumps(held.schema)) if held else ("", "")
     chat = str(hash((conversation.system_prompt, conversation.messages[0].content)))
-    request = Request(planned.ids, sampling, grammar, conversation.adapters, logprobs, chat)
+    request = Request(planned.ids, sampling, grammar, conversation.adapters, logprobs, chat, schema)
     stops = [stop for stop in (model.stop, *stops) if stop]
     for progress in turn.run(model.engine, planned, request, prefix, stops):
         answer.write(reasoning.split(progress.text, opened=opened, done=progress.done))

@@ -16,7 +16,7 @@ from chat.conversation import Conversation
 from chat.reply import Sessions
 from core.engine import Sampling
 from core.errors import ChatError
-from core.sms import LABELS, Features, prompt
+from core.sms import LABELS, Features, logit, prompt
 
 ASKED = "You read marketing text messages and write down what is in each."
 MOST_TOKENS = 200  # of a reply; the features take about 80
@@ -86,12 +86,6 @@ def without_each_word(
     for word in words if len(words) > 1 else ():
         rest = " ".join((message[: word.start()] + message[word.end() :]).split())
         yield word[0], logit(whole) - logit(likelihood(sessions, model, rest, key))
-
-
-def logit(probability: float) -> float:
-    """Log-odds, of 0 and 1 too."""
-    bounded = min(max(probability, 1e-9), 1 - 1e-9)
-    return math.log(bounded / (1 - bounded))
 
 
 def _ended(states: Iterator[TurnState]) -> TurnState:

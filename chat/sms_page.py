@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from chat.cards_html import notes, table, text
 from chat.gradio_import import gr
 from chat.reply import Sessions
-from chat.sms import likelihood, logit, without_each_word
+from chat.sms import likelihood, without_each_word
 from chat.sms_rules import extract
 from core.errors import ChatError
-from core.sms import segments
+from core.sms import logit, segments
 
 PATH = "/sms"
 CALIBRATION = Path("outputs") / "studies" / "sms" / "calibration.json"

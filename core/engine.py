@@ -60,7 +60,8 @@ class Request:
     """What an engine is asked for: a reply to the prompt `ids`.
 
     `grammar` is GBNF that llama.cpp's converter made of a checked schema (`chat/structured.py`), never what
-    a client wrote: llama.cpp ends its process on some. `adapters` are strengths by name; without any the
+    a client wrote: llama.cpp ends its process on some; `schema` is that schema as JSON, for engines that take
+    no GBNF. `adapters` are strengths by name; without any the
     model's own apply, otherwise those that aren't named are off. `logprobs` asks for the log-probability of
     each token of the reply and of that many likeliest alternatives. `chat` names the chat, whose turns go to
     the engine that has its prompt in the cache, if there are several.
@@ -72,6 +73,7 @@ class Request:
     adapters: Mapping[str, float] = field(default_factory=dict)
     logprobs: int | None = None
     chat: str = ""
+    schema: str = ""
 
 
 @dataclass(frozen=True)

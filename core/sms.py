@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Literal
 
@@ -59,3 +60,9 @@ def capitals(message: str) -> float:
     """The share of capitals among a message's letters, 0 to 1."""
     letters: list[str] = re.findall(r"[^\W\d_]", message)
     return sum(letter.isupper() for letter in letters) / max(1, len(letters))
+
+
+def logit(probability: float) -> float:
+    """Log-odds, of 0 and 1 too."""
+    bounded = min(max(probability, 1e-9), 1 - 1e-9)
+    return math.log(bounded / (1 - bounded))

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 
 from core.errors import TrainError
 from core.tokenizer import ChatTokenizer
+from studies.memory import PeakMemory
 from studies.quantised_tasks import CHANGES, load_task, obeyed, score, unlike_texts
+from studies.speed import number, written
 from train.batches import Order
 from train.evaluation import evaluate
 from train.examples import Encoded
@@ -68,7 +70,7 @@ class Job:
     seed: int = 0
     alpha: int = 0
     rate: float = 0.0
-    batch: int = 0
+    batches: tuple[int, ...] = ()  # of chats at once, whose speed is measured
     threads: int = 0
 
 
@@ -79,11 +81,12 @@ def run_job(job: Job) -> dict[str, Any]:
     """Do a cell; return what results.json keeps of it. Raises TrainError."""
     if job.threads:
         torch.set_num_threads(job.threads)
+    seeded, device = recipe_of(job), torch.device(job.device)
     if job.what == "speed":
-        return measure_speed(job)
-    seeded = recipe_of(job)
-    device, tokenizer = torch.device(job.device), ChatTokenizer(job.base)
-    base = _base(job, seeded)
+        _loaded.clear()
+        model = load_base(job.base, seeded, device)
+        return written(model, job.batches, job.sizes.new_tokens, job.sizes.repeats)
+    tokenizer, base = ChatTokenizer(job.base), _base(job, seeded)
     adapted = Adapted(base, seeded, device)
     session = Session(adapted, tokenizer, seeded, device)
     try:
@@ -155,8 +158,7 @@ def train(session: Session, job: Job) -> dict[str, Any]:
     tests = _encoded(session, job.task, "test", sizes.test_rows)
     lines: list[dict[str, Any]] = []
     began, broke = time.monotonic(), ""
-    if job.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    memory = PeakMemory(job.device == "cuda")
     with tempfile.TemporaryDirectory() as folder:
         order = Order(rows, recipe.sft)
         trainer = Watched(session.adapted, recipe, order, tests, Path(folder), lines.append)
@@ -170,19 +172,18 @@ def train(session: Session, job: Job) -> dict[str, Any]:
             stopped, broke = "diverged: no numbers", str(error)
     steps = [line for line in lines if "loss" in line]
     evals = [line for line in lines if "eval_loss" in line]
-    memory = torch.cuda.max_memory_allocated() / 1e9 if job.device == "cuda" else None
     return {
-        "losses": [_number(line["loss"]) for line in steps],
-        "grad_norms": [_number(line["grad_norm"]) for line in steps],
+        "losses": [number(line["loss"]) for line in steps],
+        "grad_norms": [number(line["grad_norm"]) for line in steps],
         "evals": [
-            {name[5:]: _number(value) for name, value in line.items() if name.startswith("eval_")}
+            {name[5:]: number(value) for name, value in line.items() if name.startswith("eval_")}
             for line in evals
         ],
         "spikes": spikes([line["loss"] for line in steps]),
         "diverged": stopped.startswith("diverged") or bool(broke),
         "learning_rate": recipe.sft.learning_rate,
-        "tokens_per_s": _number(statistics.median(line["tokens_per_s"] for line in steps)) if steps else None,
-        "memory_gb": memory,
+        "tokens_per_s": number(statistics.median(line["tokens_per_s"] for line in steps)) if steps else None,
+        "memory_gb": number(memory.gb()),
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -193,11 +194,6 @@ def spikes(losses: list[float]) -> int:
     for at in range(WINDOW, len(losses)):
         count += not losses[at] <= SPIKE * statistics.fmean(losses[at - WINDOW : at])
     return count
-
-
-def _number(value: float) -> float | None:
-    """As JSON has it: no NaN, and five digits."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def _encoded(session: Session, task: str, split: str, limit: int) -> list[Encoded]:
@@ -215,63 +211,22 @@ def unlike(session: Session, job: Job) -> dict[str, Any]:
         kind: evaluate(session.adapted, rows, session.recipe, session.device)
         for kind, rows in _unlike(session, job).items()
     }
-    return {"unlike": {kind: _number(loss) for kind, loss in found.items()}}
+    return {"unlike": {kind: number(loss) for kind, loss in found.items()}}
 
 
 def scores(session: Session, job: Job, task: str) -> dict[str, Any]:
     """Loss and score on the test rows as they are, under each change, and on another domain."""
     rows = load_task(task, "test", job.sizes.test_rows)
-    found: dict[str, Any] = {"loss": _number(session.loss([row.example() for row in rows]))}
-    found |= {"score": _number(score(task, session, rows)), "changed": {}}
+    found: dict[str, Any] = {"loss": number(session.loss([row.example() for row in rows]))}
+    found |= {"score": number(score(task, session, rows)), "changed": {}}
     for change in CHANGES:
-        found["changed"][change] = {"loss": _number(session.loss([row.example(change) for row in rows]))}
+        found["changed"][change] = {"loss": number(session.loss([row.example(change) for row in rows]))}
         if task == "sentiment":
-            found["changed"][change]["score"] = _number(score(task, session, rows, change))
-    found["obeyed"] = _number(obeyed(session, rows))
+            found["changed"][change]["score"] = number(score(task, session, rows, change))
+    found["obeyed"] = number(obeyed(session, rows))
     if others := load_task(task, "other", job.sizes.test_rows) if task == "sentiment" else []:
         found["changed"]["other domain"] = {
-            "loss": _number(session.loss([row.example() for row in others])),
-            "score": _number(score(task, session, others)),
+            "loss": number(session.loss([row.example() for row in others])),
+            "score": number(score(task, session, others)),
         }
     return found
-
-
-@torch.no_grad()
-def measure_speed(job: Job) -> dict[str, Any]:
-    """Write `new_tokens` after a prompt of as many, for a batch: seconds to the first, tokens/s, memory."""
-    _loaded.clear()
-    device, count = torch.device(job.device), job.sizes.new_tokens
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    model: Any = load_base(job.base, recipe_of(job), device)
-    model.set_attn_implementation("sdpa")
-    model.config.use_cache = True
-    ids = torch.randint(100, 1000, (job.batch, count), generator=torch.Generator().manual_seed(0)).to(device)
-
-    def seconds(tokens: int) -> float:
-        began = time.perf_counter()
-        model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            min_new_tokens=tokens,
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        if cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    seconds(2)  # what is set up once
-    firsts = [seconds(1) for _ in range(job.sizes.repeats)]
-    wholes = [seconds(count) for _ in range(job.sizes.repeats)]
-    speeds = [job.batch * (count - 1) / (whole - first) for whole, first in zip(wholes, firsts, strict=True)]
-    stored = sum(part.nbytes for part in (*model.parameters(), *model.buffers()))
-    return {
-        "first_s": [_number(value) for value in firsts],
-        "tokens_per_s": [_number(value) for value in speeds],
-        "weights_gb": _number(stored / 1e9),
-        "memory_gb": _number(torch.cuda.max_memory_allocated() / 1e9) if cuda else None,
-    }

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from studies.seeds import SEEDS, given, judged
+
 Content = Mapping[str, Any]  # of results.json
+Figure = Callable[[Mapping[str, Any]], float | None]  # of a cell
 ARM_NAMES = {"gptq": "GPTQ", "nf4": "NF4", "int8": "int8", "bf16": "bf16"}
 CONTROL = "bf16"
-SEEDS = (1, 2, 3)  # of what is compared
 
 
 def cells(content: Content, *parts: str) -> list[dict[str, Any]]:
@@ -33,24 +35,19 @@ def at_rate(content: Content, rate: float, arm: str) -> list[dict[str, Any]]:
     return cells(content, "rate", f"{rate:g}", arm)
 
 
-def given(values: Iterable[float | None]) -> list[float]:
-    """The values that are there: a diverged run may have none."""
-    return [value for value in values if value is not None]
+def place(content: Content, kind: str) -> str:
+    """Where the cells of a kind were measured: speed, processor or gguf."""
+    device = str(content["settings"]["device"])
+    if kind == "speed" and device != "CPU":
+        return device
+    about = content["cells"].get("about processor", content["cells"]["about"])
+    return f"processor ({about['cores']} cores)"
 
 
 def last_loss(cell: Mapping[str, Any]) -> float | None:
     """The validation loss at the end of a run, in nats a token."""
     loss: float | None = cell["evals"][-1]["loss"] if cell["evals"] else None
     return loss
-
-
-def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
-    """Mean and range, as text."""
-    if not values:
-        return "none"
-    mean = form.format(statistics.fmean(values))
-    low, high = form.format(min(values)), form.format(max(values))
-    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
 def verdict(figures: Mapping[str, Sequence[float]], form: str = "{:+.3f}") -> str:
@@ -62,14 +59,6 @@ def verdict(figures: Mapping[str, Sequence[float]], form: str = "{:+.3f}") -> st
         apart = form.format(statistics.fmean(values) - statistics.fmean(control))
         said.append(f"{ARM_NAMES[arm]} {apart} ({judged(values, control)})")
     return f"Against {ARM_NAMES[CONTROL]}: {'; '.join(said)}." if said else "There is nothing to compare yet."
-
-
-def judged(one: Sequence[float], other: Sequence[float]) -> str:
-    """Whether two arms differ by more than their seeds do."""
-    if min(len(one), len(other)) < 2:
-        return "one seed, so no spread to judge by"
-    apart = min(one) > max(other) or min(other) > max(one)
-    return "beyond the spread of the seeds" if apart else "within the spread of the seeds"
 
 
 def rise(cell: Mapping[str, Any], change: str) -> float | None:
@@ -84,12 +73,10 @@ def forgotten(cell: Mapping[str, Any], kind: str) -> float | None:
     return None if first is None or last is None else last - first
 
 
-def mean_by_seed(
-    content: Content, arm: str, figure: Any, tasks: Sequence[str], seeds: Sequence[int]
-) -> list[float]:
+def mean_by_seed(content: Content, arm: str, figure: Figure, tasks: Sequence[str]) -> list[float]:
     """For each seed the mean of `figure(cell)` over the tasks that have it."""
     found = []
-    for seed in seeds:
+    for seed in SEEDS:
         runs = [content["cells"].get(f"task|{task}|{arm}|{seed}") for task in tasks]
         values = given(figure(run) for run in runs if run and "loss" in run)
         if values:

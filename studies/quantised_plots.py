@@ -9,63 +9,47 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from core.files import whole
+from studies.plots import bars, figure, save
 from studies.quantised_cells import (
     ARM_NAMES,
     Content,
     at_rate,
     by_arm,
     cells,
-    given,
     last_loss,
     mean_by_seed,
+    place,
     rise,
 )
 from studies.quantised_tasks import CHANGES, SCORES
+from studies.seeds import given
 
 COLOURS = {"gptq": "#d55e00", "nf4": "#0072b2", "int8": "#009e73", "bf16": "#555555"}
-SEEDS = (1, 2, 3)
 LOSS = "loss (nats a token)"
 
 
 def write_plots(content: Content, folder: Path, begins: str = "") -> list[str]:
     """Draw what there are cells for into `folder`, as `<begins><name>.png`; return the names."""
     drawers = {
-        "tasks": (draw_tasks, "task"),
-        "alpha": (draw_alpha, "alpha"),
-        "stability": (draw_stability, "rate"),
-        "speed": (draw_speed, "speed"),
-        "robustness": (draw_robustness, "task"),
-        "forgetting": (draw_forgetting, "task"),
+        "tasks": (draw_tasks, ("task",)),
+        "alpha": (draw_alpha, ("alpha",)),
+        "stability": (draw_stability, ("rate",)),
+        "speed": (draw_speed, ("speed", "processor", "gguf")),
+        "robustness": (draw_robustness, ("task",)),
+        "forgetting": (draw_forgetting, ("task",)),
     }
-    drawn = []
-    for name, (draw, needs) in drawers.items():
-        if not cells(content, needs):
-            continue
-        figure = draw(content)
-        with whole(folder / f"{begins}{name}.png") as partial:
-            figure.savefig(partial, format="png", dpi=100)
-        drawn.append(name)
-    return drawn
-
-
-def _figure(columns: int, title: str) -> tuple[Figure, Sequence[Any]]:
-    figure = Figure(figsize=(4.6 * columns, 4), layout="constrained")
-    figure.suptitle(title)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for each in axes:
-        each.grid(alpha=0.3)
-    return figure, axes
+    drawn = {
+        name: draw(content)
+        for name, (draw, needs) in drawers.items()
+        if any(cells(content, kind) for kind in needs)
+    }
+    save(drawn, folder, begins)
+    return list(drawn)
 
 
 def _bars(axes: Any, at: Sequence[float], values: Sequence[Sequence[float]], arm: str, form: str) -> None:
-    """Means with bars from the lowest to the highest seed; places without values are left out."""
-    drawn = [(x, statistics.fmean(v), min(v), max(v)) for x, v in zip(at, values, strict=True) if v]
-    if drawn:
-        x, mean, low, high = map(list, zip(*drawn, strict=True))
-        below = [max(0.0, m - v) for m, v in zip(mean, low, strict=True)]  # a mean is rounded
-        above = [max(0.0, v - m) for m, v in zip(mean, high, strict=True)]
-        axes.errorbar(x, mean, (below, above), fmt=form, color=COLOURS[arm], capsize=3, label=ARM_NAMES[arm])
+    """The arm's, in its colour."""
+    bars(axes, at, values, fmt=form, color=COLOURS[arm], label=ARM_NAMES[arm])
 
 
 def _places(count: int, number: int) -> list[float]:
@@ -76,7 +60,7 @@ def _places(count: int, number: int) -> list[float]:
 def draw_tasks(content: Content) -> Figure:
     """Loss and score of each task, untuned (hollow) and tuned."""
     tasks = content["settings"]["tasks"]
-    figure, axes = _figure(2, "Tasks: tuned (dots, bars over seeds) and untuned (hollow)")
+    made, axes = figure(2, "Tasks: tuned (dots, bars over seeds) and untuned (hollow)")
     for each, name in zip(axes, ("loss", "score"), strict=True):
         for number, arm in enumerate(ARM_NAMES):
             at = _places(len(tasks), number)
@@ -93,12 +77,12 @@ def draw_tasks(content: Content) -> Figure:
         each.set_xticks(range(len(tasks)), labels, fontsize="small")
         each.set_ylabel(LOSS + ", lower is better" if name == "loss" else "score (0 to 1), higher is better")
     axes[0].legend()
-    return figure
+    return made
 
 
 def draw_alpha(content: Content) -> Figure:
     """Loss at the end over alpha, with a fixed and with a compensated rate."""
-    figure, axes = _figure(2, "lora_alpha at r 8 (crosses: a run diverged)")
+    made, axes = figure(2, "lora_alpha at r 8 (crosses: a run diverged)")
     alphas = content["settings"]["alphas"]
     for each, mode in zip(axes, ("fixed", "compensated"), strict=True):
         for number, arm in enumerate(ARM_NAMES):
@@ -119,12 +103,12 @@ def draw_alpha(content: Content) -> Figure:
         each.set_xticks(range(len(alphas)), map(str, alphas))
         each.set(xlabel="lora_alpha", ylabel=f"last validation {LOSS}", title=f"{mode} learning rate")
     axes[0].legend()
-    return figure
+    return made
 
 
 def draw_stability(content: Content) -> Figure:
     """Share of diverged runs, and the largest gradient, over the learning rate."""
-    figure, axes = _figure(2, "Stability by learning rate")
+    made, axes = figure(2, "Stability by learning rate")
     rates = sorted({*content["settings"]["rates"], content["settings"]["sizes"]["rate"]})
     for number, arm in enumerate(ARM_NAMES):
         at = _places(len(rates), number)
@@ -139,37 +123,41 @@ def draw_stability(content: Content) -> Figure:
     axes[0].set(ylabel="share of runs that diverged", ylim=(-0.05, 1.05))
     axes[1].set(ylabel="largest gradient norm of a run", yscale="log")
     axes[0].legend()
-    return figure
+    return made
 
 
 def draw_speed(content: Content) -> Figure:
-    """Tokens a second over the batch."""
-    figure, axes = _figure(1, "Writing speed by precision and batch")
+    """Tokens a second over the batch, for each place where it was measured."""
     batches = content["settings"]["batches"]
-    for arm in ARM_NAMES:
-        found = [
-            [v for cell in cells(content, "speed", arm, str(b)) for v in cell["tokens_per_s"]]
-            for b in batches
-        ]
-        _bars(axes[0], batches, found, arm, "o-")
-    for number, key in enumerate(key for key in content["cells"] if key.startswith("gguf|")):
-        of = content["cells"][key]["batches"]
-        means = [statistics.fmean(of[str(b)]["tokens_per_s"]) for b in batches]
-        axes[0].plot(batches, means, "s--", color=f"C{number}", label=f"llama.cpp {key[5:]}")
-    axes[0].set(xlabel="chats at once", ylabel="tokens a second, all together", xscale="log", yscale="log")
-    axes[0].set_xticks(batches, map(str, batches))
-    axes[0].minorticks_off()
-    axes[0].legend(fontsize="small")
-    return figure
+    places: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
+    for key, cell in content["cells"].items():
+        kind, _, name = key.partition("|")
+        if kind in ("speed", "processor", "gguf"):
+            places.setdefault(place(content, kind), []).append((kind, name, cell))
+    made, axes = figure(len(places), "Writing speed by precision and batch")
+    for each, (where, found) in zip(axes, places.items(), strict=True):
+        for number, (kind, name, cell) in enumerate(found):
+            speeds = [cell["batches"][str(batch)]["tokens_per_s"] for batch in batches]
+            if kind == "gguf":
+                means = [statistics.fmean(speed) for speed in speeds]
+                each.plot(batches, means, "s--", color=f"C{number}", label=f"llama.cpp {name}")
+            else:
+                _bars(each, batches, speeds, name, "o-")
+        each.set(xlabel="chats at once", ylabel="tokens a second, all together", xscale="log", yscale="log")
+        each.set_title(where, fontsize="medium")
+        each.set_xticks(batches, map(str, batches))
+        each.minorticks_off()
+        each.legend(fontsize="small")
+    return made
 
 
 def draw_robustness(content: Content) -> Figure:
     """The rise of the loss under each change."""
-    figure, axes = _figure(1, "What a changed prompt costs a tuned model")
+    made, axes = figure(1, "What a changed prompt costs a tuned model")
     changes, tasks = (*CHANGES, "other domain"), content["settings"]["tasks"]
     for number, arm in enumerate(ARM_NAMES):
         values = [
-            mean_by_seed(content, arm, lambda cell, change=change: rise(cell, change), tasks, SEEDS)
+            mean_by_seed(content, arm, lambda cell, change=change: rise(cell, change), tasks)
             for change in changes
         ]
         _bars(axes[0], _places(len(changes), number), values, arm, "o")
@@ -177,13 +165,13 @@ def draw_robustness(content: Content) -> Figure:
     axes[0].set_ylabel("rise of the loss (nats a token)")
     axes[0].axhline(0, color="black", lw=0.8)
     axes[0].legend()
-    return figure
+    return made
 
 
 def draw_forgetting(content: Content) -> Figure:
     """Loss on other text by epoch: of the first task that was trained."""
     task = next(task for task in content["settings"]["tasks"] if cells(content, "task", task))
-    figure, axes = _figure(3, f"Other text while {task} are learnt")
+    made, axes = figure(3, f"Other text while {task} are learnt")
     for each, kind in zip(axes, ("code", "licence", "manual"), strict=True):
         for arm, runs in by_arm(content, "task", task).items():
             epochs = range(max(len(run["evals"]) for run in runs))
@@ -195,4 +183,4 @@ def draw_forgetting(content: Content) -> Figure:
         each.set(xlabel="epoch", ylabel=LOSS, title=kind)
         each.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend()
-    return figure
+    return made

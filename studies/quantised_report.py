@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from core.files import write_whole
 from studies.quantised_cells import (
     ARM_NAMES,
-    SEEDS,
     Content,
     at_rate,
     by_arm,
     cells,
     forgotten,
-    given,
-    judged,
     last_loss,
     mean_by_seed,
     rise,
-    spread,
     verdict,
 )
 from studies.quantised_plots import write_plots
+from studies.quantised_speed import full_size_table, speed_table
 from studies.quantised_tasks import CHANGES, SCORES
-from train.card import table
+from studies.seeds import given, judged, spread
+from studies.tables import section
 
 REPORT = "report.md"
 KINDS = ("code", "licence", "manual")
@@ -45,14 +41,15 @@ def report(content: Content, pictures: dict[str, str]) -> str:
         ("tasks", "Tasks, untuned and tuned", _tasks, ("untuned", "task")),
         ("alpha", "How large a lora_alpha", _alpha, ("alpha",)),
         ("stability", "Does quantisation make training unstable", _stability, ("rate",)),
-        ("speed", "Speed and memory of inference", _speed, ("speed", "gguf")),
+        ("speed", "Speed and memory of inference", speed_table, ("speed", "processor", "gguf")),
+        ("full", "Llama-2-7B: memory and speed", full_size_table, ("full",)),
         ("robustness", "Robustness: what a changed prompt costs", _robustness, ("task",)),
         ("forgetting", "What is forgotten", _forgetting, ("task",)),
     ]
     text, missing = [_head(content), f"## Four arms\n\n{_arms(content)}"], []
     for name, title, write, needs in sections:
         if not any(cells(content, kind) for kind in needs):
-            missing.append(title)
+            missing += [title] if name != "full" else []  # that needs a GPU
             continue
         shown = f"\n\n![{title}]({pictures[name]})" if name in pictures else ""
         text.append(f"## {title}\n\n{write(content)}{shown}")
@@ -73,8 +70,8 @@ def _head(content: Content) -> str:
     return (
         "# What a quantised base does to training, and to what comes out\n\n"
         f"`{about['command']}` on {settings['device']} ({about['cores']} cores), {about['date']}; "
-        f"{versions}. All figures are from the JSON beside this page ({len(content['cells'])} cells)."
-        f"\n\n{quick}"
+        f"{versions}. The base is {about['base']}. All figures are from the JSON beside this page "
+        f"({len(content['cells'])} cells).\n\n{quick}"
         f"Each run trains an adapter (r {sizes['rank']}, alpha {sizes['alpha']}, all linear layers, "
         f"learning rate {sizes['rate']:g}) on at most {sizes['train_rows']} rows for {sizes['epochs']} "
         f"epochs in steps of {sizes['batch']}, and is judged by at most {sizes['test_rows']} others. **A "
@@ -86,9 +83,9 @@ def _head(content: Content) -> str:
         "said isn't in the spread.\n\n"
         "The sets are small and say how arms compare, not how good a model is. Reviews, reports and "
         "sentences with their translations were written for this project (Apache-2.0, `studies/data`); "
-        "the quotations are MIT's `train/recipes/quotes.jsonl`. If the base is the tour's SmolLM2-135M, "
-        "its 16-bit weights were written out of a Q4_1 file: they lie near a 4-bit grid already, which "
-        "may flatter the arms with four bits."
+        "the quotations are MIT's `train/recipes/quotes.jsonl`. A base whose 16-bit weights were written "
+        "out of a GGUF of four bits, as the tour's SmolLM2-135M out of Q4_1, lies near a 4-bit grid "
+        "already, which may flatter the arms with four bits."
     )
 
 
@@ -143,12 +140,7 @@ def _tasks(content: Content) -> str:
         "with a quote and an author; accuracy is by the probabilities of the two labels; ROUGE-L is an "
         "F1, chrF an F2. Untuned models are asked once, as nothing in them depends on a seed."
     )
-    return _section(head, rows, note, said)
-
-
-def _section(head: Sequence[str], rows: Sequence[Sequence[str]], note: str, said: Sequence[str]) -> str:
-    """A table, what its figures are, and sentences about them."""
-    return "\n\n".join(filter(None, [table(head, rows), note, "\n".join(said)]))
+    return section(head, rows, note, said)
 
 
 def _alpha(content: Content) -> str:
@@ -182,7 +174,7 @@ def _alpha(content: Content) -> str:
         "before training, or broke."
     )
     head = ["rate", "alpha", *ARM_NAMES.values()]
-    return _section(head, rows, note, said)
+    return section(head, rows, note, said)
 
 
 def _stability(content: Content) -> str:
@@ -207,37 +199,7 @@ def _stability(content: Content) -> str:
         "doing."
     )
     head = ["learning rate", "arm", "diverged", "spikes", "largest gradient norm", "last loss"]
-    return _section(head, rows, note, said)
-
-
-def _speed(content: Content) -> str:
-    rows = []
-    for batch in content["settings"]["batches"]:
-        for arm, title in ARM_NAMES.items():
-            for cell in cells(content, "speed", arm, str(batch)):
-                rows.append(_fast("transformers", title, batch, cell, cell))
-        for key in [key for key in content["cells"] if key.startswith("gguf|")]:
-            cell = content["cells"][key]
-            rows.append(_fast("llama.cpp, processor", key[5:], batch, cell["batches"][str(batch)], cell))
-    tokens = content["settings"]["sizes"]["new_tokens"]
-    note = (
-        f"Prompts of {tokens} tokens and as many written; medians with ranges over repeats on one "
-        "machine. Weights are the packed ones without the quantisation's constants, and files with all "
-        "that is in them; the peak is the GPU's."
-    )
-    if not any(key.startswith("gguf|") for key in content["cells"]):
-        note += " llama.cpp wasn't there, so there are no GGUF files in this table."
-    head = ["engine", "weights", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
-    return _section(head, rows, note, [])
-
-
-def _fast(engine: str, title: str, batch: int, cell: dict[str, Any], about: dict[str, Any]) -> list[str]:
-    peak = about.get("memory_gb")
-    speeds = cell["tokens_per_s"]
-    range_ = f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})"
-    first = f"{statistics.median(cell['first_s']):.3f}"
-    stored = f"{about['weights_gb']:.3f}"
-    return [engine, title, str(batch), first, range_, stored, f"{peak:.2f}" if peak else ""]
+    return section(head, rows, note, said)
 
 
 def _robustness(content: Content) -> str:
@@ -245,15 +207,13 @@ def _robustness(content: Content) -> str:
     rows, said = [], []
     for change in (*CHANGES, "other domain"):
         losses = {
-            arm: mean_by_seed(content, arm, lambda cell, change=change: rise(cell, change), tasks, SEEDS)
+            arm: mean_by_seed(content, arm, lambda cell, change=change: rise(cell, change), tasks)
             for arm in ARM_NAMES
         }
         if any(losses.values()):
             rows.append([change, *(spread(values, "{:+.3f}") for values in losses.values())])
             said.append(f"- {change}. {verdict(losses)}")
-    obeyed = {
-        arm: mean_by_seed(content, arm, lambda cell: cell.get("obeyed"), tasks, SEEDS) for arm in ARM_NAMES
-    }
+    obeyed = {arm: mean_by_seed(content, arm, lambda cell: cell.get("obeyed"), tasks) for arm in ARM_NAMES}
     rows.append(
         ["obeys the injected line (share)", *(spread(values, "{:.2f}") for values in obeyed.values())]
     )
@@ -263,7 +223,7 @@ def _robustness(content: Content) -> str:
         "food and rooms. It is each arm's own rise, so an arm that is worse throughout isn't called "
         "fragile for it."
     )
-    return _section(["change", *ARM_NAMES.values()], rows, note, said)
+    return section(["change", *ARM_NAMES.values()], rows, note, said)
 
 
 def _forgetting(content: Content) -> str:
@@ -273,7 +233,7 @@ def _forgetting(content: Content) -> str:
         before = [content["cells"].get(f"untuned|{arm}", {}).get("unlike", {}).get(kind) for arm in ARM_NAMES]
         rows.append([kind, "untuned", *(f"{loss:.3f}" if loss else "" for loss in before)])
         rises = {
-            arm: mean_by_seed(content, arm, lambda cell, kind=kind: forgotten(cell, kind), tasks, SEEDS)
+            arm: mean_by_seed(content, arm, lambda cell, kind=kind: forgotten(cell, kind), tasks)
             for arm in ARM_NAMES
         }
         rows.append([kind, "rise by training", *(spread(values, "{:+.3f}") for values in rises.values())])
@@ -284,4 +244,4 @@ def _forgetting(content: Content) -> str:
         "a page about this project's chat; the rise is the mean over tasks, for each seed. The plot has "
         "it by epoch. GPTQ was calibrated on other pages of the last kind."
     )
-    return _section(["text", "", *ARM_NAMES.values()], rows, note, said)
+    return section(["text", "", *ARM_NAMES.values()], rows, note, said)

@@ -20,13 +20,15 @@ class Results:
         self.content: dict[str, Any] = {"version": version, "settings": settings, "cells": {}}
         if not self.path.exists():
             return
-        found = read_json(self.path)
-        for name, now in (("version", version), ("settings", settings)):
-            if found.get(name) != now:
-                raise ChatError(
-                    f"{self.path} holds results of another {name} ({found.get(name)!r}, and now {now!r}): "
-                    "a table of both means nothing. Move it away, or give another folder: --out FOLDER"
-                )
+        found = read_results(folder, version)
+        if found["settings"] != settings:
+            then, now = found["settings"], settings
+            apart = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
+            said = ", ".join(f"{name} {then.get(name)!r}, and now {now.get(name)!r}" for name in apart)
+            raise ChatError(
+                f"{self.path} holds results of other settings ({said}): a table of both means nothing. "
+                "Move it away, or give another folder: --out FOLDER"
+            )
         self.content = found
 
     def done(self, key: str) -> bool:
@@ -38,3 +40,18 @@ class Results:
         self.content["cells"][key] = value
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.content)
+
+
+def read_results(folder: Path, version: int) -> dict[str, Any]:
+    """What is in `folder`/results.json: `version`, `settings` and `cells`. Raises ChatError, also for those
+    of another version."""
+    path = folder / FILE
+    found = read_json(path)
+    if found.get("version") != version:
+        raise ChatError(
+            f"{path} holds results of another version ({found.get('version')!r}, and now {version!r}): "
+            "its figures may mean something else. Move it away, or give another folder: --out FOLDER"
+        )
+    if not all(isinstance(found.get(name), dict) for name in ("settings", "cells")):
+        raise ChatError(f"{path} has no settings or no cells. Move it away: it is measured anew")
+    return found

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import random
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from chat.sms_rules import extract
-from core.machine import give_back
 from core.sms import LABELS, capitals, segments
+from studies.memory import PeakMemory
 from train import folder as files
 from train.data import encode_splits, load
 from train.recipe import Recipe, changed, load_recipe
@@ -33,7 +31,9 @@ from train.tasks.make_sms import rows
 from train.tasks.sms import figures
 
 BITS = (16, 8, 4)
+SECTIONS = {8: {"load_in_8bit": True}, 4: {"load_in_4bit": True}}  # BitsAndBytesConfig by bits
 TEST_SHARE = 0.2  # of the campaigns
+CSV = "sms.csv"  # in the study's folder
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,28 @@ class Arm:
     @property
     def name(self) -> str:
         return f"{self.bits} bit{', checkpointing' if self.checkpointing else ''}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model is tuned on, and how; numbers of rows."""
+
+    recipe: str
+    train: int
+    test: int
+    epochs: float
+    batch: int  # blocks of a step
+    rates: tuple[float, ...]  # of which the best is taken, by campaigns that aren't tested
+    checkpointed_seeds: int
+    rows: int = 2000
+
+    def sides(self, found: Sequence[Row], seed: int, looking: bool = False) -> tuple[list[int], list[int]]:
+        """Places of the rows to train on, and to test on; `looking`: both out of those to train on."""
+        train, tests = split(found, seed)
+        if looking:
+            parts = split([found[place] for place in train], seed)
+            train, tests = ([train[place] for place in part] for part in parts)
+        return train[: self.train], tests[: self.test]
 
 
 def table(count: int) -> list[Row]:
@@ -120,45 +142,43 @@ def baselines(train: Sequence[Row], tests: Sequence[Row]) -> dict[str, list[floa
     return made | {"TF-IDF": words.predict_proba([row.message for row in tests])[:, 1].tolist()}
 
 
-def recipe_of(name: str, csv: Path, arm: Arm, seed: int, epochs: float) -> Recipe:
-    """The recipe called `name`, on these data as this arm has it. Raises TrainError."""
-    recipe = load_recipe(name)
-    sections = {8: {"load_in_8bit": True}, 4: {"load_in_4bit": True}}
+def recipe_of(plan: Plan, csv: Path, arm: Arm, seed: int, rate: float) -> Recipe:
+    """The plan's recipe, on these data as this arm has it. Raises TrainError."""
+    recipe = load_recipe(plan.recipe)
     data = {"path": str(csv), "task": "sms", "group_by": "campaign", "license": "synthetic"}
     values: dict[str, Any] = {
         "data": data,
-        "BitsAndBytesConfig": sections.get(arm.bits),
+        "BitsAndBytesConfig": SECTIONS.get(arm.bits),
         "memory": "lean" if arm.checkpointing else "fast",
         "SFTConfig.seed": seed,
-        "SFTConfig.num_train_epochs": epochs,
+        "SFTConfig.num_train_epochs": plan.epochs,
+        "SFTConfig.per_device_train_batch_size": plan.batch,
+        "SFTConfig.learning_rate": rate,
         "SFTConfig.logging_steps": 1,
         "SFTConfig.early_stopping_patience": None,
         "SFTConfig.eval_steps": None,
     }
-    return changed(recipe, values, name).model_copy(update={"name": f"sms-{arm.bits}-{seed}"})
+    return changed(recipe, values, plan.recipe).model_copy(update={"name": f"sms-{arm.bits}-{seed}"})
 
 
-def tuned(
-    recipe: Recipe, found: Sequence[Row], train: Sequence[int], tests: Sequence[int], folder: Path
-) -> dict[str, Any]:
-    """Train in `folder`, which goes at the end; the likelihoods of the tests and what it took.
+def tune(plan: Plan, out: Path, arm: Arm, seed: int, rate: float, looking: bool = False) -> dict[str, Any]:
+    """Tune the arm in a folder in `out` and ask it the seed's tests; what it said and what it took.
 
-    Raises TrainError, or KeyboardInterrupt: then the folder stays, and the training goes on from it.
+    `looking` for a rate asks other campaigns, which are neither trained on nor among the tests. Raises
+    TrainError, or KeyboardInterrupt: then the folder stays, and the training goes on from it.
     """
-    base = Base(recipe)
-    loaded = load(recipe)
+    found = table(plan.rows)
+    train, tests = plan.sides(found, seed, looking)
+    folder = out / "run" / f"{arm.bits}-{arm.checkpointing}-{seed}-{rate:g}-{looking}"
+    recipe = recipe_of(plan, out / CSV, arm, seed, rate)
+    base, loaded = Base(recipe), load(recipe)
     by_row = {example.row: example for example in loaded.examples}
     splits = Splits([by_row[place + 1] for place in train], [], [by_row[place + 1] for place in tests])
-    run = Run(
-        recipe,
-        folder,
-        base,
-        encode_splits(recipe, base.tokenizer, loaded, splits),
-        PartialState(cpu=not torch.cuda.is_available()),
-    )
+    data, cuda = encode_splits(recipe, base.tokenizer, loaded, splits), torch.cuda.is_available()
+    run = Run(recipe, folder, base, data, PartialState(cpu=not cuda))
     run.check()
     folder.mkdir(parents=True, exist_ok=True)
-    memory = PeakMemory()
+    memory = PeakMemory(cuda)
     session = run.adapt()
     progress = run.train(session, resume=True)
     peak = memory.gb()
@@ -166,32 +186,13 @@ def tuned(
     asked = [by_row[place + 1].messages[:-1] for place in tests]
     likely = [yes for yes, _ in session.label_probabilities(asked, list(LABELS))]
     shutil.rmtree(folder)
-    speed = progress.tokens / progress.seconds if progress.seconds else None
     return {
         "likely": likely,
+        "converted": [found[place].converted for place in tests],
+        "rate": rate,
         "loss": [line["loss"] for line in lines],
         "steps": progress.step,
         "tokens": progress.tokens,
-        "tokens_per_s": speed,
+        "tokens_per_s": progress.tokens / progress.seconds if progress.seconds else None,
         "memory_gb": peak,
     } | scores([found[place] for place in tests], likely)
-
-
-class PeakMemory:
-    """The most memory since it was made: of the GPU's where there is one, else of this process's."""
-
-    def __init__(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        elif sys.platform == "linux":
-            give_back()  # what an earlier arm has freed isn't this one's
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def gb(self) -> float:
-        """In 10^9 bytes; NaN where the system doesn't tell."""
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated() / 1e9
-        if sys.platform != "linux":
-            return math.nan
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM"))

@@ -1,21 +1,29 @@
-"""What the study of marketing messages measured, as tables and pictures; all of it from its JSON."""
+"""What the study of marketing messages measured, as tables and sentences; all of it from its JSON."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from chat.sms import logit
-from core.sms import FIELDS
+from core.sms import FIELDS, logit
+from studies.seeds import SEEDS, judged, spread
+from studies.tables import section, training_table
 from train.tasks.sms import calibration_bins
 
 Content = Mapping[str, Any]
 NOTHING = dict.fromkeys(FIELDS, "none")
+FIGURES = ("auc", "log_loss", "brier", "calibration_error", "expected_log_loss", "expected_brier")
+COSTS = ("loss", "tokens_per_s", "memory_gb")
+HEADS = {"loss": "last training loss, nats", "tokens_per_s": "tokens/s", "memory_gb": "memory, GB"}
+FORMS = {"tokens_per_s": "{:,.0f}", "memory_gb": "{:.2f}", "reached": "{:.2f}"}
+PAGE = Path(__file__).with_name("sms_page.md")
+CHAT, TRUTH = "untuned, through the chat", "the generator's truth"
 
 
 def cells(content: Content, kind: str) -> dict[str, Any]:
@@ -24,29 +32,35 @@ def cells(content: Content, kind: str) -> dict[str, Any]:
     return {key.removeprefix(f"{kind}/"): cell for key, cell in found if key.startswith(f"{kind}/")}
 
 
+def best_rate(content: Content) -> float:
+    """The learning rate of the tuned arms: of several, that with the lowest log-loss on other campaigns."""
+    looks = {float(rate): cell["log_loss"] for rate, cell in cells(content, "rate").items()}
+    return min(looks, key=looks.__getitem__) if looks else float(content["settings"]["rates"][0])
+
+
 def extractors(content: Content) -> dict[str, dict[str, Any]]:
     """By extractor: `fields` (precision and recall of each, None where nothing counts), `seconds` a message,
     `messages`, and how many replies didn't fill the schema (`unfilled`)."""
-    rules, asked = content["cells"]["rules"], cells(content, "asked")
-    replies = [asked[str(number)] for number in range(len(asked))]
-    unfilled = sum(reply["features"] is None for reply in replies)
-    read = [reply["features"] or NOTHING for reply in replies]
+    rules, asked = content["cells"].get("rules"), cells(content, "asked")
+    if not rules:
+        return {}
+    replies = {int(number): asked[number] for number in sorted(asked, key=int)}
     found = {"rules": _extractor(rules["truth"], rules["found"], rules["seconds"], 0)}
     if not replies:
         return found
-    few = len(replies)
-    truth, by_rule, unsure = (rules[name][:few] for name in ("truth", "found", "unsure"))
+    truth, by_rule, unsure = ([rules[name][n] for n in replies] for name in ("truth", "found", "unsure"))
+    read = [reply["features"] or NOTHING for reply in replies.values()]
+    unfilled = sum(reply["features"] is None for reply in replies.values())
     found["rules, the same messages"] = _extractor(truth, by_rule, rules["seconds"], 0)
-    seconds = [reply["seconds"] for reply in replies]
+    seconds = [reply["seconds"] for reply in replies.values()]
     found["model"] = _extractor(truth, read, statistics.fmean(seconds), unfilled)
+    hybrid = list(zip(by_rule, replies.values(), unsure, strict=True))
     mixed = [
         row | {name: told["features"][name] for name in doubts} if told["features"] else row
-        for row, told, doubts in zip(by_rule, replies, unsure, strict=True)
+        for row, told, doubts in hybrid
     ]
     needed = [second if doubts else 0.0 for second, doubts in zip(seconds, unsure, strict=True)]
-    failed = sum(
-        bool(doubts) and told["features"] is None for told, doubts in zip(replies, unsure, strict=True)
-    )
+    failed = sum(bool(doubts) and told["features"] is None for _, told, doubts in hybrid)
     found["hybrid"] = _extractor(truth, mixed, rules["seconds"] + statistics.fmean(needed), failed)
     found["hybrid"]["asked"] = sum(map(bool, unsure))
     return found
@@ -65,36 +79,34 @@ def precision_recall(truth: Sequence[Any], found: Sequence[Any]) -> tuple[float 
     return right / said if said else None, right / there if there else None
 
 
-FIGURES = ("auc", "log_loss", "brier", "calibration_error", "expected_log_loss", "expected_brier")
-COSTS = ("loss", "tokens_per_s", "memory_gb")
-HEADS = {"loss": "last training loss, nats", "tokens_per_s": "tokens/s", "memory_gb": "memory, GB"}
-
-
 def arms(content: Content) -> dict[str, dict[str, list[float]]]:
     """By arm and figure, the values of the seeds; with `reached`, the share of the way from the mean rate of
-    all rows to the generator's truth, by expected log-loss."""
+    all rows to the generator's truth, by expected log-loss. Speed and memory are the first seed's, which was
+    alone."""
     found: dict[str, dict[str, list[float]]] = {}
-
-    def add(name: str, cell: Mapping[str, Any], seed: str) -> None:
+    for name, seed, cell in _named(content):
         base = content["cells"][f"baselines/{seed}"]
-        truth = base["the generator's truth"]["expected_log_loss"]
+        truth = base[TRUTH]["expected_log_loss"]
         mean = next(s["expected_log_loss"] for n, s in reversed(base.items()) if n.startswith("mean rate"))
-        values = {key: cell[key] for key in (*FIGURES, *COSTS) if cell.get(key) is not None}
-        if "loss" in values:
-            values["loss"] = values["loss"][-1]
+        values = {key: cell[key] for key in FIGURES if cell.get(key) is not None}
         values["reached"] = (mean - cell["expected_log_loss"]) / (mean - truth)
+        if "loss" in cell:
+            values["loss"] = cell["loss"][-1]
+        if seed == str(SEEDS[0]):
+            values |= {key: cell[key] for key in COSTS[1:] if cell.get(key) is not None}
         for key, value in values.items():
             found.setdefault(name, {}).setdefault(key, []).append(value)
+    return found
 
+
+def _named(content: Content) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Each cell with the name of its arm and its seed: baselines, the chat, then what was tuned."""
     for seed, baselines in cells(content, "baselines").items():
-        for name, cell in baselines.items():
-            add(name, cell, seed)
-    for seed, cell in cells(content, "chat").items():
-        add("untuned, through the chat", cell, seed)
+        yield from ((name, seed, cell) for name, cell in baselines.items())
+    yield from ((CHAT, seed, cell) for seed, cell in cells(content, "chat").items())
     for key, cell in cells(content, "tuned").items():
         name, _, seed = key.rpartition("/")
-        add(f"LoRA, {name}", cell, seed)
-    return found
+        yield f"LoRA, {name}", seed, cell
 
 
 def calibration(content: Content) -> dict[str, Any]:
@@ -107,7 +119,7 @@ def calibration(content: Content) -> dict[str, Any]:
     line = LogisticRegression(C=1.0).fit(np.array([[logit(p)] for p in likely]), told)
     return {
         "synthetic": True,
-        "model": content["settings"]["model"],
+        "model": content["cells"]["chat_made"]["model"],
         "rows": len(told),
         "slope": float(line.coef_[0, 0]),
         "intercept": float(line.intercept_[0]),
@@ -115,83 +127,84 @@ def calibration(content: Content) -> dict[str, Any]:
     }
 
 
-def _spread(values: Sequence[float] | None, digits: int = 3) -> str:
-    if not values:
-        return ""
-    mean = statistics.fmean(values)
-    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+def markdown(content: Content, pictures: str = "") -> str:
+    """The page; `pictures` is what their names begin with."""
+    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
+        made=_made(content),
+        features=_features(extractors(content)),
+        likelihoods=_likelihoods(content),
+        pictures=pictures,
+    )
+    return page + _full_size(content)
 
 
-def markdown(content: Content) -> str:
-    """The tables, with what they mean."""
-    settings, made = content["settings"], content["cells"]["made"]
-    parts = [
-        "All messages are **synthetic**, and so is what they sold: a figure says how much of a known "
-        "function is found, nothing about real campaigns.",
-        f"Made on {made['date']} by `{made['command']}`, on {made['device']} (torch {made['torch']}): each "
-        f"model was tuned on {settings['train']} rows and tested on {settings['test']} of other campaigns, a "
-        "draw and a split for each of the seeds 1, 2 and 3.",
-        "## Features",
-        _features(extractors(content)),
-        "![Precision and recall by field and extractor](features.png)",
-        "## Likelihood of a purchase",
-        _likelihoods(arms(content)),
-        "![The share of what can be known that each arm reaches](reached.png)",
-        "![Calibration of each arm, all seeds together](calibration.png)",
-        _findings(content),
-    ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+def _made(content: Content) -> str:
+    plan, found = content["settings"], content["cells"]
+    said = []
+    if made := found.get("made"):
+        best = f"{best_rate(content):g}"
+        looks = {float(rate): cell["log_loss"] for rate, cell in cells(content, "rate").items()}
+        rates = ", ".join(f"{loss:.3f} at {rate:g}" for rate, loss in sorted(looks.items()))
+        chosen = f", the best of several on campaigns that aren't tested (log-loss {rates})" if looks else ""
+        said.append(
+            f"Tuned and compared on {made['date']} by `{made['command']}`, on {made['device']} (torch "
+            f"{made['torch']}): on {plan['train']} rows for {plan['epochs']:g} epochs at a learning rate of "
+            f"{best}{chosen}, and tested on {plan['test']} rows of other campaigns, a draw and a split for "
+            "each seed."
+        )
+    if asked := found.get("chat_made"):
+        said.append(
+            f"{asked['model']} was asked through the chat on {asked['date']}, on {asked['device']}, by "
+            f"`{asked['command']}`."
+        )
+    return " ".join(said)
 
 
 def _features(found: Mapping[str, Any]) -> str:
-    names = list(found)
-    lines = ["| precision / recall | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-
-    def row(name: str, cell: Callable[[Mapping[str, Any]], str]) -> None:
-        lines.append(f"| {name} | " + " | ".join(cell(found[each]) for each in names) + " |")
+    if not found:
+        return "Not measured yet."
 
     def pair(values: Sequence[float | None]) -> str:
         return " / ".join("-" if value is None else f"{value:.2f}" for value in values)
 
-    def field_cell(field: str, extractor: Mapping[str, Any]) -> str:
-        return pair(extractor["fields"][field])
-
-    for field in FIELDS:
-        row(field.replace("_", " "), partial(field_cell, field))
-    row("messages", lambda extractor: str(extractor["messages"]))
-    row("seconds a message", lambda extractor: f"{extractor['seconds']:.2g}")
-    row("schema not filled", lambda extractor: str(extractor["unfilled"]))
-    row("messages that the model was asked", lambda e: str(e.get("asked", "")))
-    return "\n".join(lines)
+    rows = [[f.replace("_", " "), *(pair(e["fields"][f]) for e in found.values())] for f in FIELDS]
+    rows += [
+        ["messages", *(str(e["messages"]) for e in found.values())],
+        ["seconds a message", *(f"{e['seconds']:.2g}" for e in found.values())],
+        ["schema not filled", *(str(e["unfilled"]) for e in found.values())],
+        ["messages that the model was asked", *(str(e.get("asked", "")) for e in found.values())],
+    ]
+    return section(["precision / recall", *found], rows, "")
 
 
-def _likelihoods(found: Mapping[str, Mapping[str, list[float]]]) -> str:
-    columns = ("reached", *FIGURES, *COSTS)
-    lines = ["| arm | seeds | " + " | ".join(HEADS.get(c, c.replace("_", " ")) for c in columns) + " |"]
-    lines.append("|---" * (len(columns) + 2) + "|")
+def _likelihoods(content: Content) -> str:
+    found, columns = arms(content), ("reached", *FIGURES, *COSTS)
+    head = ["arm", "seeds", *(HEADS.get(column, column.replace("_", " ")) for column in columns)]
+    rows = []
     for name, figures in found.items():
-        digits = {"tokens_per_s": 0, "memory_gb": 2, "reached": 2}
-        shown = [_spread(figures.get(column), digits.get(column, 3)) for column in columns]
-        lines.append(f"| {name} | {len(figures['reached'])} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+        shown = [spread(figures.get(c, []), FORMS.get(c, "{:.3f}"), nothing="") for c in columns]
+        rows.append([name, str(len(figures["reached"])), *shown])
+    return section(head, rows, "\n".join(_findings(found)))
 
 
-def _findings(content: Content) -> str:
-    """What is within the spread of the seeds, and what isn't."""
-    found, lines = arms(content), []
-    plain = {name: values["reached"] for name, values in found.items() if name.startswith("LoRA")}
-    reference = plain.get("LoRA, 16 bit")
-    if reference and len(reference) < 2:
-        return "The tuned arms have one seed each: no difference among them can be told from chance."
-    for name, values in plain.items():
-        if not reference or name == "LoRA, 16 bit" or len(values) < 2 or len(reference) < 2:
+def _findings(found: Mapping[str, Mapping[str, list[float]]]) -> Iterator[str]:
+    """Each tuned arm against that of 16 bit, and that against what needs no language model."""
+    reached = {name: figures["reached"] for name, figures in found.items()}
+    reference = reached.get("LoRA, 16 bit")
+    if not reference:
+        return
+    for name, values in reached.items():
+        if name in ("LoRA, 16 bit", TRUTH):
             continue
-        gap = statistics.fmean(values) - statistics.fmean(reference)
-        spread = max(statistics.stdev(values), statistics.stdev(reference))
-        verdict = (
-            "within the spread of the seeds" if abs(gap) <= spread else "more than the spread of the seeds"
-        )
-        lines.append(
-            f"- {name} against 16 bit: {gap:+.2f} of what can be known, which is {verdict} ({spread:.2f})."
-        )
-    return "\n".join(lines)
+        gap = statistics.fmean(reference) - statistics.fmean(values)
+        yield f"- LoRA, 16 bit reaches {gap:+.2f} against {name}: {judged(reference, values)}."
+
+
+def _full_size(content: Content) -> str:
+    if not (found := cells(content, "full")):
+        return ""
+    return (
+        "\n## Mistral-7B: memory and speed\n\nThe recipe `mistral-7b-sms` on the same GPU. **The weights are "
+        "random**, as the real ones can't be had here: speed and memory don't depend on them, and nothing is "
+        f"said of likelihoods. It trains on documents of random tokens.\n\n{training_table(found)}\n"
+    )

@@ -56,18 +56,21 @@ def label_probabilities(
 
     Raises TrainError if two labels begin with the same token.
     """
-    found = []
+    prompts = [tokenizer.encoder.encode(chat) for chat in chats]
+    firsts = [
+        [_first_token(tokenizer, chat, len(prompt), label) for label in labels]
+        for chat, prompt in zip(chats, prompts, strict=True)
+    ]
+    if any(len(set(ids)) < len(labels) for ids in firsts):
+        raise TrainError(f"the labels {list(labels)} begin with the same token: they can't be told apart")
+    found: list[list[float]] = []
     with _generating(adapted) as model:
-        for chat in chats:
-            prompt = tokenizer.encoder.encode(chat)
-            firsts = [_first_token(tokenizer, chat, len(prompt), label) for label in labels]
-            if len(set(firsts)) < len(labels):
-                raise TrainError(
-                    f"the labels {list(labels)} begin with the same token: they can't be told apart"
-                )
-            ids = torch.tensor([prompt], device=model.device)
-            logits = model(input_ids=ids, logits_to_keep=1).logits[0, -1, firsts].float()
-            found.append(torch.softmax(logits, dim=-1).tolist())
+        for start in range(0, len(chats), TOGETHER):
+            batch = _left_padded(prompts[start : start + TOGETHER], tokenizer, model.device)
+            places = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+            said = model(**batch, position_ids=places, logits_to_keep=1, use_cache=False).logits[:, -1]
+            chosen = torch.tensor(firsts[start : start + TOGETHER], device=said.device)
+            found += torch.softmax(said.gather(1, chosen).float(), dim=-1).tolist()
     return found
 
 

@@ -45,12 +45,12 @@ def quantise_checkpoint(base: Path, out: Path, windows: torch.Tensor, device: to
     ratios: list[float] = []
     packed: dict[str, torch.Tensor] = {}
     with torch.no_grad():
-        calls = _calls_of_first_layer(model, windows.to(device))
+        calls = layer_calls(model, windows.to(device))
         for number, layer in enumerate(model.get_decoder().layers):
             linears = {name: part for name, part in layer.named_modules() if isinstance(part, nn.Linear)}
             with _hessians(linears) as hessians:
                 for hidden, options in calls:
-                    layer(hidden, **options)
+                    layer(hidden, **options[number])
             for name, linear in linears.items():
                 parts, made = gptq(linear.weight, hessians[name])
                 nearest = round_to_nearest(linear.weight)
@@ -59,7 +59,7 @@ def quantise_checkpoint(base: Path, out: Path, windows: torch.Tensor, device: to
                 linear.weight.copy_(made)
                 where = f"model.layers.{number}.{name}"
                 packed |= {f"{where}.{part}": tensor.cpu() for part, tensor in parts.items()}
-            calls = [(_first(layer(hidden, **options)), options) for hidden, options in calls]
+            calls = [(_first(layer(hidden, **options[number])), options) for hidden, options in calls]
     _write(model, packed, stored, base, out)
     return ratios
 
@@ -154,26 +154,23 @@ def _hessians(linears: dict[str, nn.Linear]) -> Iterator[dict[str, torch.Tensor]
             hook.remove()
 
 
-class _Caught(Exception):
-    """Ends a pass once what the first layer gets is known."""
+def layer_calls(model: Any, windows: torch.Tensor) -> list[tuple[torch.Tensor, list[dict[str, Any]]]]:
+    """What the first layer gets of each batch, and with which options each layer is called: they differ where
+    some see the whole context and some a window of it."""
+    decoder, calls = model.get_decoder(), list[tuple[torch.Tensor, list[dict[str, Any]]]]()
 
+    def note(layer: nn.Module, given: Any, options: dict[str, Any]) -> None:
+        if layer is decoder.layers[0]:
+            calls.append((given[0], []))
+        calls[-1][1].append(options)
 
-def _calls_of_first_layer(model: Any, windows: torch.Tensor) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-    calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
-
-    def catch(_: nn.Module, given: Any, options: dict[str, Any]) -> None:
-        calls.append((given[0], options))
-        raise _Caught
-
-    hook = model.get_decoder().layers[0].register_forward_pre_hook(catch, with_kwargs=True)
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in decoder.layers]
     try:
         for batch in torch.split(windows, TOGETHER):
-            try:
-                model.get_decoder()(input_ids=batch, use_cache=False)
-            except _Caught:
-                continue
+            decoder(input_ids=batch, use_cache=False)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return calls
 
 

@@ -251,6 +251,9 @@ def test_a_grammar_holds_elsewhere_too(servers: list[LlamaServerEngine], registr
         pytest.raises(ChatError, match="can't be held to a JSON schema"),
     ):
         held(host)
+    schema = '{"type": "boolean"}'
+    plain = fields("OpenAI's API", Request([1], GREEDY, grammar='root ::= "yes"', schema=schema))
+    assert plain["response_format"]["json_schema"]["schema"] == {"type": "boolean"}
     vllm = fields("vLLM", Request([1], GREEDY, grammar='root ::= "yes"'))
     assert vllm["structured_outputs"] == {"grammar": 'root ::= "yes"'}
 

@@ -10,19 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from core.errors import ChatError, TrainError
 from core.gptq import open_checkpoint
-from studies.quantised import FEW, QUICK, Study, main, publish
+from studies.quantised import FEW, QUICK, VERSION, Study, main, on_processor, publish
 from studies.quantised_arms import ARMS, Sizes, run_job
 from studies.quantised_report import report, write_report
-from studies.results import FILE, Results
+from studies.results import FILE, Results, read_results
+from studies.runner import Runner
 from train.gptq import GptqLinear, load
-from train.to_gptq import GROUP, gptq, quantise_checkpoint, round_to_nearest, windows_of
+from train.to_gptq import GROUP, gptq, layer_calls, quantise_checkpoint, round_to_nearest, windows_of
 
 CPU = torch.device("cpu")
 TWO_STEPS = Sizes(train_rows=4, test_rows=2, epochs=1, batch=2, unlike_tokens=32, new_tokens=4, repeats=1)
+ABOUT = {"command": "c", "base": "b", "date": "d", "cores": 2, "versions": {"torch": "2"}}
 SMALL = FEW | {"alphas": (16,), "windows": (2, 32), "rates": (), "batches": (1,)}
 
 
@@ -30,8 +32,9 @@ SMALL = FEW | {"alphas": (16,), "windows": (2, 32), "rates": (), "batches": (1,)
 def study(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study that was stopped before its first cell: only the GPTQ base is made."""
     made = Study(base, tmp_path_factory.mktemp("study"), "cpu", TWO_STEPS, SMALL)
-    made.results.put("about", {"command": "c", "date": "d", "cores": 2, "versions": {"torch": "2"}})
-    assert not made.run(until=time.monotonic())
+    made.results.put("about", ABOUT)
+    assert made.run(until=time.monotonic()) == 0
+    assert made.left
     assert list(made.results.content["cells"]) == ["about", "gptq"]
     return made
 
@@ -79,6 +82,22 @@ def test_a_whole_checkpoint_is_read_by_training_and_conversion(base: Path, tmp_p
     assert (model(ids).logits - plain(ids).logits).abs().mean() < plain(ids).logits.std()
 
 
+def test_each_layer_is_calibrated_as_the_model_calls_it() -> None:
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "head_dim": 32, "vocab_size": 300, "sliding_window": 8}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Gemma3TextConfig(**sizes, layer_types=kinds)).eval()
+    windows = torch.randint(0, 300, (2, 32))
+    with torch.no_grad():
+        states = model(windows, output_hidden_states=True).hidden_states
+        ((hidden, options),) = layer_calls(model, windows)
+        for number, layer in enumerate(list(model.get_decoder().layers)[:2], 1):
+            hidden = layer(hidden, **options[number - 1])
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+            torch.testing.assert_close(hidden, states[number])
+
+
 def test_too_little_to_calibrate_on_is_refused() -> None:
     with pytest.raises(TrainError, match="7 tokens to calibrate on make no window of 8"):
         windows_of(range(7), 8, 1)
@@ -106,20 +125,35 @@ def test_a_rate_that_breaks_training_is_a_result(study: Study) -> None:
 def test_arms_run_side_by_side_and_one_that_fails_is_told_of(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grid = SMALL | {"tasks": ()}
-    study = Study(base, tmp_path, "cpu", TWO_STEPS, grid, workers=4)
-    assert not study.run(until=time.monotonic())
+    study = Study(base, tmp_path, "cpu", TWO_STEPS, SMALL | {"tasks": ()}, workers=4)
+    study.run(until=time.monotonic())
     (tmp_path / "gptq" / "model.safetensors").write_bytes(b"not whole")
-    assert not study.run(until=time.monotonic() + 1e6)
+    with Runner(study.results, workers=4) as runner:
+        alphas = [cell for line in study.lines() for cell in line if cell.key.startswith("alpha|")]
+        runner.do(alphas)
+        assert runner.failed == 1
     assert "alpha|fixed|16|gptq|1: " in capsys.readouterr().err
-    assert study.results.done("alpha|fixed|16|nf4|1")
-    assert not any("|gptq|" in key for key in study.results.content["cells"])
+    done = {f"alpha|fixed|16|{arm}|1" for arm in ("nf4", "int8", "bf16")}
+    assert set(study.results.content["cells"]) == done | {"gptq"}
 
 
-def test_speed_is_measured(study: Study) -> None:
-    found = run_job(study.job("speed", "nf4", batch=2))
-    assert min(found["tokens_per_s"] + found["first_s"]) > 0
-    assert found["weights_gb"] < 0.2
+def test_speed_is_measured_here_and_added_to_results_from_elsewhere(base: Path, tmp_path: Path) -> None:
+    study = Study(base, tmp_path, "cpu", TWO_STEPS, SMALL)
+    study.results.content["settings"]["device"] = "a GPU"
+    study.results.put("about", ABOUT)
+    assert on_processor(base, tmp_path) == 0
+    found = read_results(tmp_path, VERSION)["cells"]
+    assert {f"processor|{arm}" for arm in ARMS} <= set(found)
+    for key in ("processor|nf4", "gguf|Q4_K_M"):
+        (batch,) = found[key]["batches"].values()
+        assert min(batch["tokens_per_s"] + batch["first_s"]) > 0
+        assert 0.01 < batch["memory_gb"] < 16
+    assert found["gguf|Q4_K_M"]["weights_gb"] < found["gguf|F16"]["weights_gb"] < 0.2
+    assert found["processor|gptq"]["weights_gb"] < found["processor|bf16"]["weights_gb"]
+    text = report(json.loads((tmp_path / FILE).read_text()), {})
+    assert "| llama.cpp, processor (" in text
+    with pytest.raises(ChatError, match=r"other settings .base"):
+        on_processor(tmp_path / "gptq", tmp_path)
 
 
 def test_a_study_goes_on_and_its_report_comes_from_the_file_alone(study: Study, base: Path) -> None:
@@ -130,7 +164,7 @@ def test_a_study_goes_on_and_its_report_comes_from_the_file_alone(study: Study, 
     kept = study.results.content["cells"][key]
     again = Study(base, study.out, "cpu", TWO_STEPS, SMALL)
     assert again.results.content["cells"][key] == json.loads(json.dumps(kept))
-    todo = [each for line in again.lines() for each in line if not again.results.done(each)]
+    todo = [cell.key for line in again.lines() for cell in line if not again.results.done(cell.key)]
     assert key not in todo
     assert "task|quotes|nf4|2" in todo
     write_report(again.results.content, study.out)
@@ -151,7 +185,7 @@ def test_results_of_another_version_or_study_are_refused(tmp_path: Path, base: P
     Results(tmp_path, 0, {}).put("gptq", {})
     with pytest.raises(ChatError, match="another version"):
         Study(base, tmp_path, "cpu", TWO_STEPS, SMALL)
-    with pytest.raises(ChatError, match="has results of version 0"):
+    with pytest.raises(ChatError, match="another version"):
         publish(tmp_path, tmp_path / "pages")
 
 
@@ -170,7 +204,7 @@ def test_the_command_says_so_in_a_line(
 
 def test_a_report_without_cells_says_what_there_is(base: Path, tmp_path: Path) -> None:
     study = Study(base, tmp_path, "cpu", QUICK, FEW)
-    study.results.put("about", {"command": "c", "date": "d", "cores": 2, "versions": {"torch": "2"}})
+    study.results.put("about", ABOUT)
     text = report(study.results.content, {})
     assert "## Four arms" in text
     assert text.endswith("costs; What is forgotten.\n")

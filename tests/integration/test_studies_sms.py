@@ -22,11 +22,17 @@ from core.entry import Entry, Source
 from core.errors import ChatError
 from core.from_gguf import checkpoint_from_gguf
 from core.registry import Registry
-from studies.sms import ROOT, SCRIPT, Study
-from studies.sms_arms import Arm, recipe_of, split, table, tuned
+from studies.results import FILE
+from studies.sms import ROOT, SCRIPT, main
+from studies.sms_arms import CSV, Arm, Plan, recipe_of, tune
+from tests.integration.elsewhere import endpoints, opened
+from tests.integration.openai_app import KEY, NAME, end, serve
+from tests.integration.stranger import EVENTS, Answer, Stranger, event, models
 from train.tasks.make_sms import main as make_csv
 
 MESSAGE = "Lumovi: 20% off tea. Today only!"
+GOOD: dict[str, Any] = dict.fromkeys(("call_to_action", "personal", "emoji", "opt_out", "link"), False)
+GOOD |= {"discount": "percent", "size": 20, "currency": "none", "deadline": True}
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +67,26 @@ def recipe(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_arm_trains_two_steps_and_checkpointing_changes_only_what_it_costs(
     recipe: Path, tmp_path: Path, bits: int
 ) -> None:
-    csv = tmp_path / "sms.csv"
-    assert make_csv(["--out", str(csv), "--rows", "80"]) == 0
-    rows = table(80)
-    train, tests = split(rows, 1)
+    assert make_csv(["--out", str(tmp_path / CSV), "--rows", "80"]) == 0
+    plan = Plan(str(recipe), 8, 6, 1.0, 1, (1e-3,), 0, rows=80)
     made = []
     for checkpointing in (False, True):
-        arm = recipe_of(str(recipe), csv, Arm(bits, checkpointing), 1, 1.0)
-        assert arm.fast is not checkpointing
-        made.append(tuned(arm, rows, train[:8], tests[:6], tmp_path / "run"))
+        arm = Arm(bits, checkpointing)
+        assert recipe_of(plan, tmp_path / CSV, arm, 1, 1e-3).fast is not checkpointing
+        made.append(tune(plan, tmp_path, arm, 1, 1e-3))
     for cell in made:
         assert cell["steps"] == 2
         assert len(cell["loss"]) == 2
-        assert len(cell["likely"]) == 6
+        assert len(cell["likely"]) == len(cell["converted"]) == 6
         assert all(0 < p < 1 for p in cell["likely"])
         assert cell["tokens_per_s"] > 0
         assert 0.05 < cell["memory_gb"] < 32
         assert math.isfinite(cell["expected_log_loss"])
     assert made[0]["loss"] == pytest.approx(made[1]["loss"], rel=1e-3)
     assert made[0]["likely"] == pytest.approx(made[1]["likely"], abs=1e-3)
-    assert not (tmp_path / "run").exists()
+    assert os.listdir(tmp_path / "run") == []
+    looked = tune(plan, tmp_path, Arm(bits, False), 1, 1e-3, looking=True)
+    assert looked["likely"] != made[0]["likely"]
 
 
 def test_the_models_reading_fills_the_schema_or_its_fault_is_told(sessions: Sessions) -> None:
@@ -90,6 +96,47 @@ def test_the_models_reading_fills_the_schema_or_its_fault_is_told(sessions: Sess
     assert cut.features is None
     assert "cut by its length" in cut.fault
     assert cut.seconds > 0
+
+
+def test_a_model_elsewhere_is_held_to_the_schema_by_any_api_like_openais(
+    sessions: Sessions, tmp_path: Path
+) -> None:
+    app = serve(tmp_path, "in-process")  # our own, which is such an API
+    try:
+        with opened([app.url], [KEY]) as host:
+            there = Sessions(host)
+            assert endpoints(host)[0].kind == "OpenAI's API"
+            found = ask_features(there, NAME, MESSAGE)
+            likely = likelihood(there, NAME, MESSAGE)
+    finally:
+        end(app)
+    assert found.features
+    assert likely == pytest.approx(likelihood(sessions, "Whole", MESSAGE), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ('{"discount": "percent"}', "doesn't fit the JSON schema"),
+        ("A lovely message.", "is no JSON"),
+        ('{"discount": "percent", "siz', "is no JSON"),
+        (GOOD | {"size": -1}, "doesn't fit the JSON schema: size: -1 is less than the minimum of 0"),
+        (GOOD | {"price": 3}, "doesn't fit the JSON schema"),
+        (GOOD, ""),
+    ],
+)
+def test_an_engine_that_heeds_no_schema_is_counted(said: str | dict[str, Any], fault: str) -> None:
+    text = said if isinstance(said, str) else json.dumps(said)
+
+    def answer(body: Any) -> Answer:
+        assert body["response_format"]["json_schema"]["schema"]["properties"].keys() == GOOD.keys()
+        delta = {"index": 0, "delta": {"content": text}, "finish_reason": "stop"}
+        return 200, EVENTS, [event({"choices": [delta]}), b"data: [DONE]\n\n"]
+
+    with Stranger(v1_models=models("m"), v1_chat_completions=answer) as there, opened([there.url]) as host:
+        found = ask_features(Sessions(host), "m", MESSAGE)
+    assert fault in found.fault
+    assert (found.features is None) == bool(fault)
 
 
 def test_a_likelihood_is_the_same_again_and_each_word_is_left_out_once(sessions: Sessions) -> None:
@@ -106,37 +153,85 @@ def command(*options: str) -> list[str]:
     return [sys.executable, str(ROOT / SCRIPT), *options]
 
 
-def test_a_wrong_number_and_no_gguf_are_one_line_each(tmp_path: Path) -> None:
-    for options, said in (
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
         (["--train", "3"], "--train 3 is not from 8 to 1,500"),
-        (["--model", str(tmp_path / "none.gguf"), "--out", str(tmp_path)], "none.gguf"),
-    ):
-        ran = subprocess.run(command(*options), capture_output=True, text=True, timeout=120)
-        assert ran.returncode == 2
-        assert said in ran.stderr
-        assert "Traceback" not in ran.stderr
+        (["--rates", "0"], "--rates 0.0 is not above 0"),
+        (["--model", "none.gguf"], "none.gguf"),
+        (["--engine", "http://127.0.0.1:1"], "no engine can be used: http://127.0.0.1:1"),
+        (["--engine", "ftp://somewhere"], "it has the form http://HOST:PORT"),
+        (["--engine", "nonsense"], "unknown engine 'nonsense'"),
+        (["--full-size"], "--full-size: PyTorch sees no CUDA GPU here"),
+    ],
+)
+def test_a_wrong_option_is_one_line(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*options, "--out", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert left.value.code == 2
+    assert said in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_study_that_was_interrupted_goes_on(recipe: Path, short_model: Path, tmp_path: Path) -> None:
+def test_a_study_that_was_interrupted_goes_on(
+    recipe: Path, short_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "study"
-    sizes = ["--recipe", str(recipe), "--train", "8", "--test", "8", "--asked", "1"]
-    options = [*sizes, "--checkpointed-seeds", "0", "--model", str(short_model), "--out", str(out)]
-    with subprocess.Popen(command(*options), stdout=subprocess.PIPE, text=True) as begun:
+    sizes = ["--recipe", str(recipe), "--test", "8", "--checkpointed-seeds", "0", "--out", str(out)]
+    tuned = [*sizes, "--only", "tuned"]
+    with subprocess.Popen(command(*tuned, "--train", "8"), stdout=subprocess.PIPE, text=True) as begun:
         assert begun.stdout
         for line in begun.stdout:
             if line.startswith("baselines/2"):
                 break
         begun.send_signal(signal.SIGINT)
         assert begun.wait(120) == 130
-    before = json.loads((out / "results.json").read_text())["cells"]
+    before = json.loads((out / FILE).read_text())["cells"]
     assert {"made", "rules", "baselines/1", "baselines/2"} <= set(before)
     assert "tuned/4 bit/3" not in before
-    settings = json.loads((out / "results.json").read_text())["settings"]
-    with pytest.raises(ChatError, match="another settings"):
-        Study(out, settings | {"train": 9}, None)
-    study = Study(out, settings, None)  # without a model to chat with, what needs one is left out
-    study.do()
-    after = study.results.content["cells"]
+    assert main([*tuned, "--train", "9"]) == 1
+    assert "other settings (train 8, and now 9)" in capsys.readouterr().err
+    assert main([*tuned, "--train", "8"]) == 0
+    after = json.loads((out / FILE).read_text())["cells"]
     assert {key: after[key] for key in before} == before
     assert {f"tuned/{bits} bit/{seed}" for bits in (16, 8, 4) for seed in (1, 2, 3)} <= set(after)
     assert os.listdir(out / "run") == []
+    # What needs the chat comes later, on whichever machine, with the settings that are there.
+    chat = ["--only", "chat", "--asked", "1", "--out", str(out), "--model"]
+    assert main([*chat, str(short_model)]) in (0, 1)  # two layers may know neither label
+    found = json.loads((out / FILE).read_text())["cells"]
+    assert {key: found[key] for key in after} == after
+    assert {"chat_made", "asked/0"} <= set(found)
+    renamed = short_model.with_name("Other.gguf")
+    renamed.symlink_to(short_model)
+    capsys.readouterr()
+    assert main([*chat, str(renamed)]) == 1
+    assert f"has replies of {found['chat_made']['model']}, and this is Other" in capsys.readouterr().err
+
+
+def test_cells_of_another_device_are_not_added(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "--recipe",
+        str(recipe),
+        "--only",
+        "tuned",
+        "--train",
+        "8",
+        "--test",
+        "8",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main([*given, "--minutes", "0"]) == 0
+    content = json.loads((tmp_path / FILE).read_text())
+    assert list(content["cells"]) == ["made"]
+    content["cells"]["made"]["device"] = "a GPU"
+    (tmp_path / FILE).write_text(json.dumps(content))
+    assert main(given) == 1
+    assert "was begun on a GPU" in capsys.readouterr().err

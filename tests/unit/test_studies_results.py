@@ -1,13 +1,20 @@
-"""What a study keeps: whole after each cell, found again, and of one version and settings."""
+"""What a study keeps: whole after each cell, of one version and settings; and who does its cells."""
 
 from __future__ import annotations
 
+import json
+import os
+import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.errors import ChatError
-from studies.results import Results
+from studies.results import Results, read_results
+from studies.runner import Cell, Runner
+from studies.seeds import judged, spread
 
 
 def test_cells_are_there_for_whoever_goes_on(tmp_path: Path) -> None:
@@ -20,12 +27,117 @@ def test_cells_are_there_for_whoever_goes_on(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "study").iterdir()] == ["results.json"]
 
 
-@pytest.mark.parametrize(("version", "rows"), [(2, 8), (1, 9)])
+@pytest.mark.parametrize(
+    ("version", "rows", "said"), [(2, 8, "version .1, and now 2"), (1, 9, "settings .rows 8, and now 9")]
+)
 def test_results_of_another_version_or_other_settings_are_refused(
-    tmp_path: Path, version: int, rows: int
+    tmp_path: Path, version: int, rows: int, said: str
 ) -> None:
     Results(tmp_path, 1, {"rows": 8}).put("a", 1)
     before = (tmp_path / "results.json").read_bytes()
-    with pytest.raises(ChatError, match=r"results of another (version|settings) .*--out FOLDER"):
+    with pytest.raises(ChatError, match=rf"results of (another|other) {said}.*--out FOLDER"):
         Results(tmp_path, version, {"rows": rows})
     assert (tmp_path / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "can't read"),
+        ('{"version": 1, "cells": {"a"', "can't read"),
+        ("[]", "is not a JSON object"),
+        ('{"cells": {}}', "another version .None"),
+        ('{"version": 1, "settings": {"rows": 8}, "cells": []}', "no settings or no cells"),
+    ],
+)
+def test_a_broken_file_is_told_of_and_left_as_it_is(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    for read in (lambda: Results(tmp_path, 1, {"rows": 8}), lambda: read_results(tmp_path, 1)):
+        with pytest.raises(ChatError, match=said):
+            read()
+    assert (tmp_path / "results.json").read_text() == content
+
+
+def test_a_full_disk_loses_no_cell_that_was_kept(tmp_path: Path) -> None:
+    results = Results(tmp_path, 1, {})
+    results.put("a", 1)
+    (tmp_path / "results.json.partial").symlink_to("/dev/full")  # where each write fails
+    with pytest.raises(OSError, match="No space left"):
+        results.put("b", 2)
+    assert json.loads((tmp_path / "results.json").read_text())["cells"] == {"a": 1}
+
+
+def note(folder: Path, name: str, seconds: float = 0.0) -> dict[str, Any]:
+    """A cell that takes its time; which process did it, and when."""
+    began = time.time()
+    time.sleep(seconds)
+    if name == "dies":
+        os._exit(9)
+    if name == "breaks":
+        raise ChatError("there is\nnothing to measure")
+    (folder / name).touch()
+    return {"process": os.getpid(), "began": began, "ended": time.time()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_fails_is_told_of_and_the_others_are_done(
+    tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = Results(tmp_path / "study", 1, {})
+    results.put("there", 1)
+    names = ("there", "breaks", "a", "b")
+    with Runner(results, workers=workers) as runner:
+        runner.do([Cell(name, partial(note, tmp_path, name), name) for name in names])
+        assert runner.failed == 1
+    printed = capsys.readouterr()
+    assert printed.err == "error: breaks: there is nothing to measure\n"
+    assert "a: 0" in printed.out
+    assert set(results.content["cells"]) == {"there", "a", "b"}
+    assert not (tmp_path / "there").exists()  # it wasn't done again
+
+
+def test_lanes_are_processes_and_what_is_timed_is_alone(tmp_path: Path) -> None:
+    results = Results(tmp_path / "study", 1, {})
+    cells = [
+        Cell(f"{lane}{n}", partial(note, tmp_path, f"{lane}{n}", 0.2), lane) for lane in "ab" for n in (1, 2)
+    ]
+    with Runner(results, workers=2) as runner:
+        runner.do([*cells, Cell("timed", partial(note, tmp_path, "timed", 0.2), alone=True)])
+    done = results.content["cells"]
+    assert done["timed"]["process"] == os.getpid()
+    assert all(done["timed"]["ended"] <= each["began"] for key, each in done.items() if key != "timed")
+    assert done["a1"]["process"] == done["a2"]["process"] != done["b1"]["process"] == done["b2"]["process"]
+
+
+def test_a_process_that_dies_takes_only_its_cell_along(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = Results(tmp_path / "study", 1, {})
+    with Runner(results, workers=2) as runner:
+        runner.do([Cell(name, partial(note, tmp_path, name), "one") for name in ("a", "dies", "b")])
+        assert runner.failed == 1
+    assert set(results.content["cells"]) == {"a", "b"}
+    assert "error: dies: A process in the process pool was terminated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_cell_begins_that_would_end_too_late(tmp_path: Path, workers: int) -> None:
+    results = Results(tmp_path / "study", 1, {})
+    cells = [Cell(name, partial(note, tmp_path, name, 1.0), "one") for name in "abc"]
+    with Runner(results, until=time.monotonic(), workers=workers) as runner:
+        runner.do(cells)
+        assert runner.over
+    assert not results.content["cells"]
+    with Runner(results, until=time.monotonic() + 1.5) as runner:
+        runner.do(cells)
+    assert list(results.content["cells"]) == ["a"]
+
+
+def test_seeds_say_whether_arms_differ() -> None:
+    assert judged([1.0, 2.0, 3.0], [3.0, 4.0]) == "within the spread of the seeds"
+    assert (
+        judged([1.0, 2.0], [2.1, 4.0]) == judged([2.1, 4.0], [1.0, 2.0]) == "beyond the spread of the seeds"
+    )
+    assert judged([1.0], [2.0, 3.0]) == "one seed, so no spread to judge by"
+    assert spread([1.0, 2.0, 3.0], "{:.1f}") == "2.0 (1.0 to 3.0)"
+    assert (spread([1.0]), spread([]), spread([], nothing="")) == ("1.000", "none", "")

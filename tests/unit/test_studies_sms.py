@@ -14,10 +14,10 @@ from sklearn.metrics import precision_score, recall_score
 
 from chat.sms_page import Calibration
 from chat.sms_rules import extract
-from studies.sms_arms import baselines, scores, split, table
+from studies.sms_arms import Plan, baselines, scores, split, table
 from studies.sms_gold import gold
 from studies.sms_plots import write_report
-from studies.sms_report import arms, calibration, extractors, markdown, precision_recall
+from studies.sms_report import arms, best_rate, calibration, extractors, markdown, precision_recall
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "studies"
 CONTENT: dict[str, Any] = json.loads((DOCS / "sms" / "results.json").read_text())
@@ -32,6 +32,30 @@ def test_a_campaign_and_a_text_are_on_one_side_only_and_another_seed_splits_othe
     assert not {rows[i].message for i in train} & {rows[i].message for i in tests}
     assert split(rows, 1) == (train, tests)
     assert split(rows, 2)[1] != tests
+
+
+def test_a_rate_is_chosen_by_campaigns_that_are_neither_trained_on_nor_tested() -> None:
+    plan, rows = Plan("r", 200, 60, 1, 1, (1e-4, 1e-3), 0, rows=800), table(800)
+    train, tests = plan.sides(rows, 1)
+    looked_at = plan.sides(rows, 1, looking=True)
+    assert [len(part) for part in (train, tests, *looked_at)] == [200, 60, 200, 60]
+    parts = [{rows[i].campaign for i in part} for part in (tests, *looked_at)]
+    assert all(not parts[one] & parts[other] for one, other in ((0, 1), (0, 2), (1, 2)))
+    content = {"settings": {"rates": [0.1]}, "cells": {}}
+    assert best_rate(content) == 0.1
+    content["cells"] = {f"rate/{rate}": {"log_loss": loss} for rate, loss in ((1e-4, 0.6), (2e-5, 0.5))}
+    assert best_rate(content) == 2e-5
+
+
+def test_what_a_seed_cost_is_told_of_the_one_that_ran_alone() -> None:
+    content = copy.deepcopy(CONTENT)
+    tuned = content["cells"]["tuned/16 bit/1"]
+    for seed, memory in ((1, 2.0), (2, 9.0), (3, 9.5)):
+        content["cells"][f"tuned/16 bit/{seed}"] = tuned | {"memory_gb": memory}
+    found = arms(content)["LoRA, 16 bit"]
+    assert len(found["reached"]) == 3
+    assert found["memory_gb"] == [2.0]
+    assert "LoRA, 16 bit reaches" in markdown(content)
 
 
 def test_the_expected_scores_are_the_means_over_many_draws() -> None:
@@ -102,7 +126,7 @@ def test_a_report_that_is_made_again_of_its_json_is_the_same(tmp_path: Path) -> 
 
 def test_the_page_says_what_its_json_says() -> None:
     page = (DOCS / "sms.md").read_text()
-    assert markdown(CONTENT).replace("](", "](sms/") in page
+    assert page == markdown(CONTENT, "sms/")
     assert page.count("synthetic") >= 2
     rules = CONTENT["cells"]["rules"]
     messages = gold(len(rules["truth"]), 0)
@@ -115,4 +139,4 @@ def test_the_truth_reaches_all_and_the_mean_rate_nothing() -> None:
     assert found["the generator's truth"]["reached"] == pytest.approx([1, 1, 1])
     rows = max(int(name.split()[-2]) for name in found if name.startswith("mean rate"))
     assert found[f"mean rate, {rows} rows"]["reached"] == pytest.approx([0, 0, 0])
-    assert calibration(CONTENT)["model"] == CONTENT["settings"]["model"]
+    assert calibration(CONTENT)["model"] == CONTENT["cells"]["chat_made"]["model"]

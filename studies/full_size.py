@@ -1,0 +1,62 @@
+"""Memory and speed of a recipe for a full-size model, whose weights are random: they don't depend on them."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.train_documents import documents
+from bench.train_models import CONFIGS, random_base
+from studies.memory import PeakMemory, free
+from studies.speed import number, written
+from train import forecast
+from train.batches import Order
+from train.model import Adapted
+from train.recipe import Recipe, changed, load_recipe
+from train.run import load_of
+from train.sft import SFTTrainer
+from train.shape import gpu_of, shape_of
+
+LONGEST = 2048  # tokens of a document
+WARM = 4  # steps that aren't counted: kernels are chosen and memory is taken
+
+
+def measure(
+    name: str, values: dict[str, Any], steps: int, batches: Sequence[int] = (), tokens: int = 32
+) -> dict[str, Any]:
+    """Train the recipe `name`, with `values` in place of its own, some steps on documents of random tokens.
+
+    With `batches`, the base writes before, as studies/speed.py has it. Needs CUDA. Raises TrainError.
+    """
+    free(cuda=True)
+    device = torch.device("cuda")
+    recipe = changed(load_recipe(name), values, name)
+    sft = recipe.sft.model_copy(update={"max_steps": steps, "logging_steps": 1, "eval_steps": steps})
+    recipe = recipe.model_copy(update={"sft": sft})
+    config = CONFIGS[recipe.model.base_model]
+    order = Order(documents(min(sft.max_length, LONGEST), config.vocab_size), sft)
+    load, gpu = load_of(order), gpu_of(torch.cuda.get_device_name())
+    available, _ = torch.cuda.mem_get_info()
+    recipe = forecast.settle(recipe, shape_of(config), load, gpu, available)
+    base = random_base(recipe, device, config)
+    found = written(base, batches, tokens, repeats=3) if batches else {}
+    return found | {"tokens_a_batch": round(load.tokens), "pace": recipe.pace} | _trained(recipe, base, order)
+
+
+def _trained(recipe: Recipe, base: Any, order: Order) -> dict[str, Any]:
+    memory = PeakMemory(True)
+    adapted = Adapted(base, recipe, torch.device("cuda"))
+    lines: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        SFTTrainer(adapted, recipe, order, [], Path(folder), lines.append).run()
+    speeds = [line["tokens_per_s"] for line in lines if "loss" in line][WARM:]
+    return {
+        "training_tokens_per_s": number(statistics.median(speeds)),
+        "training_memory_gb": number(memory.gb()),
+        "trainable": sum(part.numel() for part in adapted.parameters_to_train()),
+    }

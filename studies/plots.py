@@ -1,0 +1,50 @@
+"""What the studies' plots share: their form, and means with bars from the lowest seed to the highest."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from core.files import write_whole
+
+
+def figure(columns: int, title: str, size: tuple[float, float] = (4.6, 4)) -> tuple[Figure, Sequence[Any]]:
+    """Axes beside each other, of `size` inches each."""
+    made = Figure(figsize=(size[0] * columns, size[1]), layout="constrained")
+    made.suptitle(title)
+    axes = made.subplots(1, columns, squeeze=False)[0]
+    for each in axes:
+        each.grid(alpha=0.3)
+    return made, axes
+
+
+def bars(
+    axes: Any, at: Sequence[float], values: Sequence[Sequence[float]], sideways: bool = False, **drawn: Any
+) -> None:
+    """Draw means with bars from the lowest to the highest of `values`; places without any are left out.
+
+    `sideways` has the places on the y axis; what else is given goes to errorbar.
+    """
+    there = [(x, statistics.fmean(v), min(v), max(v)) for x, v in zip(at, values, strict=True) if v]
+    if not there:
+        return
+    places, mean, low, high = map(list, zip(*there, strict=True))
+    below = [max(0.0, m - v) for m, v in zip(mean, low, strict=True)]  # a mean is rounded
+    above = [max(0.0, v - m) for m, v in zip(mean, high, strict=True)]
+    if sideways:
+        axes.errorbar(mean, places, xerr=(below, above), capsize=3, **drawn)
+    else:
+        axes.errorbar(places, mean, yerr=(below, above), capsize=3, **drawn)
+
+
+def save(figures: Mapping[str, Figure], folder: Path, begins: str = "") -> None:
+    """Write each as `<begins><name>.png`, the same bytes for the same figure."""
+    for name, made in figures.items():
+        picture = io.BytesIO()
+        made.savefig(picture, format="png", dpi=100, metadata={"Software": None})
+        write_whole(folder / f"{begins}{name}.png", picture.getvalue())
