@@ -72,6 +72,7 @@ FEW: dict[str, Any] = GRID | {
 }
 FULL_SIZE = "llama2-7b-gptq-quotes"  # the recipe; it is tried where there is a GPU
 FULL_SIZE_STEPS = 16
+CALIBRATION = DATA / "calibration.txt"
 SPARE_S = 15.0  # of --minutes, for the report
 
 
@@ -84,7 +85,8 @@ class Study:
         """Raises ChatError for results of another study in `out`."""
         self.base, self.out, self.device, self.workers = base, out, device, workers
         self.sizes, self.grid, self.gptq = sizes, grid, out / "gptq"
-        data = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(DATA.iterdir())))
+        files = sorted((CALIBRATION, *DATA.glob("*.jsonl")))
+        data = hashlib.sha256(b"".join(path.read_bytes() for path in files))
         name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
         settings: dict[str, Any] = {
             "base": fingerprint(str(base)),
@@ -168,7 +170,7 @@ def make_gptq(base: Path, out: Path, device: str, windows: tuple[int, int], resu
     if results.done("gptq") and (out / "config.json").is_file():
         return
     count, length = windows
-    text = (DATA / "calibration.txt").read_text(encoding="utf-8")
+    text = CALIBRATION.read_text(encoding="utf-8")
     ids = ChatTokenizer(base).encoder.tokenize(text, False)
     given = windows_of(ids, length, count)
     ratios = quantise_checkpoint(base, out, given, torch.device(device))

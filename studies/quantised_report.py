@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from string import Template
+from typing import Any
 
 from core.files import write_whole
 from studies.quantised_cells import (
@@ -15,16 +18,20 @@ from studies.quantised_cells import (
     forgotten,
     last_loss,
     mean_by_seed,
+    place,
     rise,
     verdict,
 )
 from studies.quantised_plots import write_plots
-from studies.quantised_speed import full_size_table, speed_table
 from studies.quantised_tasks import CHANGES, SCORES
 from studies.seeds import given, judged, spread
-from studies.tables import section
+from studies.tables import section, training_table
 
 REPORT = "report.md"
+PAGE = Path(__file__).with_name("quantised_page.md")
+NOT_MEASURED = "Not measured yet."
+QUICK = "**This is the quick look, with so few rows that it shows the way only, whatever the seeds say.**"
+NO_GGUF = "llama.cpp wasn't there, so there are no GGUF files in this table."
 KINDS = ("code", "licence", "manual")
 
 
@@ -37,72 +44,43 @@ def write_report(content: Content, folder: Path, page: str = REPORT, pictures: s
 
 def report(content: Content, pictures: dict[str, str]) -> str:
     """The page's text; `pictures`: the files of those plots that there is something to draw for."""
-    sections = [
-        ("tasks", "Tasks, untuned and tuned", _tasks, ("untuned", "task")),
-        ("alpha", "How large a lora_alpha", _alpha, ("alpha",)),
-        ("stability", "Does quantisation make training unstable", _stability, ("rate",)),
-        ("speed", "Speed and memory of inference", speed_table, ("speed", "processor", "gguf")),
-        ("full", "Llama-2-7B: memory and speed", full_size_table, ("full",)),
-        ("robustness", "Robustness: what a changed prompt costs", _robustness, ("task",)),
-        ("forgetting", "What is forgotten", _forgetting, ("task",)),
-    ]
-    text, missing = [_head(content), f"## Four arms\n\n{_arms(content)}"], []
-    for name, title, write, needs in sections:
-        if not any(cells(content, kind) for kind in needs):
-            missing += [title] if name != "full" else []  # that needs a GPU
-            continue
-        shown = f"\n\n![{title}]({pictures[name]})" if name in pictures else ""
-        text.append(f"## {title}\n\n{write(content)}{shown}")
-    if missing:
-        text.append(f"Not measured here: {'; '.join(missing)}.")
-    return "\n\n".join(text) + "\n"
-
-
-def _head(content: Content) -> str:
     about, settings = content["cells"]["about"], content["settings"]
-    sizes = settings["sizes"]
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    quick = (
-        "**This is the quick look, with so few rows that it shows the way only, whatever the seeds say.**\n\n"
-        if "--quick" in about["command"]
-        else ""
-    )
-    return (
-        "# What a quantised base does to training, and to what comes out\n\n"
-        f"`{about['command']}` on {settings['device']} ({about['cores']} cores), {about['date']}; "
-        f"{versions}. The base is {about['base']}. All figures are from the JSON beside this page "
-        f"({len(content['cells'])} cells).\n\n{quick}"
-        f"Each run trains an adapter (r {sizes['rank']}, alpha {sizes['alpha']}, all linear layers, "
-        f"learning rate {sizes['rate']:g}) on at most {sizes['train_rows']} rows for {sizes['epochs']} "
-        f"epochs in steps of {sizes['batch']}, and is judged by at most {sizes['test_rows']} others. **A "
-        "figure is a mean, with the range over its seeds in brackets.** Two arms are said to differ "
-        "where their ranges don't overlap, and what overlaps is called within the spread of the seeds. "
-        "With three seeds each, ranges of equal arms are apart once in ten times by chance, so among "
-        "dozens of comparisons some will be: one difference alone shows little. Seeds change where "
-        "adapters begin and in which order rows come. The rows stay the same, so what others would have "
-        "said isn't in the spread.\n\n"
-        "The sets are small and say how arms compare, not how good a model is. Reviews, reports and "
-        "sentences with their translations were written for this project (Apache-2.0, `studies/data`); "
-        "the quotations are MIT's `train/recipes/quotes.jsonl`. A base whose 16-bit weights were written "
-        "out of a GGUF of four bits, as the tour's SmolLM2-135M out of Q4_1, lies near a 4-bit grid "
-        "already, which may flatter the arms with four bits."
+    sizes, processor = settings["sizes"], settings["device"] == "CPU"
+    sections = {
+        "tasks": (_tasks, ("untuned", "task")),
+        "alpha": (_alpha, ("alpha",)),
+        "stability": (_stability, ("rate",)),
+        "speed": (_speed, ("speed", "processor", "gguf")),
+        "robustness": (_robustness, ("task",)),
+        "forgetting": (_forgetting, ("task",)),
+        "full": (_full_size, ("full",)),
+    }
+    written = {}
+    for name, (write, needs) in sections.items():
+        there = any(cells(content, kind) for kind in needs)
+        shown = f"\n\n![{name.capitalize()}]({pictures[name]})" if name in pictures else ""
+        written[name] = write(content) + shown if there else NOT_MEASURED
+    quick = f"{QUICK}\n\n" if "--quick" in about["command"] else ""
+    values = about | sizes | written | {"rate": f"{sizes['rate']:g}", "alpha_usual": sizes["alpha"]}
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(
+        values,
+        versions=", ".join(f"{name} {number}" for name, number in about["versions"].items()),
+        device=settings["device"],
+        count=len(content["cells"]),
+        quick=quick,
+        computed="fp32, as everything on a processor" if processor else "bf16",
+        gptq=_gptq(content["cells"].get("gptq")),
+        tokens=sizes["new_tokens"],
     )
 
 
-def _arms(content: Content) -> str:
-    made = content["cells"].get("gptq")
-    device = "in fp32, as everything on a processor" if content["settings"]["device"] == "CPU" else "in bf16"
-    text = (
-        "NF4 and int8 are bitsandbytes' (double quantisation; LLM.int8()), bf16 is the base as it is, "
-        f"computed {device}. GPTQ is made by `train/to_gptq.py`, the algorithm of arXiv 2210.17323, "
-        "symmetric, in groups of 64."
-    )
+def _gptq(made: Mapping[str, Any] | None) -> str:
     if not made:
-        return text
+        return NOT_MEASURED
     ratios, (count, length) = made["ratios"], made["windows"]
     better = sum(ratio < 1 for ratio in ratios)
     return (
-        f"{text} It was calibrated on {count} windows of {length} tokens of this project's own pages "
+        f"It was calibrated on {count} windows of {length} tokens of this project's own pages "
         "(`studies/data/calibration.txt`). On those, the squared error of a layer's outputs is below "
         f"that of rounding to nearest in {better} of {len(ratios)} layers, and in the median "
         f"{statistics.median(ratios):.2f} times that ({min(ratios):.2f} to {max(ratios):.2f})."
@@ -135,12 +113,7 @@ def _tasks(content: Content) -> str:
             said.append(f"- {task}, loss. {verdict(losses)}")
             said.append(f"- {task}, {name}. {verdict(scores, '{:+.2f}')}")
     head = ["task", "arm", "loss untuned", "loss tuned", "score", "untuned", "tuned"]
-    note = (
-        "Losses in nats a token of the answer. Scores from 0 to 1: format kept is the share of replies "
-        "with a quote and an author; accuracy is by the probabilities of the two labels; ROUGE-L is an "
-        "F1, chrF an F2. Untuned models are asked once, as nothing in them depends on a seed."
-    )
-    return section(head, rows, note, said)
+    return section(head, rows, said)
 
 
 def _alpha(content: Content) -> str:
@@ -167,14 +140,8 @@ def _alpha(content: Content) -> str:
         ]
         if moves:
             said.append(f"- {mode} rate, alpha {alphas[-1]} against {alphas[0]}: {'; '.join(moves)}.")
-    note = (
-        "Validation loss at the end (nats a token) on quotations. The fixed rate is the same for each "
-        "alpha; the compensated one is divided by how much larger alpha / r is, so that what is left is "
-        "alpha's own effect. The first alpha is both. A diverged run stopped at a loss of 1.5 times that "
-        "before training, or broke."
-    )
     head = ["rate", "alpha", *ARM_NAMES.values()]
-    return section(head, rows, note, said)
+    return section(head, rows, said)
 
 
 def _stability(content: Content) -> str:
@@ -193,13 +160,8 @@ def _stability(content: Content) -> str:
             rows.append([f"{rate:g}", ARM_NAMES[arm], f"{diverged} of {len(runs)}", str(spikes), norm, last])
         if runs_of:
             said.append(f"- largest gradient norm at {rate:g}. {verdict(norms, '{:+.2f}')}")
-    note = (
-        "A spike is a step whose loss is above 1.5 times the mean of the five before it. The gradient's "
-        "norm is that before clipping to 1. bf16 is the control: what it does too isn't quantisation's "
-        "doing."
-    )
     head = ["learning rate", "arm", "diverged", "spikes", "largest gradient norm", "last loss"]
-    return section(head, rows, note, said)
+    return section(head, rows, said)
 
 
 def _robustness(content: Content) -> str:
@@ -217,13 +179,7 @@ def _robustness(content: Content) -> str:
     rows.append(
         ["obeys the injected line (share)", *(spread(values, "{:.2f}") for values in obeyed.values())]
     )
-    note = (
-        "How much the loss of the right answer rises (nats a token) when the prompt of a tuned model is "
-        "changed: the mean over tasks, for each seed. Other domain is of sentiment: goods in place of "
-        "food and rooms. It is each arm's own rise, so an arm that is worse throughout isn't called "
-        "fragile for it."
-    )
-    return section(["change", *ARM_NAMES.values()], rows, note, said)
+    return section(["change", *ARM_NAMES.values()], rows, said)
 
 
 def _forgetting(content: Content) -> str:
@@ -239,9 +195,44 @@ def _forgetting(content: Content) -> str:
         rows.append([kind, "rise by training", *(spread(values, "{:+.3f}") for values in rises.values())])
         if any(rises.values()):
             said.append(f"- {kind}. {verdict(rises)}")
-    note = (
-        "Loss (nats a token) on text that is like none of the tasks: Python code, the Apache licence and "
-        "a page about this project's chat; the rise is the mean over tasks, for each seed. The plot has "
-        "it by epoch. GPTQ was calibrated on other pages of the last kind."
+    return section(["text", "", *ARM_NAMES.values()], rows, said)
+
+
+def _speed(content: Content) -> str:
+    rows = []
+    for key, cell in content["cells"].items():
+        kind, _, name = key.partition("|")
+        if kind in ("speed", "processor", "gguf"):
+            engine = f"{'llama.cpp' if kind == 'gguf' else 'transformers'}, {place(content, kind)}"
+            rows += _written(engine, ARM_NAMES.get(name, name), cell)
+    head = ["engine", "weights", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
+    lacking = (
+        []
+        if cells(content, "gguf")
+        else ["llama.cpp wasn't there, so there are no GGUF files in this table."]
     )
-    return section(["text", "", *ARM_NAMES.values()], rows, note, said)
+    return section(head, rows, lacking)
+
+
+def _written(engine: str, title: str, cell: dict[str, Any]) -> Iterator[list[str]]:
+    """A row for each batch."""
+    for batch, found in cell["batches"].items():
+        speeds, peak = found["tokens_per_s"], found["memory_gb"]
+        range_ = f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})"
+        first = f"{statistics.median(found['first_s']):.3f}"
+        yield [
+            engine,
+            title,
+            batch,
+            first,
+            range_,
+            f"{cell['weights_gb']:.3f}",
+            f"{peak:.2f}" if peak else "",
+        ]
+
+
+def _full_size(content: Content) -> str:
+    found = {arm: content["cells"][f"full|{arm}"] for arm in ARM_NAMES if f"full|{arm}" in content["cells"]}
+    rows = [row[1:] for arm, cell in found.items() for row in _written("", ARM_NAMES[arm], cell)]
+    head = ["base", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
+    return section(head, rows, [training_table({ARM_NAMES[arm]: cell for arm, cell in found.items()})])

@@ -174,7 +174,7 @@ def _features(found: Mapping[str, Any]) -> str:
         ["schema not filled", *(str(e["unfilled"]) for e in found.values())],
         ["messages that the model was asked", *(str(e.get("asked", "")) for e in found.values())],
     ]
-    return section(["precision / recall", *found], rows, "")
+    return section(["precision / recall", *found], rows)
 
 
 def _likelihoods(content: Content) -> str:
@@ -184,7 +184,7 @@ def _likelihoods(content: Content) -> str:
     for name, figures in found.items():
         shown = [spread(figures.get(c, []), FORMS.get(c, "{:.3f}"), nothing="") for c in columns]
         rows.append([name, str(len(figures["reached"])), *shown])
-    return section(head, rows, "\n".join(_findings(found)))
+    return section(head, rows, _findings(found))
 
 
 def _findings(found: Mapping[str, Mapping[str, list[float]]]) -> Iterator[str]:

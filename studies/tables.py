@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from train.card import table
 
 
-def section(head: Sequence[str], rows: Sequence[Sequence[str]], note: str, said: Sequence[str] = ()) -> str:
-    """A table, what its figures are, and sentences about them."""
-    return "\n\n".join(filter(None, [table(list(head), [list(row) for row in rows]), note, "\n".join(said)]))
+def section(head: Sequence[str], rows: Sequence[Sequence[str]], said: Iterable[str] = ()) -> str:
+    """A table, and sentences about it."""
+    return "\n\n".join(filter(None, [table(list(head), [list(row) for row in rows]), "\n".join(said)]))
 
 
 def training_table(found: Mapping[str, Mapping[str, Any]]) -> str:
