@@ -133,7 +133,7 @@ class Study:
         return cells + read
 
     def measure(self, runner: Runner, full: bool) -> None:
-        """Do what is to be trained, and what it is compared with. Raises ChatError."""
+        """Do what is to be trained. Raises ChatError."""
         here = _made()
         begun = self.results.content["cells"].get("made", here)["device"]
         if begun != here["device"]:
@@ -146,7 +146,6 @@ class Study:
         csv = self.out / CSV
         if not csv.exists() and make_csv(["--out", str(csv), "--rows", str(self.plan.rows)]):
             raise ChatError(f"{csv} could not be written; see above")
-        runner.do(self.plain())
         runner.do(self.looks())
         if all(self.results.done(cell.key) for cell in self.looks()):
             runner.do(self.tuned())
@@ -182,7 +181,8 @@ def _rules() -> dict[str, Any]:
 def _made() -> dict[str, str]:
     """When and on what, for the report."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{thread_count()} CPU core(s)"
-    command = shlex.join(["python", SCRIPT, *sys.argv[1:]])
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = shlex.join(["python", SCRIPT, *words])  # whose folders are of no interest elsewhere
     return {"device": device, "date": date.today().isoformat(), "command": command, "torch": version("torch")}
 
 
@@ -253,6 +253,7 @@ def main(argv: list[str]) -> int:
             Runner(study.results, until, given.workers) as runner,
             nullcontext() if given.only == "tuned" else closing(make_host(given)) as host,
         ):
+            runner.do(study.plain())
             if given.only != "chat":
                 study.measure(runner, given.full_size)
             if host:  # last: its memory would count as that of the arms
