@@ -91,7 +91,7 @@ def test_what_fails_is_told_of_and_the_others_are_done(
         assert runner.failed == 1
     printed = capsys.readouterr()
     assert printed.err == "error: breaks: there is nothing to measure\n"
-    assert "a: 0" in printed.out
+    assert "a: " in printed.out
     assert set(results.content["cells"]) == {"there", "a", "b"}
     assert not (tmp_path / "there").exists()  # it wasn't done again
 
