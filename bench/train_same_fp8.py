@@ -116,8 +116,8 @@ def recipe_of(cell: Cell, text: Path) -> Recipe:
     model = {"base_model": cell.base, "license": "none"}
     if cell.study == TOUR:
         values = {"model": model, "SFTConfig.seed": cell.seed, "SFTConfig.logging_steps": 1}
-        if cell.steps < STEPS:
-            values["SFTConfig.max_steps"] = cell.steps  # a trial; otherwise the recipe's own
+        if cell.steps < STEPS:  # a trial
+            values |= {"SFTConfig.max_steps": cell.steps, "data.limit": 30 * cell.steps}
         return changed(load_recipe("smollm2-quotes"), values | ARMS[cell.arm], "the benchmark's recipe")
     sft = {"max_length": 512, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 8}
     sft |= {"max_steps": cell.steps, "warmup_steps": min(WARM, cell.steps - 1), "learning_rate": 2e-4}
@@ -125,7 +125,7 @@ def recipe_of(cell: Cell, text: Path) -> Recipe:
     content = {
         "model": model,
         "data": {"path": str(text), "license": "PSF-2.0", "format": "text", "group_by": "topic"}
-        | {"validation": 0.2, "test": 0},
+        | {"validation": 0.2, "test": 0, "limit": None if cell.steps >= STEPS else 30 * cell.steps},
         "BitsAndBytesConfig": {"load_in_4bit": True},
         "LoraConfig": {"r": 16, "lora_alpha": 32},
         "SFTConfig": sft,
