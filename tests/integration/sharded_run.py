@@ -1,18 +1,17 @@
-"""A whole run with fully_shard on CPUs, which the command refuses; several processes, as it is launched.
+"""A whole run with fully_shard on CPUs, which the command refuses: ROOT RECIPE [--resume], in each process.
 
 One run, as the command's: gloo can't bring processes together a second time over the same store.
-
-python -m tests.integration.sharded_run ROOT RECIPE [--resume]
 """
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from train import folder as files
@@ -24,8 +23,14 @@ from train.session import Base
 from train.stops import interrupt, on_stop
 
 
-def main(root: Path, path: Path, resume: bool, state: PartialState) -> None:
+def main(argv: Sequence[str]) -> None:
     """As `train.fine_tune.train_run`, less its refusal of CPUs; says how much of the base a process keeps."""
+    torch.set_num_threads(1)  # as a launcher says
+    with on_stop(interrupt):
+        _run(Path(argv[0]), Path(argv[1]), "--resume" in argv, PartialState(cpu=True))
+
+
+def _run(root: Path, path: Path, resume: bool, state: PartialState) -> None:
     recipe = load_recipe(path)
     base = Base(recipe)
     run = Run(recipe, root / "outputs" / recipe.name, base, prepare(recipe, base.tokenizer), state)
@@ -39,8 +44,3 @@ def main(root: Path, path: Path, resume: bool, state: PartialState) -> None:
     run.say(f"{recipe.name} keeps {kept / whole:.3f}")
     with files.claimed(run.folder, recipe, resume, run.inputs()) if run.is_main else nullcontext():
         do(run, resume, time.monotonic())
-
-
-if __name__ == "__main__":
-    with on_stop(interrupt):
-        main(Path(sys.argv[1]), Path(sys.argv[2]), "--resume" in sys.argv, PartialState(cpu=True))

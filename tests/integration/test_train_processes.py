@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,10 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
+from tests.integration.commands import Command
+from tests.integration.running_app import free_port
 from tests.integration.small_runs import NF4, adapter_of, metrics_of, recipe_of, small_phi3, write_chats
 from train.fine_tune import train_run
 from train.folder import dump
@@ -23,13 +23,25 @@ ROOT = Path(__file__).resolve().parents[2]
 SFT = {"max_steps": 6, "eval_steps": 3, "learning_rate": 1e-4, "gradient_accumulation_steps": 2}
 
 
-def start(*words: str | Path, **options: Any) -> subprocess.Popen[str]:
+def launch(*words: str | Path) -> subprocess.CompletedProcess[str]:
     """Python with these arguments, as two processes."""
     # What `accelerate launch` runs for several GPUs; for CPUs it asks for MPI.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = list(map(str, [*launch, *words]))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    return subprocess.Popen(command, **pipes | options)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    given = list(map(str, [*line, *words]))
+    return subprocess.run(given, capture_output=True, text=True, cwd=ROOT, timeout=200)
+
+
+def begin(*words: str | Path) -> list[Command]:
+    """The run that shares its base out, as two processes with the variables that a launcher gives them."""
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    together |= {"MASTER_PORT": str(free_port())}
+    begun = []
+    for rank in ("0", "1"):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (together | {"RANK": rank, "LOCAL_RANK": rank}).items():
+                patch.setenv(name, value)
+            begun.append(Command("tests/integration/sharded_run.py", *words))
+    return begun
 
 
 def written(recipe: Recipe, folder: Path) -> Path:
@@ -56,8 +68,9 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     alone = train_run(one, tmp_path / "outputs", False)
 
     two = written(recipe_of(base, data, name="two", sft=SFT), tmp_path)
-    stdout, stderr = (process := start("train/qlora.py", two, "--root", tmp_path)).communicate(timeout=200)
-    assert process.returncode == 0, stderr[-3000:]
+    done = launch("train/qlora.py", two, "--root", tmp_path)
+    stdout, stderr = done.stdout, done.stderr
+    assert done.returncode == 0, stderr[-3000:]
     for phrase in ("parameters are trained", "rows to train on", "is done: see", "--try two"):
         assert stdout.count(phrase) == 1, stdout
     assert "destroy_process_group" not in stderr
@@ -80,21 +93,20 @@ def test_a_base_that_is_shared_out_trains_as_a_whole_one(tmp_path: Path) -> None
         shared = sections | {"name": base.name, "fully_shard": True}
         paths.append(written(recipe_of(base, data, **shared), tmp_path))
 
-    process = start("-m", "tests.integration.sharded_run", tmp_path, paths[0])
+    first, second = begin(tmp_path, paths[0])
     metrics = tmp_path / "outputs" / "tied" / "metrics.jsonl"
     while not (metrics.is_file() and (4,) in metrics_of(metrics.parent, "step")):
-        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert first.returncode is None, first.stderr[-3000:]
         time.sleep(0.002)
-    first = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "0"]
-    os.kill(first[0].pid, signal.SIGTERM)
-    process.communicate(timeout=200)
-    assert process.returncode
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(200)
+    assert second.wait(200)
     assert 4 <= metrics_of(metrics.parent, "step")[-1][0] < 12
 
     for path, more in zip(paths, (["--resume"], []), strict=True):
-        process = start("-m", "tests.integration.sharded_run", tmp_path, path, *more)
-        stdout, stderr = process.communicate(timeout=200)
-        assert process.returncode == 0, stderr[-3000:]
-        assert f"{path.stem} keeps 0.5" in stdout, stdout
+        first, second = begin(tmp_path, path, *more)
+        assert first.wait(200) == 0, first.stderr[-3000:]
+        assert second.wait(200) == 0, second.stderr[-3000:]
+        assert f"{path.stem} keeps 0.5" in first.stdout, first.stdout
     for base in (tied, lean):
         assert_same(tmp_path / "outputs" / base.name, tmp_path / "outputs" / f"{base.name}-alone")
