@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from convert import llamacpp
 from convert.ends import mend
 from convert.merge import merge
 from convert.preflight import model_name
@@ -22,6 +20,7 @@ from convert.verify.tokens import NASTY
 from core.gguf_model import read_gguf
 from core.gguf_vocab import in_form
 from core.llama import LlamaModel
+from tests.integration.converting import convert
 from tests.integration.family_models import SMALL, small
 from tests.integration.small_runs import chats, recipe_of
 from tests.integration.tiny_models import vocabulary
@@ -34,17 +33,6 @@ from train.session import Base
 CPU = torch.device("cpu")
 STEPS = 3
 COMPOSED = ("Qwen2.5", "Qwen3", "Qwen3-VL", "SmolLM3")  # their vocabulary's tokenizer composes accents
-# Runs llama.cpp's converter on one checkpoint after the other: its imports take longer than a small model.
-DRIVER = """
-import gc, runpy, sys
-
-gc.disable()  # half of the time that large vocabularies take
-script, *rest = sys.argv[1:]
-sys.path.insert(0, script.rpartition("/")[0])
-for folder, out, name in zip(rest[0::3], rest[1::3], rest[2::3]):
-    sys.argv = [script, folder, "--outfile", out, "--outtype", "f16", "--model-name", name]
-    runpy.run_path(script, run_name="__main__")
-"""
 
 Made = dict[str, Path]  # by family, a folder with base/, adapter/, merged/ and model.gguf
 
@@ -58,12 +46,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         small(name, folder / "base")
         _train(folder)
         merge(folder / "base", folder / "adapter", folder / "merged", lambda done, total: None)
-    told = [
-        str(part)
-        for folder in folders.values()
-        for part in (folder / "merged", folder / "model.gguf", model_name(folder / "base", "run"))
-    ]
-    llamacpp.run([sys.executable, "-c", DRIVER, llamacpp.converter(), *told])
+    made = [(f / "merged", f / "model.gguf", model_name(f / "base", "run")) for f in folders.values()]
+    convert("f16", made)
     for folder in folders.values():
         mend(folder / "model.gguf", folder / "merged")
     return folders

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from convert import llamacpp
 from convert.verify.tokens import NASTY
 from core.from_gguf import checkpoint_from_gguf
 from core.gguf_model import read_gguf
-from tests.integration.tiny_models import FAMILIES, lora, tiny, tokenizer_of, vocabulary
+from tests.integration.converting import convert
+from tests.integration.tiny_models import FAMILIES, is_there, lora, tiny, tokenizer_of, vocabulary
 
 NAMES = {"phi3": "tiny Phi-3"}  # llama.cpp goes by the name
 # What a configuration says about the mathematics; the rest (initialisation, caching) no GGUF has.
@@ -26,18 +25,27 @@ MATHEMATICS = (
 )
 
 
+Pair = tuple[Path, Path]  # a tiny checkpoint, and the GGUF that llama.cpp's converter makes of it
+
+
 @pytest.fixture(scope="module")
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny checkpoint of the family, and the GGUF that llama.cpp's converter makes of it."""
-    folder = tmp_path_factory.mktemp(request.param)
-    checkpoint, written = tiny(request.param, folder / "tiny"), folder / "tiny.gguf"
-    options = ["--outfile", written, "--outtype", "bf16", "--model-name", NAMES.get(request.param, "tiny")]
-    llamacpp.run([sys.executable, llamacpp.converter(), checkpoint, *options])
-    return checkpoint, written
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    """Of each family whose vocabulary is there."""
+    root = tmp_path_factory.mktemp("tiny")
+    made = {name: (root / name / "tiny", root / f"{name}.gguf") for name in FAMILIES if is_there(name)}
+    for name, (checkpoint, _) in made.items():
+        tiny(name, checkpoint)
+    convert("bf16", ((*pair, NAMES.get(name, "tiny")) for name, pair in made.items()))
+    return made
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Pair:
+    return pairs.get(request.param) or pytest.skip(f"no vocabulary of {request.param}; run: make test")
 
 
 @pytest.mark.parametrize("pair", FAMILIES, indirect=True)
-def test_the_converter_takes_it(pair: tuple[Path, Path]) -> None:
+def test_the_converter_takes_it(pair: Pair) -> None:
     checkpoint, written = pair
     file, config = read_gguf(written), json.loads((checkpoint / "config.json").read_text())
     assert file.vocab.size == config["vocab_size"]
@@ -49,7 +57,7 @@ def test_the_converter_takes_it(pair: tuple[Path, Path]) -> None:
 
 # Mistral is Llama to llama.cpp, and a real Gemma 3 comes back in test_from_gguf.py.
 @pytest.mark.parametrize("pair", ["phi3", "llama", "gemma2"], indirect=True)
-def test_it_comes_back_the_same(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_it_comes_back_the_same(pair: Pair, tmp_path: Path) -> None:
     checkpoint, written = pair
     ids = tokenizer_of(checkpoint)
     with vocabulary(written) as tokenize:

@@ -72,6 +72,11 @@ CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
 }
 
 
+def is_there(family: str) -> bool:
+    """Whether its vocabulary is; `tiny` skips a test without."""
+    return (CACHE / VOCABULARIES[family]).is_file()
+
+
 def tiny(family: str, folder: Path, **options: Any) -> Path:
     """Write a random bfloat16 checkpoint of `family` into the new `folder`; the same weights each time.
 
