@@ -38,7 +38,7 @@ def train_run(recipe: Recipe, outputs: Path, resume: bool) -> Path:
     with state.main_process_first():  # it writes what the others then find: the base, the encoded rows
         loaded = load_file(recipe)
         base = Base(recipe, files.rendered_at(outputs / recipe.name) if resume else "")
-        if why := fp8_obstacle(recipe, base.shape.obstacle, device_of(state)):
+        if why := fp8_obstacle(recipe, base.shape.obstacle, base.shape.linears, device_of(state)):
             raise TrainError(why)
         data = prepare(recipe, base.tokenizer, loaded)
     run = Run(recipe, outputs / recipe.name, base, data, state)

@@ -162,7 +162,7 @@ class Adapted(nn.Module):
         for parameter in self._trained:  # copies of a base's modules are as it was stored
             parameter.data = parameter.data.float()
         self._fast = recipe.fast
-        if why := fp8_obstacle(recipe, obstacle(base), device):
+        if why := fp8_obstacle(recipe, obstacle(base), there, device):
             raise TrainError(why)
         if has_kernels(device) and allows(recipe) and fits(base):
             fuse(base, self.dtype, recipe.fast, recipe.precision == "fp8")

@@ -16,6 +16,7 @@ from train.fused.fp8 import Frozen8, Projection8
 from train.fused.fp8_reference import FP8, LARGEST, border, quantise, quantise_borders
 from train.fused.layer import Layer
 from train.fused.supports import fp8_obstacle
+from train.layers import Linears
 from train.model import Adapted
 from train.recipe import changed
 
@@ -110,11 +111,15 @@ def test_the_widths_of_borders_suit_the_product() -> None:
 
 def test_a_recipe_gets_fp8_or_a_reason() -> None:
     fp8 = recipe_of(precision="fp8")
-    assert fp8_obstacle(recipe_of(), "", CPU) == ""
-    assert "there is no CUDA GPU; leave precision out (--set precision=16-bit)" in fp8_obstacle(fp8, "", CPU)
-    assert "a gpt2 is none of" in fp8_obstacle(fp8, "a gpt2 is none of the families", CPU)
+    assert fp8_obstacle(recipe_of(), "", [], CPU) == ""
+    assert "there is no CUDA GPU; leave precision out (--set precision=16-bit)" in fp8_obstacle(
+        fp8, "", [], CPU
+    )
+    odd = fp8_obstacle(fp8, "", [Linears("o_proj", 576, 72, ("a.o_proj",))], CPU)
+    assert "here o_proj is 576 by 72, and both sides have to be multiples of 16; leave precision out" in odd
+    assert "a gpt2 is none of" in fp8_obstacle(fp8, "a gpt2 is none of the families", [], CPU)
     dora = recipe_of(precision="fp8", LoraConfig={"use_dora": True})
-    assert "LoraConfig.use_dora is set" in fp8_obstacle(dora, "", torch.device("cuda"))
+    assert "LoraConfig.use_dora is set" in fp8_obstacle(dora, "", [], torch.device("cuda"))
     with pytest.raises(TrainError, match="precision"):
         changed(recipe_of(), {"precision": "fp4"}, "the command line")
     with pytest.raises(TrainError, match="here there is no CUDA GPU"):

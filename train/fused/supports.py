@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +13,7 @@ from train.fused.decoder import is_gelu
 from train.fused.fp8 import product
 from train.fused.fp8_reference import FP8
 from train.gptq import GptqLinear
+from train.layers import Linears
 from train.recipe import Recipe
 
 ROTATIONS = ("default", "linear", "llama3", "longrope", "yarn")  # the others' angles depend on the batch
@@ -114,14 +116,26 @@ def lacking(device: torch.device) -> str:
     return "" if find_spec("triton") else "Triton isn't installed"
 
 
-def fp8_obstacle(recipe: Recipe, of_model: str, device: torch.device) -> str:
-    """Why a recipe can't have the FP8 that it asks for; `of_model` is `obstacle`'s. Empty if it can."""
+def fp8_obstacle(recipe: Recipe, of_model: str, there: Iterable[Linears], device: torch.device) -> str:
+    """Why a recipe can't have the FP8 that it asks for; `of_model` is `obstacle`'s. Empty if it can.
+
+    `there` are the model's linear layers.
+    """
     if recipe.precision != "fp8":
         return ""
     key = setting(recipe)
-    why = of_model or (f"{key} is set" if key else lacking(device) or _without_fp8(device))
+    why = of_model or (f"{key} is set" if key else _odd(there) or lacking(device) or _without_fp8(device))
     cure = "leave precision out (--set precision=16-bit)"
     return f"precision: fp8 is for the fused kernels on a GPU with FP8, and here {why}; {cure}" if why else ""
+
+
+def _odd(there: Iterable[Linears]) -> str:
+    """Names a layer that PyTorch's FP8 product refuses: it wants rows of whole 16 bytes."""
+    for layer in there:
+        if layer.out_features % 16 or layer.in_features % 16:
+            sides = f"{layer.out_features:,} by {layer.in_features:,}"
+            return f"{layer.name} is {sides}, and both sides have to be multiples of 16"
+    return ""
 
 
 def _without_fp8(device: torch.device) -> str:
