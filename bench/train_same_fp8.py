@@ -119,9 +119,17 @@ def recipe_of(cell: Cell, text: Path) -> Recipe:
         if cell.steps < STEPS:  # a trial
             values |= {"SFTConfig.max_steps": cell.steps, "data.limit": 30 * cell.steps}
         return changed(load_recipe("smollm2-quotes"), values | ARMS[cell.arm], "the benchmark's recipe")
-    sft = {"max_length": 512, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 8}
-    sft |= {"max_steps": cell.steps, "warmup_steps": min(WARM, cell.steps - 1), "learning_rate": 2e-4}
-    sft |= {"logging_steps": 1, "eval_steps": min(100, cell.steps), "seed": cell.seed}
+    sft = {
+        "max_length": 512,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 8,
+        "max_steps": cell.steps,
+        "warmup_steps": min(WARM, cell.steps - 1),
+        "learning_rate": 2e-4,
+        "logging_steps": 1,
+        "eval_steps": min(100, cell.steps),
+        "seed": cell.seed,
+    }
     content = {
         "model": model,
         "data": {"path": str(text), "license": "PSF-2.0", "format": "text", "group_by": "topic"}

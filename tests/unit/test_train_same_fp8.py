@@ -107,6 +107,10 @@ def test_the_page_of_benchmarks_has_what_was_measured() -> None:
     assert small["outside"] > 0.001  # it doesn't lie within
     assert 0 < gemma["outside"] < 0.0001  # at the border
     assert not of_tour["outside"]
+    of_nf4 = [statistics.mean(finals(a, NF4)) - statistics.mean(finals(a, BASE16)) for a in texts]
+    said = " ".join((ROOT / "docs/train.md").read_text(encoding="utf-8").split())
+    assert f"were {gemma['difference']:.3f} and {small['difference']:.3f} nats worse on held-out" in said
+    assert f"where NF4 costs {of_nf4[1]:.2f} and {of_nf4[0]:.2f}" in said
     for arms, found in zip((*texts, tour), (small, gemma, of_tour), strict=True):
-        of_nf4 = statistics.mean(finals(arms, NF4)) - statistics.mean(finals(arms, BASE16))
-        assert 0 < found["difference"] < of_nf4 / 9
+        cost = statistics.mean(finals(arms, NF4)) - statistics.mean(finals(arms, BASE16))
+        assert 0 < found["difference"] < cost / 9
