@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,9 +37,10 @@ class Loaded:
         """How many turns have it that are for a reply."""
         return sum(ticket.computes for ticket in self.inside)
 
-    def fits(self) -> bool:
-        """Whether the replies of all turns that hold the model fit into its cache, prompts included."""
-        return sum(ticket.tokens for ticket in self.inside) <= self.model.engine.n_cells
+    def fits(self, ticket: Ticket, waiting: Collection[Ticket]) -> bool:
+        """Whether the turn's prompt and reply fit into the cache beside those that don't wait any more."""
+        running = sum(other.tokens for other in self.inside if other not in waiting)
+        return running + ticket.tokens <= self.model.engine.n_cells
 
     def settle(self, cancelled: Callable[[], bool]) -> None:
         """Let a new engine measure what this machine can do, if it wants to. Raises ChatError."""

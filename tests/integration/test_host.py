@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -24,6 +25,7 @@ from core.registry import Entry, Registry, Source
 from tests.integration.scripted_gguf import edited
 
 PATIENCE_S = 120  # a busy machine with two cores
+T = TypeVar("T")
 
 
 def no_memory(held: int) -> int:
@@ -220,3 +222,34 @@ def test_the_model_that_was_used_least_recently_makes_room(embedded_model: Path)
             with host.use(name) as model:
                 used[name] = model
         assert [name for name, model in used.items() if model.engine.alive()] == ["a", "c"]
+
+
+@pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
+def test_prompts_are_counted_side_by_side_and_replies_begin_in_order(embedded_model: Path) -> None:
+    """Of sixteen who come at once, the last need not wait until fifteen prompts have been tokenised."""
+    with closing(host_of("llama-server", small=(embedded_model, 256))) as host:
+        assert reply(host, "small"), "it has measured its batch"
+        tickets = [host.join("small") for _ in range(3)]
+        engines = [through(host.enter(ticket)).engine for ticket in tickets]
+        cells = engines[0].n_cells
+        last = host.admit(tickets[2], 1)
+        assert next(last).reason == "other replies come first", "though it was counted sooner, and fits"
+        through(host.admit(tickets[0], cells - 10))
+        second = host.admit(tickets[1], 11)
+        assert next(second).place == 1
+        assert next(host.admit(tickets[2], 1)).place == 2, "nobody overtakes who doesn't fit yet"
+        host.leave(tickets[0])
+        through(second)
+        through(last)
+        for ticket in tickets[1:]:
+            host.leave(ticket)
+        assert not host.queue.waiting
+        assert host.queue.running == 0
+
+
+def through(steps: Generator[object, None, T]) -> T:
+    """What `steps` end with; they must not wait."""
+    with pytest.raises(StopIteration) as end:
+        raise AssertionError(f"it waits: {next(steps)}")
+    result: T = end.value.value
+    return result
