@@ -1,6 +1,6 @@
 """Whose turn it is: shares the loaded models between the turns that wait in chat/turn_queue.py.
 
-- Turns for one model come in the order of their arrival, as many at once as its engine has slots and tokens.
+- Turns for one model begin in the order of their arrival, as many at once as its engine has slots and tokens.
 - Models take turns: threads of two models on the same cores wait for one another at every operation (two
   llama-servers at once made 2 tokens a second each, one alone 62). A turn for a loaded model waits until the
   replies of the other one have ended, and whoever comes later for that one waits behind it.
@@ -23,7 +23,7 @@ from core.engine import Engine, wanted
 from core.entry import Entry
 from core.errors import ChatError, NoSuchModel, Stopped
 from core.gguf_model import GgufFile
-from core.machine import bytes_for_models, thread_count
+from core.machine import bytes_for_models, give_back, one_heap, thread_count
 from core.model import Model, Replies, open_model
 from core.registry import Registry, menu
 from core.templates import TemplateRenderer
@@ -49,6 +49,7 @@ class Host:
     ) -> None:
         self.registry, self._threads, self._memory, self.elsewhere = registry, threads, memory, elsewhere
         self.engine = elsewhere.about if elsewhere else choose_engine(engine)
+        one_heap()
         self.queue = Queue()
         self._renderer = TemplateRenderer()
         self._loaded: dict[str, Loaded] = {}  # by name, the one used last at the end
@@ -86,8 +87,7 @@ class Host:
         Raises ChatError: the model doesn't load, the app ends, or Stopped when the ticket was given up.
         """
         loaded = yield from self._wait(ticket, self._let_in)
-        if ticket.computes:
-            # Nobody else computes: it is the first reply of this model.
+        if ticket.computes:  # nobody else does: it is the first reply of this model
             loaded.settle(lambda: ticket.given_up() or self.closed)
         return loaded.model
 
@@ -157,7 +157,8 @@ class Host:
         claimed: set[str] = set()
         for earlier in self.queue.ahead(ticket, ticket.model if self.elsewhere else ""):
             ready = earlier.model not in claimed and self._alive(earlier.model)
-            if ready and earlier.computes and ticket.computes:
+            counting = loaded.settled and earlier in loaded.inside  # its prompt, which takes a while
+            if ready and earlier.computes and ticket.computes and not counting:
                 return None
             claimed |= earlier.claims
         others = not self.elsewhere and any(o.computing() for o in self._loaded.values() if o is not loaded)
@@ -169,10 +170,12 @@ class Host:
         return loaded
 
     def _start(self, ticket: Ticket) -> bool | None:
-        """Let the ticket leave the line, if its tokens fit or its engine is gone, which it then sees."""
+        """Let the ticket leave the line: after those before it, if its tokens fit, or its engine is gone."""
         loaded = next((o for o in self._loaded.values() if ticket in o.inside), None)
-        if loaded and not loaded.fits():
-            return None
+        if loaded:
+            earlier = any(o.computes and o in loaded.inside for o in self.queue.ahead(ticket))
+            if ticket.computes and (earlier or not loaded.fits(ticket, self.queue.waiting)):
+                return None
         self.queue.start(ticket)
         return True
 
@@ -221,6 +224,7 @@ class Host:
             model = self._load(loading)
         except Exception as error:  # noqa: BLE001 (whoever waits raises it)
             failure = error
+        give_back()  # what was read of the file
         with self._changed:
             del self._loading[loading.name]
             fresh = [Loaded(model, loading.need)] if model else []
@@ -240,8 +244,7 @@ class Host:
         replies = self._replies.setdefault(name, Replies())
         if self.elsewhere:
             return self.elsewhere.open(name, self._renderer, replies, cancelled)
-        folder = self.registry.folder
-        adapters = [a.model_copy(update={"path": str(folder / a.path)}) for a in entry.adapters]
+        adapters = [a.model_copy(update={"path": str(self.registry.folder / a.path)}) for a in entry.adapters]
 
         def start(file: GgufFile, n_ctx: int, overrides: dict[str, int]) -> Engine:
             while loading.victims:  # the file is good: only now is their memory needed

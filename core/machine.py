@@ -24,16 +24,31 @@ OVERHEAD_BYTES = 600_000_000
 TIGHT_SHARE = 0.8
 # Chats are seldom full: a cache for four full ones holds a dozen.
 MORE_CHATS_SHARE, CHATS_IN_FULL = 0.1, 4
+KEPT_CHATS = 6  # one, and five others that came after it
 LOOK_S = 0.2  # 20 ticks of a core's clock
 
 _ROOT = Path("/")
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+_trim, _tune = (
+    getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    for name in ("malloc_trim", "mallopt")
+)
+_ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h
 
 
 def give_back() -> None:
     """Give the system back what was freed: glibc keeps it, and what comes next takes its own beside it."""
     if _trim:
         _trim(0)
+
+
+def one_heap() -> None:
+    """Let all threads that are yet to come share one heap, where `give_back` finds all that is free.
+
+    Else each has another one, as with models that are loaded and run by threads of their own, and the free
+    end of that stays: up to 64 MB.
+    """
+    if _tune:
+        _tune(_ARENA_MAX, 1)
 
 
 def human_size(size: int) -> str:
@@ -85,12 +100,12 @@ def kept_prompt_bytes(
 ) -> int:
     """Return how much memory may keep the prompts of chats that have no place in a cache of `cells` tokens.
 
-    As much as CHATS_IN_FULL chats take, under the bounds of `shared_cells`. llama-server's own default of
-    8 GiB has filled machines.
+    As much as KEPT_CHATS full ones take, for llama-server moves there what isn't being answered, under the
+    bounds of `shared_cells`. Its own default of 8 GiB has filled machines.
     """
     limit = memory_limit_bytes(root)
     room = TIGHT_SHARE * limit - model_bytes(size_bytes, kv_bytes_per_token, cells)
-    return max(0, int(min(room, MORE_CHATS_SHARE * limit, CHATS_IN_FULL * n_ctx * kv_bytes_per_token)))
+    return max(0, int(min(room, MORE_CHATS_SHARE * limit, KEPT_CHATS * n_ctx * kv_bytes_per_token)))
 
 
 def check_fits(name: str, size_bytes: int, kv_bytes_per_token: int, n_ctx: int) -> None:

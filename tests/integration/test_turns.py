@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,9 @@ from pydantic import ValidationError
 from chat.context import TurnState
 from chat.conversation import Conversation, Message
 from chat.llama_server import find_binary
-from chat.model_host import Host
 from chat.reply import Sessions
 from core.engine import Sampling
-from core.registry import Entry, Registry, Source
+from tests.integration.test_host import host_of
 
 GREEDY = Sampling(max_tokens=24, temperature=0, repeat_penalty=1.0)
 EMOJI = "Write only emojis: 🎉🎉🎉🚀🚀"
@@ -29,11 +28,16 @@ SLACK = 2  # the last token drawn is not evaluated; a stop may come between draw
 def sessions(request: pytest.FixtureRequest, embedded_model: Path) -> Iterator[Sessions]:
     if request.param == "llama-server" and not find_binary():
         pytest.skip("no llama-server here; run: make test")
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, [min(allowed)])  # on a busy machine, two threads mostly wait for one another
-    entry = Entry(sources=[Source(path=str(embedded_model))], n_ctx=2048)
-    with closing(Host(Registry(Path("models.json").resolve(), {"model": entry}), request.param)) as host:
+    with one_core(), closing(host_of(request.param, model=(embedded_model, 2048))) as host:
         yield Sessions(host)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """On a busy machine, two threads mostly wait for one another."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [min(allowed)])
+    yield
     os.sched_setaffinity(0, allowed)
 
 
@@ -163,3 +167,19 @@ def test_a_reply_that_the_browser_changed_is_text_and_no_control_token(sessions:
     with sessions.host.use("model") as model:
         harmless = model.encoder.encode(conversation.prompt())
     assert [i for i in ids if i in control] == [i for i in harmless if i in control]
+
+
+@pytest.mark.skipif(not find_binary(), reason="no llama-server here; run: make test")
+@pytest.mark.parametrize("n_ctx", [1024, 4096])
+def test_who_returns_after_five_others_finds_the_prompt_in_the_cache(short_model: Path, n_ctx: int) -> None:
+    """All six chats are nearly full: the room for them follows the context and the model's size."""
+    tales = [f"{number} " + "The knight met a dragon. " * int(n_ctx * 0.15) for number in range(6)]
+    with one_core(), closing(host_of("llama-server", model=(short_model, n_ctx))) as host:
+        sessions, few = Sessions(host), Sampling(temperature=0, max_tokens=4)
+        for tale in tales:
+            first = answer(sessions, chat(tale, few)).stats
+            assert first.cached_tokens < 100
+            assert first.prompt_tokens > 0.9 * n_ctx
+        for tale in tales:
+            again = answer(sessions, chat(tale, few)).stats
+            assert again.prompt_tokens - again.cached_tokens == 1
