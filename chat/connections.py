@@ -40,13 +40,18 @@ class Bounded:
 
     def data_received(self, data: bytes) -> None:
         before = self.cycle
+        read = before is not None and not before.more_body
         super().data_received(data)  # type: ignore[misc]
         if self.cycle is not before:
             self.head, self.since = 0, self.loop.time()
-        elif self.is_idle():
+        elif read or self.is_idle():
             self.head += len(data)
-        if self.head > LONGEST_HEAD or len(getattr(self, "pipeline", ())) > PIPELINED:
+        running = self.answering or self.cycle
+        too_long = running is not self.cycle and len(self.cycle.body) > LONGEST_HEAD  # of one that waits
+        if too_long or self.head > LONGEST_HEAD or len(getattr(self, "pipeline", ())) > PIPELINED:
             self.end()
+        elif running and not running.more_body and not self.is_idle():
+            self.flow.resume_reading()  # or nobody would see that the client is gone
 
     def on_response_complete(self) -> None:
         self.since = self.loop.time()

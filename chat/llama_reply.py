@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from core.engine import CHUNK_INTERVAL_S, PENALTY_WINDOW, Chunk, Request, Stats, TokenLogProb
 from core.errors import ChatError, EngineDied
 
+LAST_EVENT = 2048  # bytes; it repeats the prompt and all settings, a token's event has 150
+
 
 class Server(Protocol):
     """The server as a reply needs it."""
@@ -81,14 +83,30 @@ class LlamaServerGeneration:
             newest = event["content"]  # kept back: a stop token that is user-defined has a text
             now = time.perf_counter()
             self.stats.first_token_s = self.stats.first_token_s or now - started
-            # Sleep, then drain: two wake-ups an interval instead of one a token leave the cores to llama.cpp.
+            # Wait, then drain: two wake-ups an interval instead of one a token leave the cores to llama.cpp.
             if text and (waited or not last) and now - last >= CHUNK_INTERVAL_S:
                 yield self._chunk(text, given, ready)
                 text, given, last = "", ready, now
-                time.sleep(CHUNK_INTERVAL_S)
+                self._collect()
         else:
             text += newest  # the server hung up: what it sent stays
         yield self._chunk(text, given, len(self.stats.ids))
+
+    def _collect(self) -> None:
+        """Let events come for CHUNK_INTERVAL_S, or until the last one is there: no other is that long."""
+        line = self._socket
+        assert line is not None
+        with suppress(OSError):  # the time is over, mostly; what else is wrong the next event tells
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, LAST_EVENT)
+            line.settimeout(CHUNK_INTERVAL_S)
+            line.recv(1, socket.MSG_PEEK)
+        if self._cancelled:
+            time.sleep(
+                CHUNK_INTERVAL_S
+            )  # the server sees it after a token: who asks next finds the slot free
+        with suppress(OSError):
+            line.settimeout(None)
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def _chunk(self, text: str, start: int, end: int) -> Chunk:
         """Return `text` with the reply's ids from `start` to `end`."""
@@ -114,10 +132,8 @@ class LlamaServerGeneration:
         if response.status != 200:
             raise refusal(response)
         before = time.perf_counter()
-        while line := response.readline():
-            if line.startswith(
-                b"data: "
-            ):  # anything else is a blank line or a comment that keeps the line open
+        for line in _lines(response):
+            if line.startswith(b"data: "):  # else it is blank, or a comment that keeps the line open
                 now = time.perf_counter()
                 yield json.loads(line[6:]), now - before > 0.001
                 before = time.perf_counter()
@@ -147,6 +163,15 @@ class LlamaServerGeneration:
         self.stats.prompt_per_s = timings["prompt_per_second"] or 0.0
         self.stats.generated_per_s = timings["predicted_per_second"] or 0.0
         return stopped
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield the lines as they come: `readline` costs more than all else that is done for a token."""
+    rest = b""
+    with suppress(http.client.IncompleteRead):  # the server hung up
+        while part := response.read1():
+            *lines, rest = (rest + part).split(b"\n")
+            yield from lines
 
 
 def _logprobs(event: dict[str, Any], ids: list[int], top: int) -> list[TokenLogProb]:

@@ -28,7 +28,6 @@ class Run(Generic[T]):
         self._make, self._stop = make, stop
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[T | BaseException] = asyncio.Queue()  # at most a reply's, which is bounded
-        self._waiting: asyncio.Task[T | BaseException] | None = None
         self.stopped = False
 
     @asynccontextmanager
@@ -46,8 +45,6 @@ class Run(Generic[T]):
             yield
         finally:
             watcher.cancel()
-            if self._waiting:
-                self._waiting.cancel()
             self.stop()
 
     def _go(self) -> None:
@@ -55,8 +52,8 @@ class Run(Generic[T]):
             # mypy: a generator has close, an iterator needn't.
             with closing(self._make()) as items:  # type: ignore[type-var]
                 for item in items:
-                    if self.stopped:  # also where `stop` came before the reply could be stopped
-                        break
+                    if self.stopped:  # perhaps before the reply could be: it ends by itself, and is counted
+                        self._stop()
                     self._put(item)
             self._put(Ended())
         except BaseException as error:  # noqa: BLE001 (whoever reads raises it)
@@ -73,11 +70,8 @@ class Run(Generic[T]):
 
     async def next(self, patience: float | None = None) -> T:
         """Return the next item. Raises Ended, TimeoutError after `patience` seconds, or its error."""
-        self._waiting = self._waiting or asyncio.ensure_future(self._items.get())
-        done, _ = await asyncio.wait([self._waiting], timeout=patience)
-        if not done:
-            raise TimeoutError
-        item, self._waiting = self._waiting.result(), None
+        async with asyncio.timeout(patience):
+            item = await self._items.get()
         if isinstance(item, BaseException):
             raise item
         return item

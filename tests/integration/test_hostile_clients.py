@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -24,6 +25,8 @@ CHAT = "/v1/chat/completions"
 HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 HEAD += "Content-Length: {length}\r\n\r\n"
 SERVED_S = 20  # on a machine that does other things too; it takes 0.3
+# Of those who also have to be written to; `make test-all` has a thousand.
+WRITTEN_TO = 1000 if os.environ.get("TUNE2CHAT_TEST_ALL") == "1" else 400
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +115,7 @@ def test_a_thousand_open_connections_leave_others_served(
     app: App, kind: Callable[[App], socket.socket]
 ) -> None:
     with ExitStack() as stack:
-        for _ in range(1000 if kind is not reads_nothing else 400):
+        for _ in range(1000 if kind is not reads_nothing else WRITTEN_TO):
             stack.enter_context(kind(app))
         others_are_served(app)
         memory = psutil.Process(app.process.pid).memory_info().rss
@@ -120,14 +123,14 @@ def test_a_thousand_open_connections_leave_others_served(
     others_are_served(app)
 
 
-def test_three_hundred_requests_at_once_are_answered_or_refused(app: App) -> None:
+def test_hundreds_of_requests_at_once_are_answered_or_refused(app: App) -> None:
     """More than wait in line, by far: each is told at once, and none is left without an answer."""
     body = json.dumps({"messages": [{"role": "user", "content": "secret-canary"}], "max_tokens": 1}).encode()
     with ExitStack() as stack:
         sent = HEAD.format(path=CHAT, length=len(body)).encode() + body
-        lines = [stack.enter_context(line_to(app, sent)) for _ in range(300)]
+        lines = [stack.enter_context(line_to(app, sent)) for _ in range(WRITTEN_TO)]
         statuses = [int(line.recv(1000).split()[1]) for line in lines]
-    assert set(statuses) <= {200, 429}
+    assert set(statuses) <= {200, 429, 503}  # the line is full, and before it the room for requests
     assert 429 in statuses
     assert 200 in statuses
     others_are_served(app)
@@ -139,6 +142,17 @@ def test_who_is_slow_is_let_go(app: App) -> None:
         assert line.recv(1000) == b""
     with half_a_head(app) as line, pytest.raises((BrokenPipeError, ConnectionResetError)):
         line.sendall(b"a" * 100_000_000)  # a head without an end, as far as the server can know
+
+
+def test_what_stands_behind_a_request_is_bounded_while_that_is_answered(app: App) -> None:
+    body = json.dumps(
+        {"messages": [{"role": "user", "content": "secret-canary"}], "max_tokens": 300}
+    ).encode()
+    asked = HEAD.format(path=CHAT, length=len(body)).encode() + body
+    for more in (b"GET / HTTP/1.1\r\nX: ", HEAD.format(path=CHAT, length=10**7).encode()):
+        with line_to(app, asked + more) as line, pytest.raises((BrokenPipeError, ConnectionResetError)):
+            line.sendall(b"a" * 100_000_000)
+    others_are_served(app)
 
 
 @pytest.mark.parametrize(
