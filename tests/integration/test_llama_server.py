@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
+import llama_cpp
 import psutil
 import pytest
 
@@ -16,8 +19,10 @@ from chat.model_host import Host
 from core.engine import Request, Sampling
 from core.entry import Entry, Source
 from core.errors import EngineDied
+from core.in_process import InProcessEngine
 from core.machine import memory_limit_bytes, thread_count
 from core.registry import Registry
+from tests.integration.running_app import App, copy_app, wait_for
 
 LONG = Sampling(temperature=0, repeat_penalty=1, max_tokens=1500)
 
@@ -56,8 +61,11 @@ def test_it_knows_no_secret_of_ours_and_its_own_is_not_on_the_command_line(engin
     assert process.environ()["LLAMA_API_KEY"] == key
 
 
-def test_under_a_quota_of_one_core_it_computes_with_one_thread(embedded_model: Path, tmp_path: Path) -> None:
-    """The control group's files are made up, from there to the running server all is as it is."""
+@pytest.mark.parametrize("engine", ["llama-server", "in-process"])
+def test_under_a_quota_of_one_core_it_computes_with_one_thread(
+    embedded_model: Path, tmp_path: Path, engine: str
+) -> None:
+    """The control group's files are made up, from there to the running engine all is as it is."""
     root = tmp_path / "root"
     for name, text in {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "100000 100000"}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -65,11 +73,45 @@ def test_under_a_quota_of_one_core_it_computes_with_one_thread(embedded_model: P
     entry = Entry(sources=[Source(path=str(embedded_model))], n_ctx=256)
     registry = Registry(tmp_path / "models.json", {"small": entry})
     with (
-        closing(Host(registry, "llama-server", threads=lambda: thread_count(root))) as host,
+        closing(Host(registry, engine, threads=lambda: thread_count(root))) as host,
         host.use("small") as model,
     ):
-        assert isinstance(model.engine, LlamaServerEngine)
-        command = server(model.engine).cmdline()
+        if isinstance(model.engine, LlamaServerEngine):
+            command = server(model.engine).cmdline()
+            assert command[command.index("--threads") + 1] == "1"
+        else:
+            assert isinstance(model.engine, InProcessEngine)
+            context = model.engine._model._context
+            assert llama_cpp.llama_n_threads(context) == llama_cpp.llama_n_threads_batch(context) == 1
+
+
+@pytest.fixture
+def group_of_one_core() -> Iterator[Path]:
+    """A real control group, where this machine lets us make one."""
+    quotas = {"cpu.max": "100000 100000", "cpu.cfs_quota_us": "100000"}  # of version 2 and 1
+    for above in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu")):
+        group = above / f"tune2chat-test-{os.getpid()}"
+        with suppress(OSError):
+            group.mkdir()
+            for name in (name for name in quotas if (group / name).exists()):
+                (group / name).write_text(quotas[name])
+                yield group
+                group.rmdir()
+                return
+            group.rmdir()
+    pytest.skip("no control group can be made here")
+
+
+@pytest.mark.skipif(thread_count() == 1, reason="there is but one core, with a quota or without")
+def test_in_a_real_group_of_one_core_the_apps_server_computes_with_one_thread(
+    tmp_path: Path, group_of_one_core: Path
+) -> None:
+    app = App(copy_app(tmp_path), "--engine", "llama-server")
+    (group_of_one_core / "cgroup.procs").write_text(str(app.process.pid))
+    (started,) = wait_for(lambda: app.children("llama-server"))
+    command = started.cmdline()
+    app.end(signal.SIGTERM)
+    psutil.wait_procs([started], timeout=10)
     assert command[command.index("--threads") + 1] == "1"
 
 

@@ -7,8 +7,10 @@ import signal
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.integration.openai_app import KEY, OTHER, QUESTION, end, raw, serve
@@ -71,3 +73,37 @@ def test_the_end_of_the_app_ends_open_streams_and_says_so(tmp_path: Path, number
     app.process.wait(30)
     assert time.monotonic() - began < 10
     assert "Traceback" not in app.log.read_text()
+
+
+SPACE = {"SPACE_ID": "someone/chat", "SPACE_HOST": "someone-chat.hf.space"}
+ROUTES = [("GET", "/v1/models"), ("GET", "/v1/models/x"), ("GET", "/metrics"), ("GET", "/v1/nothing")]
+ROUTES += [("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("DELETE", "/v1/models")]
+
+
+@pytest.mark.parametrize(
+    ("where", "keys"),
+    [("password", ""), ("space", ""), ("password on a space", ""), ("password on a space", KEY)],
+)
+def test_neither_a_password_nor_a_space_opens_the_api_without_a_key(
+    tmp_path: Path, where: str, keys: str
+) -> None:
+    """Gradio's password covers its own routes only, and a Space's proxy may come from anywhere."""
+    password = ["--auth", "ann:secret"] if "password" in where else []
+    variables = (SPACE if "space" in where else {}) | ({"TUNE2CHAT_API_KEYS": keys} if keys else {})
+    app = App(copy_app(tmp_path), "--engine", "in-process", *password, **variables)
+    app.wait_until_it_answers()
+    with closing(httpx.Client(base_url=app.url, timeout=60)) as client:
+        if password:
+            assert client.get("/config").status_code == 401
+            assert client.post("/login", data={"username": "ann", "password": "secret"}).status_code == 200
+            assert client.get("/config").status_code == 200, "signed in from here on"
+        for method, path in ROUTES:
+            for headers in ({}, {"Authorization": "Bearer secret"}, {"X-Forwarded-For": "127.0.0.1"}):
+                sent = {"json": {}} if method == "POST" else {}
+                refused = client.request(method, path, headers=headers, **sent)
+                assert refused.status_code == 401, (method, path, headers)
+                assert refused.json()["error"]["code"] == "invalid_api_key"
+        assert client.get("/health").status_code == 200
+        with_key = client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+        assert with_key.status_code == (200 if keys else 401)
+    assert "Traceback" not in app.end(signal.SIGTERM)
