@@ -1,11 +1,11 @@
-"""Measure the API beside direct clients of llama-server: python -m bench.api [--runs 5] (ten minutes)
+"""Measure the API beside direct clients of llama-server: python -m bench.api [--runs 5] (eight minutes)
 
-Users are threads of this program, which read their streams line by line, the same through both: as many
-clients of `/v1/chat/completions` of the app, and of `/completion` of a llama-server that the app's own host
-started, with as many slots, threads and the same samplers. Greedy, with replies of fixed lengths; figures are
-tokens per second of all users together, medians of interleaved runs, and a share is the median of the shares
-of each run: what else the machine does changes from minute to minute. llama-batched-bench decodes as many
-sequences, without text, samplers or clients.
+It is the last group of `make bench`. Users are threads of this program, which read their streams line by
+line, the same through both: as many clients of `/v1/chat/completions` of the app, and of `/completion` of a
+llama-server that the app's own host started, with as many slots, threads and the same samplers. Greedy, with
+replies of fixed lengths; figures are tokens per second of all users together, medians of interleaved runs,
+and a share is the median of the shares of each run: what else the machine does changes from minute to minute.
+llama-batched-bench decodes as many sequences, without text, samplers or clients.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
 import psutil
 
 from bench import measure
-from bench.chat import interleave
+from bench.measure import Arms, interleave
 from chat import llama_server
 from chat.llama_reply import completion
 from core.engine import Request
@@ -43,14 +43,20 @@ SHORT = "What is a knight?"
 LONG = "The dragon sleeps in its cave. " * 100
 Line = tuple[str, dict[str, str], str]  # where a request goes: host and port, headers, path
 
+PROCESSOR = "processor of the app, ms a token"
 GOALS = {1: 0.95, 2: 0.95, 4: 0.95}
 
 
 def main() -> None:
-    """Measure all arms, print the table, and keep it."""
+    """Read the options and measure."""
     parser = argparse.ArgumentParser(description="Measure the API beside direct clients of llama-server.")
     parser.add_argument("--runs", type=int, default=5)
-    given = parser.parse_args()
+    run(parser.parse_args().runs)
+    print(f"\nkept in {RESULTS}")
+
+
+def run(runs: int) -> None:
+    """Measure all arms `runs` times, print the table, and keep it."""
     with measure.app("llama-server") as (process, address, _):
         app: Line = address.split("/")[2], {"Content-Type": "application/json"}, "/v1/chat/completions"
         _users(app, _chat, 1, 8)  # the app's engine has measured what this machine can do
@@ -58,23 +64,23 @@ def main() -> None:
         before = process.memory_full_info().pss
         _users(app, _chat, 2, 8)
         _users(direct, server, 2, 8)
-        arms: dict[str, Callable[[], float]] = {}
+        arms: Arms = {}
         for users, tokens in LENGTHS.items():
             arms[f"API, {users}"] = lambda n=users, t=tokens: _users(app, _chat, n, t)  # type: ignore[misc]
             arms[f"direct, {users}"] = lambda n=users, t=tokens: _users(direct, server, n, t)  # type: ignore[misc]
             arms[f"llama-batched-bench, {users}"] = lambda n=users, t=tokens: _batched(n, t)  # type: ignore[misc]
+        arms[PROCESSOR] = lambda: _processor_ms(process, app)
         arms["first token alone, s"] = lambda: _first_token(app)
         arms["first token beside 3, s"] = lambda: _beside(app, 3)
         arms["one batch, s"] = lambda: _batch_s(direct, server)
-        figures = interleave(arms, given.runs)
+        figures = interleave(arms, runs)
         added = (process.memory_full_info().pss - before) / 1e6
-    medians = {name: statistics.median(runs) for name, runs in figures.items()}
+    medians = {name: statistics.median(each) for name, each in figures.items()}
     _report(figures, medians, added)
     about = {"date": date.today().isoformat(), **measure.machine(), "slots": _engine().slots}
     kept = {"about": about, "medians": medians, "runs": figures, "MB that the users added": added}
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
     measure.close()
-    print(f"\nkept in {RESULTS}")
 
 
 def _report(figures: dict[str, list[float]], medians: dict[str, float], added: float) -> None:
@@ -85,7 +91,10 @@ def _report(figures: dict[str, list[float]], medians: dict[str, float], added: f
         shares = f"{_share(figures, api, direct):9.1%}{_share(figures, direct, bare):9.1%}"
         print(f"{users:5}{speeds}{shares}   {f'(at least {GOALS[users]:.0%})' if users in GOALS else ''}")
     per_token = 1000 * (1 / medians["API, 1"] - 1 / medians["direct, 1"])
-    print(f"the API adds {per_token:.2f} ms a token (under 2) and {added:.0f} MB (under 150)")
+    print(
+        f"the API adds {per_token:.2f} ms a token (under 2), of which its processor time is "
+        f"{medians[PROCESSOR]:.2f}, and {added:.0f} MB (under 150)"
+    )
     alone, beside, batch = (
         medians[name] for name in ("first token alone, s", "first token beside 3, s", "one batch, s")
     )
@@ -168,6 +177,15 @@ def _users(line: Line, body: Callable[[str, int], str], users: int, tokens: int)
     if counts != [tokens] * users:
         raise SystemExit(f"the replies have {counts} tokens, not {tokens} each")
     return users * tokens / seconds
+
+
+def _processor_ms(app: psutil.Process, line: Line) -> float:
+    """Milliseconds of a core that the app takes for a token, without its llama-server."""
+    before = app.cpu_times()
+    _users(line, _chat, 1, LENGTHS[1])
+    after = app.cpu_times()
+    seconds: float = after.user + after.system - before.user - before.system
+    return 1000 * seconds / LENGTHS[1]
 
 
 def _has_text(event: dict[str, Any]) -> bool:

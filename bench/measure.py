@@ -32,9 +32,20 @@ GREEDY = Sampling(temperature=0, repeat_penalty=1, max_tokens=256, seed=0)
 DEFAULT = Sampling(max_tokens=256, seed=1)
 
 Arm = Callable[[], float]
-
+Arms = dict[str, Arm]
 
 _open: dict[str, Sessions] = {}
+
+
+def interleave(arms: Arms, runs: int) -> dict[str, list[float]]:
+    """Measure each arm once a run, `runs` times, showing how far it is."""
+    figures: dict[str, list[float]] = {name: [] for name in arms}
+    for run in range(runs):
+        for name, arm in arms.items():
+            print(f"\r  run {run + 1} of {runs}: {name:<40}", end="", flush=True)
+            figures[name].append(arm())
+    print("\r" + " " * 70, end="\r")
+    return figures
 
 
 def sessions(engine: str) -> Sessions:

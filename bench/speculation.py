@@ -20,7 +20,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bench import measure
-from bench.chat import interleave
+from bench.measure import interleave
 from chat.llama_server import LlamaServerEngine
 from core.engine import Request, Sampling
 from core.machine import thread_count
