@@ -12,7 +12,7 @@ from chat import branching
 from chat import page_html as parts
 from chat.context import check_size
 from chat.events import Handlers
-from chat.formats import read_chats, to_json, to_markdown, to_preferences_jsonl, to_training_jsonl
+from chat.formats import Imported, read_chats, to_json, to_markdown, to_preferences_jsonl, to_training_jsonl
 from chat.gradio_import import gr
 from chat.kept import Kept
 from chat.page import Tab, Updates
@@ -61,11 +61,17 @@ class Actions:
             tab.tree = Tree.read(rows.get("chat"), rows.get("messages"))
         else:
             raise ChatError("This chat is not here any more.")
-        note = self._opened(tab)
+        note = " ".join(filter(None, [self._came(tab, asked), self._opened(tab)]))
         status = parts.error_html(LOST) if asked.get("lost") else parts.note_html(note)
         updates = self._page.idle(tab.tree.chat.model) | self._page.restored(tab)
         updates[self._page.status] = status
         return updates | (self._on.follow(tab, answers) if answers else {})
+
+    def _came(self, tab: Tab, asked: Data) -> str:
+        """What came in by the file that was read, if one was; the browser says what it left out itself."""
+        left = asked.get("left")
+        tab.came.notes.update(map(str, left if isinstance(left, list) else []))
+        return tab.came.told() if asked.get("came") else ""
 
     def _opened(self, tab: Tab) -> str:
         """Make the tab ready for the chat that it shows from now on; say what is different there."""
@@ -112,6 +118,15 @@ class Actions:
         note = {self._page.status: parts.note_html("A new chat, which begins with this branch.")}
         return self._page.restored(tab) | note | self._on.keep(tab, nodes)
 
+    def _rate(self, tab: Tab, asked: Data) -> Updates:
+        """Keep what somebody thinks of a reply."""
+        self._on.lost(tab, "")  # who signed in may have changed the chat elsewhere
+        node, vote = tab.tree.node(asked.get("id")), asked.get("vote")
+        if node.message.role != "assistant" or vote not in (-1, 0, 1):
+            raise ChatError("This is no vote on a reply.")
+        node.vote = vote
+        return self._page.show(tab, self._on.busy(tab)) | self._on.keep(tab, [node])
+
     def _vote(self, tab: Tab, asked: Data) -> Updates:
         """Keep which of two replies is better; the chat goes on with that one."""
         if not (pair := tab.tree.pair()) or self._on.busy(tab):
@@ -151,25 +166,24 @@ class Actions:
         return self._page.tell(save={"text": text, "name": name, "type": kind})
 
     def _take_in(self, tab: Tab, asked: Data) -> Updates:
-        """Chats from a file, which the browser read."""
+        """Chats from a piece of a file, which the browser read; it opens the first one at the end."""
         own = self._kept.list(tab.signed_in) if tab.signed_in and self._kept else asked.get("own")
         listed = own if isinstance(own, list) else []
         ids = [str(each.get("id")) for each in listed if isinstance(each, Mapping)]
+        tab.came = Imported() if asked.get("begins") else tab.came
         try:
-            data = b64decode(str(asked.get("data")), validate=True)
-        except ValueError:
-            raise ChatError("The file didn't arrive whole. Open it again.") from None
-        if self._on.busy(tab):
-            raise Busy
-        found = read_chats(data, ids)
-        tab.tree = found[0]
-        if tab.signed_in and self._kept:
-            self._kept.take_in(tab.signed_in, found)
-            tab.tree = self._kept.read(tab.signed_in, tab.tree.chat.id)  # with what was there of it already
-        rows = [tree.rows() for tree in found]
-        note = " ".join(filter(None, [found.told(), self._opened(tab)]))
-        updates = self._page.restored(tab) | {self._page.status: parts.note_html(note)}
-        return updates | self._page.tell(keep_all=rows, open=tab.tree.chat.id)
+            found = read_chats(_decoded(asked.get("data")), ids)
+            rows = [tree.rows() for tree in found]
+            if tab.signed_in and self._kept:
+                self._kept.take_in(tab.signed_in, found)
+                rows = [{"chat": {"id": tree.chat.id}} for tree in found]
+        except ChatError as error:
+            before = f" {tab.came.told()} The rest of the file is not read." if tab.came.count else ""
+            raise ChatError(f"{error}{before}") from None
+        tab.came.add(found)
+        read, size = (value if isinstance(value := asked.get(key), int) else 0 for key in ("read", "size"))
+        status = parts.reading_html(tab.came.count, read, size)
+        return {self._page.status: status} | self._page.tell(came=rows)
 
     def _count(self, tab: Tab, asked: Data) -> Updates:
         """How many tokens the text in the box has, before it is sent."""
@@ -182,6 +196,13 @@ class Actions:
         return {self._page.status: (parts.error_html if tokens >= n_ctx else parts.note_html)(told)}
 
 
+def _decoded(data: Any) -> bytes:
+    try:
+        return b64decode(str(data), validate=True)
+    except ValueError:
+        raise ChatError("The file didn't arrive whole. Open it again.") from None
+
+
 _ACTIONS = {
     "open": Actions._open,
     "fresh": Actions._fresh,
@@ -189,6 +210,7 @@ _ACTIONS = {
     "hello": lambda self, tab, asked: {},
     "show": Actions._show,
     "branch": Actions._branch,
+    "rate": Actions._rate,
     "vote": Actions._vote,
     "earlier": Actions._earlier,
     "export": Actions._export,

@@ -12,6 +12,7 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
   const told = make('div', { class: 'told' }, status, undo);
   const room = make('span', { class: 'room' });
   const foot = make('div', { class: 'foot' }, room, button('ask', 'Delete everything'));
+  const out = make('a', { class: 'out', href: 'logout?all_session=false', hidden: '' });
   const sure = make('div', { class: 'sure', role: 'group', 'aria-label': 'Delete everything?', hidden: '' },
     make('p', {}, 'Delete all chats, for good?'),
     button('clear', 'Delete everything', { class: 'danger' }), button('spare', 'Cancel'));
@@ -19,7 +20,14 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
     button('rename', 'Rename', { title: 'F2' }), button('pin', 'Pin'),
     button('remove', 'Delete', { class: 'danger', title: 'Delete key' }));
   root.classList.add('chats');
-  root.replaceChildren(button('fresh', 'New chat', { class: 'fresh' }), search, fault, panel, told, foot, sure, menu);
+  const fresh = button('fresh', 'New chat', { class: 'fresh' });
+  root.replaceChildren(fresh, search, fault, panel, told, foot, sure, out, menu);
+
+  // Hugging Face's button is the page's own; Gradio's password has none.
+  store.ready.then(({ user }) => {
+    out.textContent = `Sign out ${user.replace('user:', '')}`;
+    out.hidden = !user.startsWith('user:');
+  });
 
   let shown = [], drawn = '', current = '', asked = null, again = false, renaming = false;
   const chatOf = (id) => shown.find((chat) => chat.id === id);
@@ -67,11 +75,11 @@ window.tune2chat = { ...window.tune2chat, list(root, actions) {
     panel.setAttribute('aria-busy', true);
     try {
       const chats = text ? await store.search(text, mine.signal) : await store.list();
-      const { used } = await store.room(); // what is left, browsers don't really tell
+      const { used, where } = await store.room(); // what is left, browsers don't really tell
       if (mine !== asked) return;
       if (renaming) return void (again = true);
       draw(chats, text);
-      room.textContent = `${bytes(used)} used`;
+      room.textContent = `${bytes(used)} ${where}`;
       if (text && undo.hidden) say(chats.length ? `${counted(chats.length)} found` : '');
     } catch { // the store tells what is wrong
     } finally {

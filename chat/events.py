@@ -50,16 +50,6 @@ class Handlers(Tabs):
             return self.turn(request, settings, lambda tree: branching.edit(tree, node.id, text))
         return self.changed(tab, lambda tree: branching.rewrite(tree, node.id, text), "Kept as edited.")
 
-    def like(self, open_id: str, data: gr.LikeData, request: gr.Request) -> Updates:
-        """Keep what somebody thinks of a reply."""
-        tab = self.tab(request)
-        if lost := self.lost(tab, open_id):
-            return lost
-        if (node := _pointed_at(tab, data.index)) is None:
-            return {self.page.status: parts.error_html(NOT_THERE)}
-        node.vote = 1 if data.liked in (True, "Like") else -1 if data.liked in (False, "Dislike") else 0
-        return self.keep(tab, [node])
-
     def extend(self, request: gr.Request, *settings: Any) -> Updates:
         """Go on with a reply that was cut."""
 

@@ -5,7 +5,7 @@
 | our own JSON, of any number of chats | `tune2chat`, `chats`; one chat alone by `chat`, `messages` |
 | a chat that *Save as JSON* made, or any list of messages | `messages` with `role` and `content` |
 | ChatGPT's and llama.cpp's exports (`chat.other_chats`) | `mapping`; `conv`, or lines with `session` |
-| a ZIP file or lines (JSONL) of any of these | how they begin |
+| lines (JSONL) of any of these | how they begin |
 
 What can't come along is left out, counted and told; a file of which nothing can is refused with the reason.
 """
@@ -37,21 +37,27 @@ _UNKNOWN = "entries of a kind that isn't known here"
 class Imported(list[Tree]):
     """The chats of a file. `notes` counts what was left out or changed, by what it is."""
 
-    def __init__(self, trees: Iterable[Tree], notes: Notes) -> None:
+    def __init__(self, trees: Iterable[Tree] = (), notes: Notes | None = None) -> None:
         super().__init__(trees)
-        self.notes = notes
+        self.count, self.notes = len(self), notes or Notes()
+
+    def add(self, other: Imported) -> None:
+        """Count what came in by another piece of the same file."""
+        self.count += other.count
+        self.notes.update(other.notes)
 
     def told(self) -> str:
         """What came in and what didn't, in a sentence or two."""
         notes = [f"{what} ({count:,})" for what, count in self.notes.most_common(MAX_REASONS)]
         notes += ["more of other kinds"] if len(self.notes) > MAX_REASONS else []
-        came = f"{len(self):,} chat{'' if len(self) == 1 else 's'} came in."
+        came = f"{self.count:,} chat{'' if self.count == 1 else 's'} came in."
         return f"{came} Not as in the file: {'; '.join(notes)}." if notes else came
 
 
 def read_chats(data: bytes, own: Collection[str] = ()) -> Imported:
-    """Read the chats of a file, with new ids. Raises ChatError: there is none that can be read.
+    """Read the chats of a file, or of a piece of one (chat/screen_pieces.js), with new ids.
 
+    Raises ChatError: there is none that can be read.
     Those of our own JSON whose id is in `own`, ids of chats that the same person has, keep theirs.
     """
     notes, trees, left, reason = Notes(), list[Tree](), set(own), ""

@@ -62,7 +62,7 @@
       await ask('DELETE');
       changed(...chats.map(({ id }) => id));
     },
-    room: async () => ({ used: (await mine()).bytes }),
+    room: async () => ({ used: (await mine()).bytes, where: 'on the server' }),
   };
 
   // The answer tells the browser to clear this page's storage (Clear-Site-Data), of which only the theme is no chat.

@@ -68,21 +68,20 @@ class Kept:
         return sorted(shown, key=lambda chat: (not chat["pinned"], -chat["changed"]))
 
     def search(self, user: str, text: str) -> Listed:
-        """Those of `list` with `text` in the title or a message, and `found`: it, with what is around it.
+        """Those of `list` with all words of `text` in the title or a message; capitals don't matter.
 
-        Capitals don't matter. `found` is empty where only the title has it.
+        `found` is the first word with what is around it in a message; empty where only the title has them.
         """
-        wanted = unicodedata.normalize("NFC", text[:MAX_SEARCH]).strip()
-        pattern = re.compile(re.escape(wanted), re.IGNORECASE)
-        # SQLite looks first, for what is the same in JSON and in any form of Unicode: 100 MB in a third of a
-        # second, in which other threads go on.
-        plain = max(re.findall("[0-9A-Za-z ]+", wanted), key=len, default="")
+        wanted = unicodedata.normalize("NFC", text[:MAX_SEARCH])
+        words = [re.compile(re.escape(word), re.IGNORECASE) for word in wanted.split()]
+        # SQLite looks first, for what is the same in JSON and in any Unicode: 100 MB in a third of a second.
+        plain = max(re.findall("[0-9A-Za-z]+", wanted), key=len, default="")
         hits = []
         for chat in self.list(user):
             with self._file.opened() as db:
                 rows = _rows(db, (user, chat["id"]), plain)
-            found = next(filter(None, (_around(pattern, row) for row in rows)), "")
-            if found or pattern.search(unicodedata.normalize("NFC", chat["title"])):
+            found = next(filter(None, (_around(words, row) for row in rows)), "")
+            if found or all(word.search(unicodedata.normalize("NFC", chat["title"])) for word in words):
                 hits.append(chat | {"found": found})
         return hits
 
@@ -290,11 +289,12 @@ def _text(row: BaseModel) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _around(pattern: re.Pattern[str], row: Any) -> str:
-    """What a message has that `pattern` finds, with some characters around it, on one line; or nothing."""
+def _around(words: list[re.Pattern[str]], row: Any) -> str:
+    """Of a message that has all `words`, the first and some characters around it, in a line; or nothing."""
     text = unicodedata.normalize("NFC", row["message"]["content"])
-    if (hit := pattern.search(text)) is None:
+    hits = [hit for word in words if (hit := word.search(text))]
+    if not hits or len(hits) < len(words):
         return ""
-    start, end = max(0, hit.start() - BEFORE), hit.end() + AFTER
+    start, end = max(0, hits[0].start() - BEFORE), hits[0].end() + AFTER
     line = " ".join(text[start:end].split())
     return f"{'…' if start else ''}{line}{'…' if end < len(text) else ''}"

@@ -242,7 +242,7 @@ window.tune2chat = { ...window.tune2chat, keptInBrowser(changed, tell) {
   };
   const room = async () => {
     const used = (await present()).reduce((sum, { row, bytes }) => sum + size(row) + bytes, 0);
-    return { used, quota: (await navigator.storage?.estimate?.())?.quota };
+    return { used, where: 'in this browser', quota: (await navigator.storage?.estimate?.())?.quota };
   };
   const behind = () => unkept.size > 0;
   return { list, search, read, put, change, remove, restore, forget, clear, room, entries, erase, tidy, behind };

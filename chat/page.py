@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from chat import page_html as parts
+from chat.formats import Imported
 from chat.gradio_import import gr
 from chat.model_host import Host
 from chat.owner import visitor
@@ -53,6 +54,7 @@ class Tab:
     following: Following | None = None  # what the page shows of replies on their way
     untitled: Tree | None = None  # whose first turn has just ended
     under_way: list[Following] = field(default_factory=list)  # with those of chats that it showed before
+    came: Imported = field(default_factory=Imported)  # of the file that is read, as far as it is
 
     @property
     def owner(self) -> str:

@@ -60,6 +60,8 @@ _SCRIPTS = (
     "chat_list",
     "screen_line",
     "screen_chats",
+    "screen_pieces",
+    "screen_files",
     "screen_marks",
 )
 HEAD_JS = "\n".join(Path(__file__).with_name(f"{name}.js").read_text() for name in _SCRIPTS)
@@ -121,8 +123,8 @@ def _shown(role: str, content: list[Any], title: str = "", pending: bool = False
 
 
 def marks(tree: Tree, shown: Sequence[Shown], origin: Sequence[str]) -> list[dict[str, Any]]:
-    """For each row of the chatbot, which joins messages of one side: the id of its last message, and the ids
-    of those that stand beside it in the tree, itself among them.
+    """For each row of the chatbot, which joins messages of one side: the id of its last message, the ids of
+    those that stand beside it in the tree, itself among them, and what somebody thinks of a reply.
 
     The page's script puts what can be done with them into the row's toolbar, where no text of a chat comes.
     """
@@ -130,7 +132,9 @@ def marks(tree: Tree, shown: Sequence[Shown], origin: Sequence[str]) -> list[dic
     for place, (message, name) in enumerate(zip(shown, origin, strict=True)):
         if not place or shown[place - 1]["role"] != message["role"]:
             rows.append({})
-        rows[-1] = {"id": name, "versions": children[tree.nodes[name].parent]}
+        node = tree.nodes[name]
+        vote = node.vote if node.message.role == "assistant" else None
+        rows[-1] = {"id": name, "versions": children[node.parent], "vote": vote}
     return rows
 
 
@@ -185,6 +189,14 @@ def stats_html(stats: Stats) -> str:
     return (error_html(stats.fault) if stats.fault else "") + note
 
 
+def ended_html(stats: Sequence[Stats], blind: bool) -> str:
+    """What replies cost; of two that are judged blind their speeds would tell which is which."""
+    if not blind:
+        return "".join(map(stats_html, stats))
+    faults = "".join(error_html(each.fault) for each in stats if each.fault)
+    return faults + note_html("Which reply is better? Whose they are is told after the vote.")
+
+
 def refusal(error: ValidationError) -> str:
     """A sentence about the first value that is out of its range."""
     wrong = error.errors()[0]
@@ -206,6 +218,13 @@ def download_html(name: str, done: int, total: int | None) -> str:
         return note_html(f"Downloading {name}: {human_size(done)}")
     share = 100 * done // total
     label = f"Downloading {name}: {human_size(done)} of {human_size(total)} ({share} %)"
+    return note_html(label) + f'<div class="bar"><i style="width:{share}%"></i></div>'
+
+
+def reading_html(count: int, done: int, total: int) -> str:
+    """How far a file of chats is read."""
+    share = min(100, 100 * done // (total or 1))
+    label = f"{count:,} chats so far; {human_size(done)} of {human_size(total)} read ({share} %)"
     return note_html(label) + f'<div class="bar"><i style="width:{share}%"></i></div>'
 
 

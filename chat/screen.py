@@ -76,6 +76,7 @@ def _chats() -> None:
         gr.HTML("", elem_id="chats", padding=False)  # chat/chat_list.js draws it
         if signs_in():
             gr.LoginButton(size="sm")
+            gr.HTML(parts.note_html(space.KEEPS), elem_id="keeps", padding=False)
 
 
 def _settings(page: Page, host: Host) -> None:
@@ -133,7 +134,6 @@ def _talk(page: Page, host: Host) -> None:
             editable="all",
             examples=[{"text": text} for text in parts.EXAMPLES],
             placeholder=f"Ask something, or pick an example. {space.note()}",
-            feedback_options=("Like", "Dislike"),
         )
         with gr.Row(elem_id="live"):
             page.live = _chatbot(visible=False, elem_classes="live")
@@ -160,7 +160,6 @@ def _talk(page: Page, host: Host) -> None:
 
 def _chatbot(**more: Any) -> gr.Chatbot:
     """All that show messages look alike; #talk scrolls, they don't."""
-    own: dict[str, Any] = {"feedback_options": None} | more
     return gr.Chatbot(
         label="Chat",
         show_label=False,
@@ -169,7 +168,8 @@ def _chatbot(**more: Any) -> gr.Chatbot:
         buttons=["copy"],
         latex_delimiters=parts.LATEX,
         layout="bubble",
-        **own,
+        feedback_options=None,
+        **more,
     )
 
 
@@ -193,7 +193,6 @@ def _wire(demo: gr.Blocks, page: Page, on: Handlers, actions: Actions) -> None:
         if on.titles:
             ended.then(on.entitle, None, page.bus, **event, **several)
     page.chatbot.undo(on.undo, [page.box, page.open], **turn)
-    page.chatbot.like(on.like, page.open, **turn)
     page.redo.click(on.redo, page.open, **turn)
     page.earlier.click(None, js=parts.act("earlier"))
     page.menu.input(on.choose, [page.menu, page.open], **turn)

@@ -7,8 +7,8 @@
   const TAB = 'tune2chat-tab:';
   const CUT = 'The app can not be reached. Chats that are kept in this browser can be searched, renamed and deleted; ' +
     'opening one and sending a message have to wait until the line is back. What you type stays.';
-  const LARGEST_TEXT = 1_000_000; // characters of a file that becomes part of a message
-  const LARGEST_FILE = 5_500_000; // of one with chats: what the app takes at once
+  const LARGEST_CHAT = 8_000_000; // bytes: of what the app takes at once, chat/guard.py
+  const TOO_LARGE = 'This chat has more than 8 MB, which is more than can be opened. It stays in this browser.';
   // Who knows this may take up the replies that are written for this browser; ids of chats are in saved files too.
   let visitor = crypto.getRandomValues(new Uint32Array(4)).join('-');
   try {
@@ -24,6 +24,8 @@
     told.textContent = text;
     if (!told.isConnected) find('#under')?.before(told);
   };
+  // What a file is refused for, until something is typed; what lasts is told below it.
+  page.say = (sentence) => tell(sentence || (line.cut ? CUT : store.fault));
   store.addEventListener('fault', () => tell(store.fault));
   line.addEventListener('change', () => {
     tell(line.cut ? CUT : store.fault);
@@ -45,19 +47,22 @@
       else sessionStorage.removeItem(DRAFT);
     } catch {}
   };
+  const fits = (rows) => new Blob([JSON.stringify(rows)]).size <= LARGEST_CHAT;
   const open = async (id, more = {}) => {
     if (!id) return page.act('fresh');
     try {
       const rows = await store.read(id);
-      if (rows) return page.act('open', { id, rows, ...more });
-      tell('This chat is not here any more.');
+      if (rows && fits(rows)) return page.act('open', { id, rows, ...more });
+      tell(rows ? TOO_LARGE : 'This chat is not here any more.');
     } catch {} // the store tells
     page.act('fresh');
   };
+  page.open = open;
+  page.current = () => current;
   // A reply is written by one tab: its rows are this tab's from its first to its last.
   const endOf = ({ chat, messages }) => {
     const last = messages.find(({ id }) => id === chat.leaf);
-    return JSON.stringify([chat.id, chat.leaf, chat.compared ?? null, last?.message]);
+    return JSON.stringify([chat.id, chat.leaf, chat.compared ?? null, last?.message, last?.vote]);
   };
   const keep = async (rows, done) => {
     seen = endOf(rows);
@@ -73,25 +78,20 @@
       }
     }
   };
-  const save = ({ text, name, type }) => {
-    const link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([text], { type }));
-    link.download = name;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-  };
-  let last = -1;
-  const hear = async (told) => {
+  let last = -1, answered = () => {};
+  // An action whose answer is waited for, `{ came }` or `{ failed }`.
+  page.ask = (act, more) => new Promise((done) => {
+    answered = done;
+    page.act(act, more);
+  });
+  const hear = (told) => {
     if (!told || told.number === last) return;
     last = told.number;
     if (told.open !== undefined) show(told.open);
     if (told.keep || told.draft !== undefined) draft(told.draft ?? '');
     for (const rows of [told.keep ?? []].flat()) keep(rows, told.done);
-    if (told.keep_all) {
-      for (const rows of told.keep_all) await store.put(rows, true).catch(() => {});
-      open(told.open); // with what was there of it already
-    }
-    if (told.save) save(told.save);
+    if (told.save) page.save(told.save);
+    if (told.came || told.failed === 'import') answered(told);
     if (told.lost) open(current, { lost: true });
     if (told.failed === 'open') page.act('fresh', { quiet: true });
   };
@@ -107,32 +107,6 @@
     if (!rows?.messages || endOf(rows) !== seen) open(current); // else this tab has followed it
   };
 
-  const fits = ({ name, size }, largest) => {
-    if (size > largest) throw new Error(`${name} has ${(size / 1e6).toFixed(1)} MB; at most ${largest / 1e6} are taken.`);
-  };
-  const text = async (file) => {
-    fits(file, LARGEST_TEXT);
-    const read = await file.text();
-    if (read.includes('\0') || read.includes('\ufffd')) throw new Error(`${file.name} is not a text file.`);
-    return read;
-  };
-  const pick = (accept, take) => {
-    const input = Object.assign(document.createElement('input'), { type: 'file', accept, id: 'file' });
-    input.onchange = () => input.files[0] && take(input.files[0]).catch((error) => tell(error.message));
-    input.click();
-  };
-  // A chat is renamed and pinned in the list, which tells the store and not the app.
-  page.saveAs = async (format) => {
-    const { title, pinned } = (await store.read(current).catch(() => null))?.chat ?? {};
-    page.act('export', { format, title, pinned });
-  };
-  page.openFile = () => pick('.json,.jsonl,.zip', async (file) => {
-    fits(file, LARGEST_FILE);
-    const bytes = new Uint8Array(await file.arrayBuffer()), parts = [];
-    for (let at = 0; at < bytes.length; at += 0x8000) parts.push(String.fromCharCode(...bytes.subarray(at, at + 0x8000)));
-    page.act('import', { data: btoa(parts.join('')), own: await store.list().catch(() => []) });
-  });
-
   const read = (key) => {
     try {
       return sessionStorage.getItem(key);
@@ -140,31 +114,11 @@
       return null;
     }
   };
-  const write = (text) => {
+  page.write = (text) => {
     const box = find('#box textarea');
     Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(box, text);
     box.dispatchEvent(new Event('input', { bubbles: true }));
   };
-  // A text file in the box becomes part of the message; it is read here, and goes nowhere before it is sent.
-  const fence = (read) => '`'.repeat(Math.max(3, ...(read.match(/`+/g) ?? []).map((ticks) => ticks.length + 1)));
-  const insert = async (file) => {
-    const box = find('#box textarea'), read = await text(file), ticks = fence(read);
-    const part = `${file.name}:\n${ticks}\n${read.replace(/\n$/, '')}\n${ticks}\n`;
-    write(box.value + (box.value && !box.value.endsWith('\n') ? '\n' : '') + part);
-    box.focus();
-    page.act('count', { text: box.value });
-  };
-  const take = async (files) => {
-    for (const file of files) await insert(file);
-  };
-  const drop = (event) => {
-    const files = [...(event.dataTransfer ?? event.clipboardData).files];
-    if (!files.length) return;
-    event.preventDefault();
-    event.stopPropagation();
-    take(files).catch((error) => tell(error.message));
-  };
-
   const begin = async () => {
     await store.ready;
     let own = null, others = 0;
@@ -179,13 +133,14 @@
     // The last chat comes back with the browser; a further tab begins a new one.
     const newest = own ?? (others ? '' : (await store.list().catch(() => []))[0]?.id);
     const rows = newest && (await store.read(newest).catch(() => null));
-    if (rows) page.act('open', { id: newest, rows });
+    if (rows && fits(rows)) page.act('open', { id: newest, rows });
     else {
+      if (rows) tell(TOO_LARGE);
       page.act('hello');
       show('');
     }
     const lost = read(DRAFT);
-    if (lost && !find('#box .stop-button') && !find('#box textarea').value) write(lost);
+    if (lost && !find('#box .stop-button') && !find('#box textarea').value) page.write(lost);
     draft('');
   };
   page.start = () => {
@@ -199,8 +154,7 @@
     };
     list = page.list(find('#chats'), actions) ?? page.list;
     const box = find('#box');
-    for (const name of ['dragover', 'drop', 'paste'])
-      box.addEventListener(name, name === 'dragover' ? (event) => event.preventDefault() : drop, true);
+    page.takeFiles(box);
     // Gradio would try to send, fail, and load the page anew.
     const hold = (event) => {
       if (!line.cut) return;

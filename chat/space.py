@@ -8,6 +8,11 @@ from core.errors import ChatError
 
 EVERY_ADDRESS = "0.0.0.0"  # a Space's own proxy comes from another machine
 NOTE = "The model runs on the processor; the GPU of this Space is not used."
+# Beside the button to sign in with (https://huggingface.co/docs/hub/spaces-storage).
+KEEPS = (
+    "Without signing in, chats are kept in your browser only. Once you are signed in, they are kept on this "
+    "Space's disk, which is empty after a restart unless its owner has attached storage to it."
+)
 
 
 def is_one() -> bool:

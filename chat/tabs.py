@@ -167,7 +167,9 @@ class Tabs:
                     updates |= page.keep(answers.tree, answers.changed_nodes(), False, shown)
                 if updates:
                     yield updates
-            following.status = "".join(parts.stats_html(state.stats) for state in states)
+            compared = answers.tree.chat.compared
+            blind = compared is not None and compared.blind
+            following.status = parts.ended_html([state.stats for state in states], blind)
         except ChatError as error:
             following.status = parts.error_html(str(error))
             written = any(node.id in answers.tree.nodes for node in answers.nodes)

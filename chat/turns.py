@@ -120,6 +120,9 @@ class Turns:
 
     def _keeper(self, answers: Answers, node: Node) -> Callable[[bool], None]:
         def keep(done: bool) -> None:
+            chat = answers.tree.chat
+            if done and node.id in answers.tree.nodes and chat.leaf == answers.question.id:
+                chat.leaf = node.id  # that it is compared with has failed, or begins later
             if node.id in answers.tree.nodes and not answers.gone:
                 self.keep(answers.owner, answers.tree, [answers.question, node])
 

@@ -39,6 +39,7 @@ def test_two_replies_are_compared_blind_and_the_vote_is_kept(person: Person) -> 
     person.begin("Name a tree.")
     better = person.button("Right is better")
     expect(better).to_be_visible(timeout=WAIT_MS)
+    expect(person.status).to_have_text("Which reply is better? Whose they are is told after the vote.")
     sides = person.page.locator("#live [data-testid=block-label]")
     expect(sides).to_have_text(["A", "B"])
     right = person.page.locator("#live .bot .message-content").last.inner_text()

@@ -48,5 +48,10 @@ def test_chats_are_on_the_server_and_each_persons_own(browser: Browser, closed: 
     ben.page.evaluate("(id) => window.tune2chat.act('open', { id })", chat)
     expect(ben.status.get_by_role("alert")).to_be_visible(timeout=WAIT_MS)
     expect(ben.questions).to_have_count(0)
+    expect(ben.page.locator(".room")).to_have_text("0 B on the server")
+    ben.page.get_by_role("link", name="Sign out ben").click()
+    expect(ben.page.get_by_role("button", name="Login")).to_be_visible(timeout=WAIT_MS)
+    anna.reload()  # is still there
+    expect(anna.page.get_by_role("link", name="Sign out anna")).to_be_visible()
     for person in (anna, elsewhere, ben):
         person.page.context.close()

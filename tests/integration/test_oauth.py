@@ -24,6 +24,8 @@ import pytest
 
 from chat.cli import CHATS
 from chat.page import OWN
+from chat.page_html import note_html
+from chat.space import KEEPS
 from tests.integration.running_app import App, copy_app, free_port, wait_for
 from tests.unit.kept_chats import chat_of
 
@@ -125,7 +127,9 @@ def owners(app: App) -> set[str]:
 def test_each_person_has_chats_of_their_own_by_what_never_changes(space: App, signer: Any) -> None:
     anna, ben = (Person(space, signer, sub, "same name") for sub in ("1001", "1002"))
     _, config = anna.ask("/config")
-    assert "Sign in with Hugging Face" in [part["props"].get("value") for part in config["components"]]
+    said = [part["props"].get("value") for part in config["components"]]
+    assert "Sign in with Hugging Face" in said
+    assert note_html(KEEPS) in said
     anna.send("My secret is blue.")
     assert {"hf:1001"} == owners(space)
     assert [chat["title"] for chat in anna.chats()] == ["My secret is blue."]

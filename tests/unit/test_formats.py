@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from typing import Any
 
 import pytest
 
-from chat.chat_files import MAX_BYTES
 from chat.conversation import Conversation
-from chat.formats import read_chats, to_json, to_markdown, to_training_jsonl
+from chat.formats import Imported, read_chats, to_json, to_markdown, to_training_jsonl
 from chat.tree import Chat, Compared, Tree
 from core.errors import ChatError
 from tests.unit.branched_chat import tree
@@ -78,25 +75,12 @@ def test_messages_of_one_side_in_a_row_are_joined_and_told() -> None:
     assert "replies before the first question left out (1)" in read.told()
 
 
-def test_lines_and_archives_are_read() -> None:
+def test_lines_are_read() -> None:
     line = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
     read = read_chats(f"{line}\n\n{line}\n{{cut".encode())
     assert len(read) == 2
     assert read.told() == "2 chats came in. Not as in the file: lines that are no JSON left out (1)."
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("x/conversations-001.json", f"[{line}]")
-        archive.writestr("b.jsonl", f"{line}\n{line}")
-        archive.writestr("user.json", '{"messages": [{"role": "user", "content": "not read"}]}')
-    assert len(read_chats(packed.getvalue())) == 3
     assert len(read_chats(b"\xef\xbb\xbf" + line.encode())) == len(read_chats(line.encode("utf-16"))) == 1
-
-
-def archive(name: str, content: bytes) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as made:
-        made.writestr(name, content)
-    return packed.getvalue()
 
 
 ROWS = tree().rows()
@@ -111,7 +95,6 @@ BAD: dict[str, tuple[bytes, str]] = {
     "whole lists in lists": (b"[" * 10**5 + b"]" * 10**5, "nested too deep"),
     "objects in objects": (b'{"a":' * 10**6, "nested too deep|no JSON"),
     "a line nested too deep": (b'{"a": 1}\n' + b"[" * 10**6, "nested too deep|kind"),
-    "100 MB": (b" " * 10**8, "64 MB"),
     "a number of 5,000 digits": (b"1" * 5_000, "no JSON"),
     "no number": (b'{"messages": NaN}', "no JSON"),
     "null": (b"null", "kind"),
@@ -133,10 +116,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no version": (b'{"tune2chat": "x", "chats": []}', "no list of chats"),
     "a circle": (json.dumps({"tune2chat": 1, "chats": [CIRCLE]}).encode(), "beginning is missing"),
     "two of one id": (json.dumps(ROWS | {"messages": ROWS["messages"][:1] * 2}).encode(), "one id"),
-    "an archive that is none": (b"PK\x03\x04" + bytes(99), "damaged"),
-    "an archive of other things": (archive("a.txt", b"x"), "no conversations.json"),
-    "a bomb": (archive("conversations.json", bytes(MAX_BYTES + 1)), "64 MB"),
-    "an archive cut short": (archive("a.jsonl", b"x" * 999)[:-30], "damaged"),
+    "an archive, which the page unpacks": (b"PK\x03\x04" + bytes(99), "no JSON"),
 }
 
 
@@ -156,6 +136,14 @@ def test_a_broken_chat_among_others_is_left_out_and_told() -> None:
     assert "left out: entries of a kind" in read.told()
     many = [{"chat": {f"key{n}": 1}, "messages": []} for n in range(99)]
     assert len(read_chats(json.dumps([ROWS, *many]).encode()).told()) < 1_000
+
+
+def test_what_came_in_by_the_pieces_of_a_file_is_told_as_one() -> None:
+    came = Imported()
+    for _ in range(2):
+        came.add(read_chats(json.dumps([ROWS, CIRCLE]).encode()))
+    assert came.told().startswith("2 chats came in. Not as in the file: left out: ")
+    assert "is missing (2)" in came.told()
 
 
 def test_halves_of_characters_come_in_as_what_can_be_written() -> None:

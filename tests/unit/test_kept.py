@@ -138,6 +138,8 @@ def test_search_shows_where_it_was_found(kept: Kept) -> None:
     assert [len(kept.search("ada", text)) for text in ("e\u0301tude", "%", "_", "(", '"', "role")] == [1] + [
         0
     ] * 5
+    assert [chat["id"] for chat in kept.search("ada", "Étude X dragon")] == [long.chat.id]
+    assert kept.search("ada", "dragon elephant") == []
     kept.remove("ada", titled.chat.id)
     assert len(kept.search("ada", "dragon")) == 1
 

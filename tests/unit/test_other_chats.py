@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from chat.chat_files import MAX_BYTES
 from chat.formats import Imported, read_chats
 from chat.tree import Tree
 from core.errors import ChatError
@@ -266,4 +265,3 @@ def test_files_that_would_grow_without_bound_are_refused_in_a_moment() -> None:
     )
     assert len(long.nodes) == 15_002
     assert time.process_time() - began < 20
-    assert MAX_BYTES > 2**20
