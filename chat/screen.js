@@ -7,6 +7,13 @@
   if (window.innerWidth > 1000) find('#left:not(.open) .toggle-button')?.click();
   if (window.innerWidth > 1500) find('#right:not(.open) .toggle-button')?.click();
 
+  // Gradio calls both "Toggle Sidebar".
+  for (const [side, name] of [['left', 'Chats'], ['right', 'Settings']]) {
+    const toggle = find(`#${side} .toggle-button`);
+    toggle?.setAttribute('aria-label', name);
+    toggle?.setAttribute('title', name);
+  }
+
   const theme = localStorage.getItem('tune2chat-theme');
   if (theme) document.body.classList.toggle('dark', theme === 'dark');
 

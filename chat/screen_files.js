@@ -49,7 +49,7 @@
       return page.say(`${file.name}: ${error.message}${came}`);
     }
     const [first] = brought.chats;
-    if (!first) return page.say(`${file.name} has only ${brought.left[0]}.`);
+    if (!first) return page.say(`${file.name}: Of one chat at most 5.5 MB are taken, and none here is smaller.`);
     // With what was there of it already. Who went on to another chat meanwhile stays there.
     page.open(page.current() === shown ? first : page.current(), { came: true, left: brought.left });
   };

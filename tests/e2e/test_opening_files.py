@@ -9,9 +9,10 @@ import zipfile
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from tests.e2e.person import WAIT_MS, Person
+from tests.e2e.serve import App
 from tests.e2e.store import put_chat
 
 pytestmark = pytest.mark.parametrize("app", ["llama-server"], indirect=True)
@@ -87,14 +88,16 @@ def test_a_chat_in_lines_stays_whole_where_a_piece_ends(person: Person) -> None:
     assert [chat["messages"] for chat in person.page.evaluate(LISTED)] == [10, 10, 10]
 
 
-ONE = json.dumps([{"role": "user", "content": "word " * 1_200_000}]).encode()
+SAID = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "word " * 1_200_000}]
 MANY = json.dumps(export(80, 80_000)).encode()
 
 
 def test_what_can_not_come_in_says_why_and_what_came(person: Person) -> None:
     told = person.page.locator("#kept")
-    upload(person, "one.json", ONE)
+    upload(person, "one.json", json.dumps(SAID).encode())
     expect(told).to_contain_text("one.json: Of one chat at most 5.5 MB are taken", timeout=WAIT_MS)
+    upload(person, "large.json", json.dumps([{"messages": SAID}]).encode())
+    expect(told).to_contain_text("large.json: Of one chat at most 5.5 MB are taken", timeout=WAIT_MS)
     upload(person, "cut.json", MANY[: len(MANY) * 9 // 10])
     expect(told).to_contain_text(re.compile(r"ends in the middle of a chat\. \d\d chats of it came in"))
     for data in (b"PK\x03\x04" + bytes(99), packed_one()[:-30]):
@@ -114,13 +117,16 @@ def packed_one(name: str = "conversations.json") -> bytes:
     return packed.getvalue()
 
 
-def test_where_the_browser_is_full_it_says_so_and_keeps_what_came(person: Person) -> None:
-    limit = person.page.context.new_cdp_session(person.page)
-    limit.send("Storage.overrideQuotaForOrigin", {"origin": person.url, "quotaSize": 3_500_000})
+def test_where_the_browser_is_full_it_says_so_and_keeps_what_came(browser: Browser, app: App) -> None:
+    page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+    limit = page.context.new_cdp_session(page)
+    limit.send("Storage.overrideQuotaForOrigin", {"origin": app.url, "quotaSize": 3_500_000})
+    person = Person(page, app.url)
     upload(person, "export.json", MANY)
-    told = person.page.locator("#kept")
+    told = page.locator("#kept")
     expect(told).to_contain_text(re.compile(r"no room left.* \d+ chats of it came in"), timeout=WAIT_MS)
-    assert 0 < len(person.page.evaluate(LISTED)) < 80
+    assert 0 < len(page.evaluate(LISTED)) < 80
+    page.context.close()
 
 
 def test_a_chat_too_large_to_be_opened_stays_and_says_so(person: Person) -> None:

@@ -1,4 +1,4 @@
-"""What stands at a message: votes and versions, by keyboard too; and a comparison that half fails."""
+"""What stands at a message, its votes and versions, by mouse and by keyboard."""
 
 from __future__ import annotations
 
@@ -61,19 +61,3 @@ def test_versions_are_gone_through_by_keyboard(person: Person) -> None:
     person.page.keyboard.press("Enter")
     expect(place).to_have_text("2/3", timeout=WAIT_MS)
     expect(person.icon("Version after")).to_be_focused()
-
-
-def test_where_one_of_two_models_fails_the_others_reply_stays(person: Person) -> None:
-    person.choose("Tiny")
-    person.set("Max tokens", 6)
-    person.unfold("Compare two replies")
-    person.page.get_by_label("Ask both").check()
-    person.page.get_by_role("combobox", name="Compare with").click()
-    person.page.get_by_role("option", name="Small").click()
-    person.begin("word " * 700)  # more than the context of the one, less than that of the other
-    expect(person.status.get_by_role("alert")).to_be_visible(timeout=WAIT_MS)
-    expect(person.button("Send")).to_be_visible(timeout=WAIT_MS)
-    expect(person.replies).to_have_count(1, timeout=WAIT_MS)
-    person.reload()
-    expect(person.replies).to_have_count(1, timeout=WAIT_MS)
-    expect(person.button("Right is better")).to_have_count(0)

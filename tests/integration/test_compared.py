@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from chat.running import follow
 from chat.tree import Chat, Node, Tree
 from chat.turns import Arm, Turns
 from core.engine import Sampling
+from core.errors import ChatError
 from core.lora import Adapter
 from core.registry import Entry, Registry, Source
 from tests.integration.test_requests import write_lora
@@ -39,13 +40,14 @@ def host(
 
 
 def compared(host: Host, *arms: Arm) -> tuple[Tree, list[Node]]:
-    """Have one question answered by each; random, so that alike means seeded alike."""
+    """Have one question answered by each; random, so that alike means seeded alike. One of them may fail."""
     turns = Turns(Sessions(host), lambda owner, tree, nodes: None)
     tree = Tree(Chat(model="Tuned", sampling=Sampling(max_tokens=12, temperature=1)))
     branching.ask(tree, "Tell me of the sea.")
     answers = turns.begin(tree, "anna", "anna", arms, blind=True)
-    for _ in follow(answers.replies):
-        pass
+    with suppress(ChatError):
+        for _ in follow(answers.replies):
+            pass
     return tree, answers.nodes
 
 
@@ -65,3 +67,12 @@ def test_a_base_is_compared_with_and_without_its_adapter(host: Host) -> None:
 def test_both_are_seeded_alike(host: Host) -> None:
     _, (without, plain) = compared(host, Arm("Tuned", {"odd": 0.0}), Arm("Plain"))
     assert without.message.content == plain.message.content != ""
+
+
+@pytest.mark.parametrize("first", ["Gone", "Plain"])
+def test_where_one_of_two_fails_the_others_reply_is_shown(host: Host, first: str) -> None:
+    tree, nodes = compared(host, *(Arm(name) for name in (first, "Plain" if first == "Gone" else "Gone")))
+    [there] = [node for node in nodes if node.id in tree.nodes]
+    assert there.model == "Plain"
+    assert tree.branch()[-1] is there
+    assert tree.pair() == []

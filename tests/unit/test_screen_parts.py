@@ -67,8 +67,8 @@ def test_each_row_of_the_chatbot_knows_its_message_and_those_beside_it() -> None
     other = tree.add(Message(role="assistant", content="c"), question).id
     displayed, origin = parts.display(tree)
     assert parts.marks(tree, displayed, origin) == [
-        {"id": question, "versions": [question]},
-        {"id": other, "versions": [reply, other]},
+        {"id": question, "versions": [question], "vote": None},
+        {"id": other, "versions": [reply, other], "vote": 0},
     ]
 
 
