@@ -178,11 +178,11 @@ class Actions:
                 self._kept.take_in(tab.signed_in, found)
                 rows = [{"chat": {"id": tree.chat.id}} for tree in found]
         except ChatError as error:
-            before = f" {tab.came.told()} The rest of the file is not read." if tab.came.count else ""
+            before = f" {tab.came.told()} The rest of the file is not read." if tab.came.total else ""
             raise ChatError(f"{error}{before}") from None
         tab.came.add(found)
         read, size = (value if isinstance(value := asked.get(key), int) else 0 for key in ("read", "size"))
-        status = parts.reading_html(tab.came.count, read, size)
+        status = parts.reading_html(tab.came.total, read, size)
         return {self._page.status: status} | self._page.tell(came=rows)
 
     def _count(self, tab: Tab, asked: Data) -> Updates:

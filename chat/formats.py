@@ -39,18 +39,18 @@ class Imported(list[Tree]):
 
     def __init__(self, trees: Iterable[Tree] = (), notes: Notes | None = None) -> None:
         super().__init__(trees)
-        self.count, self.notes = len(self), notes or Notes()
+        self.total, self.notes = len(self), notes or Notes()
 
     def add(self, other: Imported) -> None:
         """Count what came in by another piece of the same file."""
-        self.count += other.count
+        self.total += other.total
         self.notes.update(other.notes)
 
     def told(self) -> str:
         """What came in and what didn't, in a sentence or two."""
         notes = [f"{what} ({count:,})" for what, count in self.notes.most_common(MAX_REASONS)]
         notes += ["more of other kinds"] if len(self.notes) > MAX_REASONS else []
-        came = f"{self.count:,} chat{'' if self.count == 1 else 's'} came in."
+        came = f"{self.total:,} chat{'' if self.total == 1 else 's'} came in."
         return f"{came} Not as in the file: {'; '.join(notes)}." if notes else came
 
 

@@ -191,7 +191,7 @@ def test_everything_is_deleted_after_a_second_question(page: Page) -> None:
     page.get_by_role("button", name="Delete everything").click()
     page.get_by_role("group", name="Delete everything?").get_by_text("Delete everything").click()
     expect(page.get_by_text("No chats yet.")).to_be_visible()
-    expect(page.get_by_text("0 B used")).to_be_visible()
+    expect(page.get_by_text("0 B in this browser")).to_be_visible()
     assert page.evaluate("done") == ["removed a"]
     page.reload()
     assert page.evaluate("tune2chat.store.list()") == []

@@ -6,6 +6,8 @@ import io
 import json
 import re
 import zipfile
+from base64 import b64encode
+from random import Random
 from typing import Any
 
 import pytest
@@ -79,7 +81,10 @@ def test_a_chat_in_lines_stays_whole_where_a_piece_ends(person: Person) -> None:
     for chat in range(3):
         lines.append({"type": "session", "harness": "llama.cpp", "id": f"c{chat}", "name": f"Chat {chat}"})
         for number in range(10):
-            about = {"id": f"{chat}-{number}", "parent": f"{chat}-{number - 1}" if number else None}
+            about: dict[str, Any] = {
+                "id": f"{chat}-{number}",
+                "parent": f"{chat}-{number - 1}" if number else None,
+            }
             role = "assistant" if number % 2 else "user"
             message = about | {"role": role, "content": "word " * 50_000}
             lines.append({"type": "message", "message": message})
@@ -122,7 +127,8 @@ def test_where_the_browser_is_full_it_says_so_and_keeps_what_came(browser: Brows
     limit = page.context.new_cdp_session(page)
     limit.send("Storage.overrideQuotaForOrigin", {"origin": app.url, "quotaSize": 3_500_000})
     person = Person(page, app.url)
-    upload(person, "export.json", MANY)
+    noise = [of_chatgpt(n, b64encode(Random(n).randbytes(60_000)).decode()) for n in range(80)]
+    upload(person, "export.json", json.dumps(noise).encode())
     told = page.locator("#kept")
     expect(told).to_contain_text(re.compile(r"no room left.* \d+ chats of it came in"), timeout=WAIT_MS)
     assert 0 < len(page.evaluate(LISTED)) < 80
