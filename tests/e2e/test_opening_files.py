@@ -77,7 +77,7 @@ def test_an_export_of_many_megabytes_comes_in_piece_by_piece(person: Person) -> 
 
 
 def test_a_chat_in_lines_stays_whole_where_a_piece_ends(person: Person) -> None:
-    lines = []
+    lines: list[dict[str, Any]] = []
     for chat in range(3):
         lines.append({"type": "session", "harness": "llama.cpp", "id": f"c{chat}", "name": f"Chat {chat}"})
         for number in range(10):
