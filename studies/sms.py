@@ -212,8 +212,8 @@ def read(argv: list[str]) -> argparse.Namespace:
         if not least <= getattr(given, name) <= most:
             option = f"--{name.replace('_', '-')}"
             parser.error(f"{option} {getattr(given, name)} is not from {least} to {most:,}")
-    if wrong := next((rate for rate in given.rates if not 0 < rate < 1), None):
-        parser.error(f"--rates {wrong} is not above 0 and below 1")
+    if wrong := [rate for rate in given.rates if not 0 < rate < 1]:
+        parser.error(f"--rates {wrong[0]} is not above 0 and below 1")
     if given.full_size and not torch.cuda.is_available():
         parser.error("--full-size: PyTorch sees no CUDA GPU here; leave it out")
     return given
