@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +157,7 @@ def draw_robustness(content: Content) -> Figure:
     made, axes = figure(1, "What a changed prompt costs a tuned model")
     changes, tasks = (*CHANGES, "other domain"), content["settings"]["tasks"]
     for number, arm in enumerate(ARM_NAMES):
-        values = [
-            mean_by_seed(content, arm, lambda cell, change=change: rise(cell, change), tasks)
-            for change in changes
-        ]
+        values = [mean_by_seed(content, arm, partial(rise, change=change), tasks) for change in changes]
         _bars(axes[0], _places(len(changes), number), values, arm, "o")
     axes[0].set_xticks(range(len(changes)), changes, fontsize="small", rotation=20)
     axes[0].set_ylabel("rise of the loss (nats a token)")

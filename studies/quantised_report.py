@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -168,10 +169,7 @@ def _robustness(content: Content) -> str:
     tasks = content["settings"]["tasks"]
     rows, said = [], []
     for change in (*CHANGES, "other domain"):
-        losses = {
-            arm: mean_by_seed(content, arm, lambda cell, change=change: rise(cell, change), tasks)
-            for arm in ARM_NAMES
-        }
+        losses = {arm: mean_by_seed(content, arm, partial(rise, change=change), tasks) for arm in ARM_NAMES}
         if any(losses.values()):
             rows.append([change, *(spread(values, "{:+.3f}") for values in losses.values())])
             said.append(f"- {change}. {verdict(losses)}")
@@ -188,10 +186,7 @@ def _forgetting(content: Content) -> str:
     for kind in KINDS:
         before = [content["cells"].get(f"untuned|{arm}", {}).get("unlike", {}).get(kind) for arm in ARM_NAMES]
         rows.append([kind, "untuned", *(f"{loss:.3f}" if loss else "" for loss in before)])
-        rises = {
-            arm: mean_by_seed(content, arm, lambda cell, kind=kind: forgotten(cell, kind), tasks)
-            for arm in ARM_NAMES
-        }
+        rises = {arm: mean_by_seed(content, arm, partial(forgotten, kind=kind), tasks) for arm in ARM_NAMES}
         rows.append([kind, "rise by training", *(spread(values, "{:+.3f}") for values in rises.values())])
         if any(rises.values()):
             said.append(f"- {kind}. {verdict(rises)}")
@@ -199,19 +194,14 @@ def _forgetting(content: Content) -> str:
 
 
 def _speed(content: Content) -> str:
-    rows = []
+    rows: list[list[str]] = []
     for key, cell in content["cells"].items():
         kind, _, name = key.partition("|")
         if kind in ("speed", "processor", "gguf"):
             engine = f"{'llama.cpp' if kind == 'gguf' else 'transformers'}, {place(content, kind)}"
             rows += _written(engine, ARM_NAMES.get(name, name), cell)
     head = ["engine", "weights", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
-    lacking = (
-        []
-        if cells(content, "gguf")
-        else ["llama.cpp wasn't there, so there are no GGUF files in this table."]
-    )
-    return section(head, rows, lacking)
+    return section(head, rows, [] if cells(content, "gguf") else [NO_GGUF])
 
 
 def _written(engine: str, title: str, cell: dict[str, Any]) -> Iterator[list[str]]:

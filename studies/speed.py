@@ -102,7 +102,8 @@ def _bench(file: Path, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
     memory: list[float] = []
     options = ["-c", str(2 * tokens * batch + 256), "-npp", str(tokens), "-ntg", str(tokens)]
     options += ["-npl", str(batch), "-t", str(thread_count()), "--output-format", "jsonl"]
-    command, rows = [tool("llama-batched-bench"), "-m", file, *options], []
+    command: list[str | Path] = [tool("llama-batched-bench"), "-m", file, *options]
+    rows: list[dict[str, Any]] = []
     for _ in range(repeats):
         printed = run(command, lambda _: memory.append(children_peak_gb()))
         rows += [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
