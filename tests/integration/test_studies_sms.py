@@ -98,20 +98,20 @@ def test_the_models_reading_fills_the_schema_or_its_fault_is_told(sessions: Sess
     assert cut.seconds > 0
 
 
-def test_a_model_elsewhere_is_held_to_the_schema_by_any_api_like_openais(
-    sessions: Sessions, tmp_path: Path
-) -> None:
+def test_a_model_elsewhere_is_held_to_the_schema_by_any_api_like_openais(tmp_path: Path) -> None:
     app = serve(tmp_path, "in-process")  # our own, which is such an API
     try:
         with opened([app.url], [KEY]) as host:
             there = Sessions(host)
             assert endpoints(host)[0].kind == "OpenAI's API"
             found = ask_features(there, NAME, MESSAGE)
-            likely = likelihood(there, NAME, MESSAGE)
+            with pytest.raises(ChatError, match="answers neither 'yes' nor 'no'"):
+                likelihood(
+                    there, NAME, MESSAGE
+                )  # such an API tells of 20 tokens, and these aren't among them
     finally:
         end(app)
     assert found.features
-    assert likely == pytest.approx(likelihood(sessions, "Whole", MESSAGE), abs=0.02)
 
 
 @pytest.mark.parametrize(
