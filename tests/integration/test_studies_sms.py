@@ -186,12 +186,12 @@ def test_a_study_that_was_interrupted_goes_on(
     with subprocess.Popen(command(*tuned, "--train", "8"), stdout=subprocess.PIPE, text=True) as begun:
         assert begun.stdout
         for line in begun.stdout:
-            if line.startswith("baselines/2"):
+            if line.startswith("tuned/16 bit/1"):
                 break
         begun.send_signal(signal.SIGINT)
         assert begun.wait(120) == 130
     before = json.loads((out / FILE).read_text())["cells"]
-    assert {"made", "rules", "baselines/1", "baselines/2"} <= set(before)
+    assert {"made", "rules", "baselines/3", "tuned/16 bit/1"} <= set(before)
     assert "tuned/4 bit/3" not in before
     assert main([*tuned, "--train", "9"]) == 1
     assert "other settings (train 8, and now 9)" in capsys.readouterr().err
