@@ -94,7 +94,7 @@ def run_job(job: Job) -> dict[str, Any]:
             return {"tasks": {task: scores(session, job, task) for task in job.tasks}} | unlike(session, job)
         found = train(session, job)
         if job.what == "task" and not found["diverged"]:
-            found |= scores(session, job, job.task)
+            found |= scores(session, job, job.task) | robustness(session, job)
         return found
     finally:
         adapted.unload()
@@ -215,18 +215,18 @@ def unlike(session: Session, job: Job) -> dict[str, Any]:
 
 
 def scores(session: Session, job: Job, task: str) -> dict[str, Any]:
-    """Loss and score on the test rows as they are, under each change, and on another domain."""
+    """Loss and score on the test rows as they are."""
     rows = load_task(task, "test", job.sizes.test_rows)
-    found: dict[str, Any] = {"loss": number(session.loss([row.example() for row in rows]))}
-    found |= {"score": number(score(task, session, rows)), "changed": {}}
+    loss = session.loss([row.example() for row in rows])
+    return {"loss": number(loss), "score": number(score(task, session, rows))}
+
+
+def robustness(session: Session, job: Job) -> dict[str, Any]:
+    """The same under each change and on another domain, and how often an injected line was obeyed."""
+    task, limit, found = job.task, job.sizes.test_rows, dict[str, Any]()
+    rows = load_task(task, "test", limit)
     for change in CHANGES:
-        found["changed"][change] = {"loss": number(session.loss([row.example(change) for row in rows]))}
-        if task == "sentiment":
-            found["changed"][change]["score"] = number(score(task, session, rows, change))
-    found["obeyed"] = number(obeyed(session, rows))
-    if others := load_task(task, "other", job.sizes.test_rows) if task == "sentiment" else []:
-        found["changed"]["other domain"] = {
-            "loss": number(session.loss([row.example() for row in others])),
-            "score": number(score(task, session, others)),
-        }
-    return found
+        found[change] = {"loss": number(session.loss([row.example(change) for row in rows]))}
+    if others := load_task(task, "other", limit) if task == "sentiment" else []:
+        found["other domain"] = {"loss": number(session.loss([row.example() for row in others]))}
+    return {"changed": found, "obeyed": number(obeyed(session, rows))}

@@ -112,9 +112,9 @@ def with_typos(text: str, share: float = 0.1) -> str:
     return "".join(letters)
 
 
-def score(task: str, model: Scored, rows: list[Row], change: str = "") -> float:
+def score(task: str, model: Scored, rows: list[Row]) -> float:
     """The task's score (SCORES), 0 to 1, over `rows`."""
-    chats = [row.example(change).messages[:-1] for row in rows]
+    chats = [row.example().messages[:-1] for row in rows]
     if task == "sentiment":
         shares = model.label_probabilities(chats, LABELS)
         right = [(one > 0.5) == (row.answer == LABELS[0]) for (one, _), row in zip(shares, rows, strict=True)]
