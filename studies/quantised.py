@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -191,7 +192,9 @@ def on_processor(base: Path, out: Path) -> int:
         job = Job("speed", arm, str(out / "gptq" if arm == "gptq" else base), "cpu", sizes, batches=batches)
         cells.append(Cell(f"processor|{arm}", partial(run_job, job)))
     cells += gguf_cells(base, out, sizes, batches)
-    results.put("about processor", {"cores": thread_count(), "date": date.today().isoformat()})
+    load = round(os.getloadavg()[0], 1)  # of this and other programs, in cores
+    here = {"cores": thread_count(), "date": date.today().isoformat(), "load": load}
+    results.put("about processor", here)
     with Runner(results) as runner:
         runner.do(cells)
     return runner.failed

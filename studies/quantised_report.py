@@ -201,7 +201,14 @@ def _speed(content: Content) -> str:
             engine = f"{'llama.cpp' if kind == 'gguf' else 'transformers'}, {place(content, kind)}"
             rows += _written(engine, ARM_NAMES.get(name, name), cell)
     head = ["engine", "weights", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
-    return section(head, rows, [] if cells(content, "gguf") else [NO_GGUF])
+    said = [] if cells(content, "gguf") else [NO_GGUF]
+    if about := content["cells"].get("about processor"):
+        said.append(
+            f"The processor's figures were measured on {about['date']}, with a load of {about['load']:g} on "
+            f"{about['cores']} cores when it began. Above the number of cores, other programs took a share: "
+            "speeds are lower, and ranges wider, than they would be alone."
+        )
+    return section(head, rows, said)
 
 
 def _written(engine: str, title: str, cell: dict[str, Any]) -> Iterator[list[str]]:
