@@ -23,6 +23,7 @@ COSTS = ("loss", "tokens_per_s", "memory_gb")
 HEADS = {"loss": "last training loss, nats", "tokens_per_s": "tokens/s", "memory_gb": "memory, GB"}
 FORMS = {"tokens_per_s": "{:,.0f}", "memory_gb": "{:.2f}", "reached": "{:.2f}"}
 PAGE = Path(__file__).with_name("sms_page.md")
+BITS_TRIED = 3  # 16, 8 and 4, each without checkpointing and with it
 CHAT, TRUTH = "untuned, through the chat", "the generator's truth"
 
 
@@ -184,7 +185,15 @@ def _likelihoods(content: Content) -> str:
     for name, figures in found.items():
         shown = [spread(figures.get(c, []), FORMS.get(c, "{:.3f}"), nothing="") for c in columns]
         rows.append([name, str(len(figures["reached"])), *shown])
-    return section(head, rows, _findings(found))
+    return section(head, rows, [*_findings(found), *_lacking(content)])
+
+
+def _lacking(content: Content) -> Iterator[str]:
+    """What isn't there yet of the tuned arms."""
+    there, plan = len(cells(content, "tuned")), content["settings"]
+    planned = BITS_TRIED * (len(SEEDS) + plan["checkpointed_seeds"])
+    if there < planned:
+        yield f"\n{there} of {planned} runs were made so far, and the same command goes on with the others."
 
 
 def _findings(found: Mapping[str, Mapping[str, list[float]]]) -> Iterator[str]:
