@@ -7,6 +7,9 @@ import warnings
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA GPU, and there is none", allow_module_level=True)
+
 from bench.train_documents import documents
 from bench.train_models import random_base
 from tests.gpu.test_cuda import CONFIGS, CUDA, recipe, with_random_b

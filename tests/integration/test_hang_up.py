@@ -44,12 +44,13 @@ class Served:
         self._thread.join(30)
 
     def ask(self, words: str, stream: bool, more: bytes = b"") -> socket.socket:
-        """Send a request, with `more` behind it, and return when the engine has begun with it."""
+        """Ask for a long text that goes on from `words`, with `more` behind that request, and return when the
+        engine has begun with it."""
         if isinstance(self.engine, LlamaServerEngine):
             self.engine.log.clear()
-        messages = [{"role": "user", "content": words}]
-        body = json.dumps({"messages": messages, "max_tokens": 1000, "temperature": 0, "stream": stream})
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        asked = {"prompt": words, "max_tokens": 1500, "temperature": 0, "repeat_penalty": 1, "stream": stream}
+        body = json.dumps(asked)
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         line = socket.create_connection(("127.0.0.1", self.port))
         line.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode() + more)
         wait_until(self.works)
@@ -103,15 +104,13 @@ def test_the_engine_is_idle_within_a_second(served: Served, part: str, stream: b
     draw, seconds, counts = random.Random(part), list[float](), served.sessions.host.queue.counts
     for number in range(short(3, 25)):
         before = counts.generated_tokens
-        line = served.ask(
-            f"{number} {stream} " + "A tale of the sea. " * (250 if part == "prompt" else 1), stream
-        )
-        time.sleep(draw.uniform(0, 0.5) + (part == "reply"))
-        assert served.works(), "else this shows nothing"
-        hang_up: Callable[[Any], None] = draw.choice([close, reset, half_close])
-        hang_up(line)
-        seconds.append(served.idle_after())
-        line.close()
+        words = f"{number} {stream} " * 12  # any model goes on with that
+        with closing(served.ask(words + "A tale of the sea. " * 250 * (part == "prompt"), stream)) as line:
+            time.sleep(draw.uniform(0, 0.5) + (part == "reply"))
+            assert served.works(), "else this shows nothing"
+            hang_up: Callable[[Any], None] = draw.choice([close, reset, half_close])
+            hang_up(line)
+            seconds.append(served.idle_after())
         wait_until(lambda: not served.sessions.host.queue.running)
         assert (counts.generated_tokens > before) == (part == "reply")
     assert statistics.median(seconds) < IDLE_S
