@@ -166,7 +166,7 @@ class LlamaServerGeneration:
 
 
 def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Yield the lines as they come: `readline` costs more than all else that is done for a token."""
+    """Yield the lines as they come; one that was cut is none, where `readline` would hand it on."""
     rest = b""
     with suppress(http.client.IncompleteRead):  # the server hung up
         while part := response.read1():
