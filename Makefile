@@ -47,7 +47,7 @@ fix:  ## repair what the linter can repair
 	$(IN_VENV) -m ruff check --fix
 	$(IN_VENV) -m ruff format
 
-bench:  ## measure the chat's speed on this machine, for one user and for many (18 minutes)
+bench:  ## measure the chat's speed on this machine, for one user and for many, in some twenty minutes
 	@$(PYTHON) scripts/setup_env.py lint
 	$(IN_VENV) -m bench.chat $(ARGS)
 

@@ -1,4 +1,4 @@
-"""Measure the API beside direct clients of llama-server: python -m bench.api [--runs 5] (eight minutes)
+"""Measure the API beside direct clients of llama-server: python -m bench.api [--runs 5]
 
 It is the last group of `make bench`. Users are threads of this program, which read their streams line by
 line, the same through both: as many clients of `/v1/chat/completions` of the app, and of `/completion` of a

@@ -1,6 +1,6 @@
 """Measure the chat against llama.cpp's own figures on this machine: python -m bench.chat [--runs 5]
 
-That is what `make bench` does, in 18 minutes on two cores; `bench/api.py` measures its last group. Every
+That is what `make bench` does, in some twenty minutes on two cores; `bench/api.py` has its last group. Every
 figure is the median of interleaved runs on the embedded model; each run measures every arm once, so that a
 slow minute of the machine slows them all. Rates are tokens per second, first token to last.
 """
