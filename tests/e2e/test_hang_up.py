@@ -1,4 +1,7 @@
-"""A client of the API that hangs up: its reply ends, and the engine is idle, within a second."""
+"""A client of the API that hangs up: its reply ends, and the engine is idle, within a second.
+
+Here and not among the integration tests, since nothing else may take the cores in that second.
+"""
 
 from __future__ import annotations
 
