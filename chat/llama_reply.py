@@ -100,10 +100,8 @@ class LlamaServerGeneration:
             line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, LAST_EVENT)
             line.settimeout(CHUNK_INTERVAL_S)
             line.recv(1, socket.MSG_PEEK)
-        if self._cancelled:
-            time.sleep(
-                CHUNK_INTERVAL_S
-            )  # the server sees it after a token: who asks next finds the slot free
+        if self._cancelled:  # the server sees it after a token: who asks next finds the slot free
+            time.sleep(CHUNK_INTERVAL_S)
         with suppress(OSError):
             line.settimeout(None)
             line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)

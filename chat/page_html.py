@@ -216,16 +216,19 @@ def download_html(name: str, done: int, total: int | None) -> str:
     """How far a download is."""
     if not total:
         return note_html(f"Downloading {name}: {human_size(done)}")
-    share = 100 * done // total
-    label = f"Downloading {name}: {human_size(done)} of {human_size(total)} ({share} %)"
-    return note_html(label) + f'<div class="bar"><i style="width:{share}%"></i></div>'
+    return _part_html(f"Downloading {name}: {human_size(done)} of {human_size(total)}", done, total)
 
 
 def reading_html(count: int, done: int, total: int) -> str:
     """How far a file of chats is read."""
-    share = min(100, 100 * done // (total or 1))
-    label = f"{count:,} chats so far; {human_size(done)} of {human_size(total)} read ({share} %)"
-    return note_html(label) + f'<div class="bar"><i style="width:{share}%"></i></div>'
+    label = f"{count:,} chats so far; {human_size(done)} of {human_size(total)} read"
+    return _part_html(label, min(done, total or 1), total or 1)
+
+
+def _part_html(label: str, done: int, total: int) -> str:
+    """The label with the share that is done, and a bar."""
+    share = 100 * done // total
+    return note_html(f"{label} ({share} %)") + f'<div class="bar"><i style="width:{share}%"></i></div>'
 
 
 def facts_html(host: Host, name: str) -> str:

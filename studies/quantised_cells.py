@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from studies.seeds import SEEDS, given, judged
@@ -12,6 +12,16 @@ Content = Mapping[str, Any]  # of results.json
 Figure = Callable[[Mapping[str, Any]], float | None]  # of a cell
 ARM_NAMES = {"gptq": "GPTQ", "nf4": "NF4", "int8": "int8", "bf16": "bf16"}
 CONTROL = "bf16"
+UNLIKE = ("code", "licence", "manual")  # the kinds of text that are like none of the tasks
+WRITTEN = ("speed", "processor", "gguf")  # cells of how fast the base writes
+NEEDS = {  # a section and its plot: which cells they are of
+    "tasks": ("untuned", "task"),
+    "alpha": ("alpha",),
+    "stability": ("rate",),
+    "speed": WRITTEN,
+    "robustness": ("task",),
+    "forgetting": ("task",),
+}
 
 
 def cells(content: Content, *parts: str) -> list[dict[str, Any]]:
@@ -33,6 +43,31 @@ def at_rate(content: Content, rate: float, arm: str) -> list[dict[str, Any]]:
     if rate == sizes["rate"]:
         return cells(content, "alpha", "fixed", str(sizes["alpha"]), arm)
     return cells(content, "rate", f"{rate:g}", arm)
+
+
+def at_alpha(content: Content, mode: str, alpha: int, arm: str) -> list[dict[str, Any]]:
+    """The runs of an arm at an alpha; at the usual one both modes' rates are the same."""
+    usual = alpha == content["settings"]["sizes"]["alpha"]
+    return cells(content, "alpha", "fixed" if usual else mode, str(alpha), arm)
+
+
+def rates(content: Content) -> list[float]:
+    """All learning rates that are tried, the usual one among them."""
+    settings = content["settings"]
+    return sorted({*settings["rates"], settings["sizes"]["rate"]})
+
+
+def largest_norms(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The largest gradient norm of each run that has one."""
+    return given(max(given(run["grad_norms"]), default=None) for run in runs)
+
+
+def written(content: Content) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Kind, arm or type, and cell of all that tells how fast the base writes."""
+    for key, cell in content["cells"].items():
+        kind, _, name = key.partition("|")
+        if kind in WRITTEN:
+            yield kind, name, cell
 
 
 def place(content: Content, kind: str) -> str:

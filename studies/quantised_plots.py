@@ -13,14 +13,20 @@ from matplotlib.figure import Figure
 from studies.plots import bars, figure, save
 from studies.quantised_cells import (
     ARM_NAMES,
+    NEEDS,
+    UNLIKE,
     Content,
+    at_alpha,
     at_rate,
     by_arm,
     cells,
+    largest_norms,
     last_loss,
     mean_by_seed,
     place,
+    rates,
     rise,
+    written,
 )
 from studies.quantised_tasks import CHANGES, SCORES
 from studies.seeds import given
@@ -33,11 +39,11 @@ def write_plots(content: Content, folder: Path, begins: str = "") -> list[str]:
     """Draw what there are cells for into `folder`, as `<begins><name>.png`; return the names."""
     drawers = {
         "tasks": (draw_tasks, ("task",)),
-        "alpha": (draw_alpha, ("alpha",)),
-        "stability": (draw_stability, ("rate",)),
-        "speed": (draw_speed, ("speed", "processor", "gguf")),
-        "robustness": (draw_robustness, ("task",)),
-        "forgetting": (draw_forgetting, ("task",)),
+        "alpha": (draw_alpha, NEEDS["alpha"]),
+        "stability": (draw_stability, NEEDS["stability"]),
+        "speed": (draw_speed, NEEDS["speed"]),
+        "robustness": (draw_robustness, NEEDS["robustness"]),
+        "forgetting": (draw_forgetting, NEEDS["forgetting"]),
     }
     drawn = {
         name: draw(content)
@@ -88,10 +94,7 @@ def draw_alpha(content: Content) -> Figure:
     for each, mode in zip(axes, ("fixed", "compensated"), strict=True):
         for number, arm in enumerate(ARM_NAMES):
             at = _places(len(alphas), number)
-            runs = [
-                cells(content, "alpha", mode if alpha != alphas[0] else "fixed", str(alpha), arm)
-                for alpha in alphas
-            ]
+            runs = [at_alpha(content, mode, alpha, arm) for alpha in alphas]
             values = [given(last_loss(run) for run in of) for of in runs]
             _bars(each, at, values, arm, "o-")
             lost = [
@@ -110,16 +113,15 @@ def draw_alpha(content: Content) -> Figure:
 def draw_stability(content: Content) -> Figure:
     """Share of diverged runs, and the largest gradient, over the learning rate."""
     made, axes = figure(2, "Stability by learning rate")
-    rates = sorted({*content["settings"]["rates"], content["settings"]["sizes"]["rate"]})
+    tried = rates(content)
     for number, arm in enumerate(ARM_NAMES):
-        at = _places(len(rates), number)
-        runs = [at_rate(content, rate, arm) for rate in rates]
+        at = _places(len(tried), number)
+        runs = [at_rate(content, rate, arm) for rate in tried]
         shares = [[statistics.fmean(run["diverged"] for run in of)] if of else [] for of in runs]
         _bars(axes[0], at, shares, arm, "o-")
-        norms = [given(max(given(run["grad_norms"]), default=None) for run in of) for of in runs]
-        _bars(axes[1], at, norms, arm, "o")
+        _bars(axes[1], at, [largest_norms(of) for of in runs], arm, "o")
     for each in axes:
-        each.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        each.set_xticks(range(len(tried)), [f"{rate:g}" for rate in tried])
         each.set_xlabel("learning rate")
     axes[0].set(ylabel="share of runs that diverged", ylim=(-0.05, 1.05))
     axes[1].set(ylabel="largest gradient norm of a run", yscale="log")
@@ -131,10 +133,8 @@ def draw_speed(content: Content) -> Figure:
     """Tokens a second over the batch, for each place where it was measured."""
     batches = content["settings"]["batches"]
     places: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
-    for key, cell in content["cells"].items():
-        kind, _, name = key.partition("|")
-        if kind in ("speed", "processor", "gguf"):
-            places.setdefault(place(content, kind), []).append((kind, name, cell))
+    for kind, name, cell in written(content):
+        places.setdefault(place(content, kind), []).append((kind, name, cell))
     made, axes = figure(len(places), "Writing speed by precision and batch")
     for each, (where, found) in zip(axes, places.items(), strict=True):
         for number, (kind, name, cell) in enumerate(found):
@@ -170,7 +170,7 @@ def draw_forgetting(content: Content) -> Figure:
     """Loss on other text by epoch: of the first task that was trained."""
     task = next(task for task in content["settings"]["tasks"] if cells(content, "task", task))
     made, axes = figure(3, f"Other text while {task} are learnt")
-    for each, kind in zip(axes, ("code", "licence", "manual"), strict=True):
+    for each, kind in zip(axes, UNLIKE, strict=True):
         for arm, runs in by_arm(content, "task", task).items():
             epochs = range(max(len(run["evals"]) for run in runs))
             values = [

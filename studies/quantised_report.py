@@ -12,16 +12,22 @@ from typing import Any
 from core.files import write_whole
 from studies.quantised_cells import (
     ARM_NAMES,
+    NEEDS,
+    UNLIKE,
     Content,
+    at_alpha,
     at_rate,
     by_arm,
     cells,
     forgotten,
+    largest_norms,
     last_loss,
     mean_by_seed,
     place,
+    rates,
     rise,
     verdict,
+    written,
 )
 from studies.quantised_plots import write_plots
 from studies.quantised_tasks import CHANGES, SCORES
@@ -33,7 +39,6 @@ PAGE = Path(__file__).with_name("quantised_page.md")
 NOT_MEASURED = "Not measured yet."
 QUICK = "**This is the quick look, with so few rows that it shows the way only, whatever the seeds say.**"
 NO_GGUF = "llama.cpp wasn't there, so there are no GGUF files in this table."
-KINDS = ("code", "licence", "manual")
 
 
 def write_report(content: Content, folder: Path, page: str = REPORT, pictures: str = "") -> str:
@@ -48,21 +53,21 @@ def report(content: Content, pictures: dict[str, str]) -> str:
     about, settings = content["cells"]["about"], content["settings"]
     sizes, processor = settings["sizes"], settings["device"] == "CPU"
     sections = {
-        "tasks": (_tasks, ("untuned", "task")),
-        "alpha": (_alpha, ("alpha",)),
-        "stability": (_stability, ("rate",)),
-        "speed": (_speed, ("speed", "processor", "gguf")),
-        "robustness": (_robustness, ("task",)),
-        "forgetting": (_forgetting, ("task",)),
-        "full": (_full_size, ("full",)),
+        "tasks": _tasks,
+        "alpha": _alpha,
+        "stability": _stability,
+        "speed": _speed,
+        "robustness": _robustness,
+        "forgetting": _forgetting,
+        "full": _full_size,
     }
-    written = {}
-    for name, (write, needs) in sections.items():
-        there = any(cells(content, kind) for kind in needs)
+    made = {}
+    for name, write in sections.items():
+        there = any(cells(content, kind) for kind in NEEDS.get(name, (name,)))
         shown = f"\n\n![{name.capitalize()}]({pictures[name]})" if name in pictures else ""
-        written[name] = write(content) + shown if there else NOT_MEASURED
+        made[name] = write(content) + shown if there else NOT_MEASURED
     quick = f"{QUICK}\n\n" if "--quick" in about["command"] else ""
-    values = about | sizes | written | {"rate": f"{sizes['rate']:g}", "alpha_usual": sizes["alpha"]}
+    values = about | sizes | made | {"rate": f"{sizes['rate']:g}", "alpha_usual": sizes["alpha"]}
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
         values,
         versions=", ".join(f"{name} {number}" for name, number in about["versions"].items()),
@@ -123,7 +128,8 @@ def _alpha(content: Content) -> str:
     for mode in ("fixed", "compensated"):
         by_alpha: list[dict[str, list[float]]] = []
         for alpha in alphas:
-            arms = by_arm(content, "alpha", mode if alpha != alphas[0] else "fixed", str(alpha))
+            every = {arm: at_alpha(content, mode, alpha, arm) for arm in ARM_NAMES}
+            arms = {arm: runs for arm, runs in every.items() if runs}
             by_alpha.append({arm: given(last_loss(run) for run in runs) for arm, runs in arms.items()})
             lost = {arm: sum(run["diverged"] for run in runs) for arm, runs in arms.items()}
             shown = [
@@ -146,14 +152,10 @@ def _alpha(content: Content) -> str:
 
 
 def _stability(content: Content) -> str:
-    rates = sorted({*content["settings"]["rates"], content["settings"]["sizes"]["rate"]})
     rows, said = [], []
-    for rate in rates:
+    for rate in rates(content):
         runs_of = {arm: runs for arm in ARM_NAMES if (runs := at_rate(content, rate, arm))}
-        norms = {
-            arm: given(max(given(run["grad_norms"]), default=None) for run in runs)
-            for arm, runs in runs_of.items()
-        }
+        norms = {arm: largest_norms(runs) for arm, runs in runs_of.items()}
         for arm, runs in runs_of.items():
             diverged, spikes = (sum(run[name] for run in runs) for name in ("diverged", "spikes"))
             last = spread(given(last_loss(run) for run in runs), "{:.2f}")
@@ -183,7 +185,7 @@ def _robustness(content: Content) -> str:
 def _forgetting(content: Content) -> str:
     tasks = content["settings"]["tasks"]
     rows, said = [], []
-    for kind in KINDS:
+    for kind in UNLIKE:
         before = [content["cells"].get(f"untuned|{arm}", {}).get("unlike", {}).get(kind) for arm in ARM_NAMES]
         rows.append([kind, "untuned", *(f"{loss:.3f}" if loss else "" for loss in before)])
         rises = {arm: mean_by_seed(content, arm, partial(forgotten, kind=kind), tasks) for arm in ARM_NAMES}
@@ -195,11 +197,9 @@ def _forgetting(content: Content) -> str:
 
 def _speed(content: Content) -> str:
     rows: list[list[str]] = []
-    for key, cell in content["cells"].items():
-        kind, _, name = key.partition("|")
-        if kind in ("speed", "processor", "gguf"):
-            engine = f"{'llama.cpp' if kind == 'gguf' else 'transformers'}, {place(content, kind)}"
-            rows += _written(engine, ARM_NAMES.get(name, name), cell)
+    for kind, name, cell in written(content):
+        engine = f"{'llama.cpp' if kind == 'gguf' else 'transformers'}, {place(content, kind)}"
+        rows += _by_batch(engine, ARM_NAMES.get(name, name), cell)
     head = ["engine", "weights", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
     said = [] if cells(content, "gguf") else [NO_GGUF]
     if about := content["cells"].get("about processor"):
@@ -211,7 +211,7 @@ def _speed(content: Content) -> str:
     return section(head, rows, said)
 
 
-def _written(engine: str, title: str, cell: dict[str, Any]) -> Iterator[list[str]]:
+def _by_batch(engine: str, title: str, cell: dict[str, Any]) -> Iterator[list[str]]:
     """A row for each batch."""
     for batch, found in cell["batches"].items():
         speeds, peak = found["tokens_per_s"], found["memory_gb"]
@@ -230,6 +230,6 @@ def _written(engine: str, title: str, cell: dict[str, Any]) -> Iterator[list[str
 
 def _full_size(content: Content) -> str:
     found = {arm: content["cells"][f"full|{arm}"] for arm in ARM_NAMES if f"full|{arm}" in content["cells"]}
-    rows = [row[1:] for arm, cell in found.items() for row in _written("", ARM_NAMES[arm], cell)]
+    rows = [row[1:] for arm, cell in found.items() for row in _by_batch("", ARM_NAMES[arm], cell)]
     head = ["base", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
     return section(head, rows, [training_table({ARM_NAMES[arm]: cell for arm, cell in found.items()})])

@@ -7,6 +7,7 @@ are taken to reach the same shares of their rates, with FlashAttention 2, and th
 
 from __future__ import annotations
 
+from train.fused.cudnn_attention import power_of_two
 from train.fused.graphs import most_tokens
 from train.layers import adapted_layers
 from train.loss import chunk
@@ -58,7 +59,7 @@ def host(shape: Shape, recipe: Recipe, load: Load) -> float:
     if recipe.fast:
         return 0.0
     widths = (shape.hidden, shape.query, shape.hidden)  # see `_narrow`
-    blocks = (1 << (2 * width * int(load.most_tokens) - 1).bit_length() for width in widths)
+    blocks = (power_of_two(2 * width * int(load.most_tokens)) for width in widths)
     return float((shape.layers - 1) * sum(blocks))
 
 

@@ -155,9 +155,9 @@ def plan_for(qkv: torch.Tensor, heads: Heads, batch: Packed) -> Plan | None:
         return None
     if not is_there(qkv.device) or not _is_right(heads, qkv.device):
         return None
-    rows = max(ROWS, _power_of_two(len(batch.cu_seq_lens) - 1))
-    longest = max(LONGEST, _power_of_two(batch.max_length))
-    step = max(TOKENS, _power_of_two(len(qkv)) // 8)
+    rows = max(ROWS, power_of_two(len(batch.cu_seq_lens) - 1))
+    longest = max(LONGEST, power_of_two(batch.max_length))
+    step = max(TOKENS, power_of_two(len(qkv)) // 8)
     exact = torch.are_deterministic_algorithms_enabled()
     return _plan(heads, rows, longest, -len(qkv) % step + len(qkv), exact, qkv.device)
 
@@ -221,6 +221,6 @@ def agrees(plan: Plan, heads: Heads, device: torch.device) -> bool:
     return all(bool((a - b).norm() <= NEAR * b.norm()) for a, b in pairs)  # NaN isn't
 
 
-def _power_of_two(count: int) -> int:
+def power_of_two(count: int) -> int:
     """The next that isn't less."""
     return 1 << (count - 1).bit_length()

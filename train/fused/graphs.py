@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from train.batches import Packed
+from train.fused.cudnn_attention import power_of_two
 from train.fused.decoder import Stack
 
 ROWS, STEP = 8, 256  # the least of rows, and tokens come in steps
@@ -24,7 +25,7 @@ ROWS, STEP = 8, 256  # the least of rows, and tokens come in steps
 # nothing in lean mode on an H100, 2 % in fast mode. Only lean FP8, with the most kernels, gained 6 %.
 TOKENS, LEAN_FP8_TOKENS = 4096, 16384
 LONGEST = 2048  # rows that are shorter share their buckets
-MOST = 24  # buckets that are recorded: lengths that vary more gain nothing
+MOST = 24  # buckets that are kept in mind: of lengths that vary more none comes again soon
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Bucket:
         while rows < len(batch.cu_seq_lens):  # one more than there are
             rows *= 4
         tokens = -batch.tokens % STEP + batch.tokens
-        longest = min(_power_of_two(tokens), max(LONGEST, _power_of_two(batch.max_length)))
+        longest = min(power_of_two(tokens), max(LONGEST, power_of_two(batch.max_length)))
         if original and batch.max_length <= original:
             longest = min(longest, max(original, STEP))  # no model's is shorter than a step
         return cls(rows, tokens, longest)
@@ -216,8 +217,3 @@ def _has_room(device: torch.device) -> bool:
     """Whether what a pass took can be there twice: recorded passes keep their memory."""
     took = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] > took
-
-
-def _power_of_two(count: int) -> int:
-    """The next that isn't less."""
-    return 1 << (count - 1).bit_length()
