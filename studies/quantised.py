@@ -22,6 +22,7 @@ from dataclasses import asdict
 from datetime import date
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -101,37 +102,24 @@ class Study:
     def job(self, what: str, arm: str, **values: Any) -> Job:
         """A cell of an arm."""
         base = self.gptq if arm == "gptq" else self.base
-        threads = max(1, thread_count() // self.workers) if self.workers > 1 else 0  # 0: as PyTorch has it
-        return Job(what, arm, str(base), self.device, self.sizes, threads=threads, **values)
-
-    def cell(self, key: str, job: Job, alone: bool = False) -> Cell:
-        """The job as a cell: an arm is a lane, as its process keeps its base."""
-        return Cell(key, partial(run_job, job), job.arm, alone)
+        return Job(what, arm, str(base), self.device, self.sizes, **values)
 
     def lines(self) -> Iterator[list[Cell]]:
-        """The cells line by line, the most important first."""
-        grid, cell, job = self.grid, self.cell, self.job
-        yield [cell(f"untuned|{arm}", job("untuned", arm, tasks=grid["tasks"])) for arm in ARMS]
-        for task in grid["tasks"]:
-            yield [
-                cell(f"task|{task}|{arm}|{seed}", job("task", arm, task=task, seed=seed))
-                for seed in SEEDS
-                for arm in ARMS
-            ]
-        yield [cell(f"speed|{arm}", job("speed", arm, batches=grid["batches"]), alone=True) for arm in ARMS]
-        yield [
-            cell(f"rate|{rate:g}|{arm}|{seed}", job("rate", arm, rate=rate, seed=seed))
-            for seed in grid["seeds"]
-            for rate in grid["rates"]  # the usual one's runs are those of the usual alpha
-            for arm in ARMS
-        ]
-        yield [
-            cell(f"alpha|{mode}|{alpha}|{arm}|{seed}", job("alpha", arm, alpha=alpha, seed=seed, rate=rate))
-            for seed in grid["seeds"]
-            for alpha in grid["alphas"]
-            for mode, rate in self._rates(alpha).items()
-            for arm in ARMS
-        ]
+        """What can be done side by side, the most important first; then what is timed."""
+        grid, job = self.grid, self.job
+        jobs = {f"untuned|{arm}": job("untuned", arm, tasks=grid["tasks"]) for arm in ARMS}
+        for task, seed, arm in product(grid["tasks"], SEEDS, ARMS):
+            jobs[f"task|{task}|{arm}|{seed}"] = job("task", arm, task=task, seed=seed)
+        for seed, rate, arm in product(grid["seeds"], grid["rates"], ARMS):
+            jobs[f"rate|{rate:g}|{arm}|{seed}"] = job("rate", arm, rate=rate, seed=seed)
+        for seed, alpha, arm in product(grid["seeds"], grid["alphas"], ARMS):
+            if alpha != self.sizes.alpha:  # the usual one's runs are those of the quotes
+                for mode, rate in self._rates(alpha).items():
+                    one = job("alpha", arm, alpha=alpha, seed=seed, rate=rate)
+                    jobs[f"alpha|{mode}|{alpha}|{arm}|{seed}"] = one
+        yield [Cell(key, partial(run_job, one)) for key, one in jobs.items()]
+        timed = {f"speed|{arm}": job("speed", arm, batches=grid["batches"]) for arm in ARMS}
+        yield [Cell(key, partial(run_job, one), alone=True) for key, one in timed.items()]
         if self.device == "cuda":
             yield [self._full_size(arm) for arm in ARMS]
         else:
@@ -140,22 +128,24 @@ class Study:
     def _rates(self, alpha: int) -> dict[str, float]:
         """The rate as it is, and divided by how much larger the adapter's scale is than usual."""
         lower = compensated(self.sizes, alpha, lambda **values: self.job("alpha", "bf16", **values))
-        return {"fixed": self.sizes.rate} | ({"compensated": lower} if alpha != self.sizes.alpha else {})
+        return {"fixed": self.sizes.rate, "compensated": lower}
 
     def _full_size(self, arm: str) -> Cell:
         """The full-size recipe with its base as this arm has it."""
         given = {"GPTQConfig": None, "BitsAndBytesConfig": None} | QUANTISED[arm]
         batches = self.grid["batches"]
         work = partial(full_size.measure, FULL_SIZE, given, FULL_SIZE_STEPS, batches, self.sizes.new_tokens)
-        return Cell(f"full|{arm}", work, arm, alone=True)
+        return Cell(f"full|{arm}", work, alone=True)
 
     def run(self, until: float = math.inf) -> int:
         """Do what is left, no cell of which begins where it would end after `until`.
 
         Returns how many cells failed. Raises ChatError where the base can't be quantised.
         """
-        make_gptq(self.base, self.gptq, self.device, self.grid["windows"], self.results)
-        with Runner(self.results, until, self.workers) as runner:
+        threads = max(1, thread_count() // self.workers)
+        with Runner(self.results, until, self.workers, partial(torch.set_num_threads, threads)) as runner:
+            runner.start(self.left)
+            make_gptq(self.base, self.gptq, self.device, self.grid["windows"], self.results)
             for line in self.lines():
                 runner.do(line)
         return runner.failed
@@ -243,7 +233,7 @@ def read(argv: list[str]) -> argparse.Namespace:
     add("--out", type=full_path, help="where results.json is (outputs/studies/quantised)")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--minutes", type=float, default=math.inf, help="begin no cell that would end later")
-    add("--workers", type=int, choices=(1, 4), help="1, or a process an arm (with cuda)")
+    add("--workers", type=int, choices=range(1, 33), metavar="N", help="train side by side (1; with cuda 8)")
     add("--processor", type=full_path, metavar="FOLDER", help="measure here how its results' base writes")
     add("--page", type=full_path, metavar="FOLDER", help="write docs/studies of its results")
     add("--name", default="quantised", help="of the page")
@@ -280,7 +270,7 @@ def main(argv: list[str]) -> int:
         if given.processor:
             return 1 if on_processor(base, given.processor) else 0
         out = given.out or ROOT / "outputs" / "studies" / ("quantised-quick" if given.quick else "quantised")
-        workers = given.workers or (4 if given.device == "cuda" else 1)
+        workers = given.workers or (8 if given.device == "cuda" else 1)
         study = Study(base, out, given.device, *((QUICK, FEW) if given.quick else (FULL, GRID)), workers)
         if not study.results.done("about"):
             study.results.put("about", about(given, base, model.license))

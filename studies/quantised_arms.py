@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from core.errors import TrainError
 from core.tokenizer import ChatTokenizer
 from studies.memory import PeakMemory
-from studies.quantised_tasks import CHANGES, load_task, obeyed, score, unlike_texts
+from studies.quantised_tasks import CHANGES, Row, judge, load_task, unlike_texts
 from studies.speed import number, written
 from train.batches import Order
 from train.evaluation import evaluate
@@ -71,16 +71,13 @@ class Job:
     alpha: int = 0
     rate: float = 0.0
     batches: tuple[int, ...] = ()  # of chats at once, whose speed is measured
-    threads: int = 0
 
 
-_loaded: dict[str, PreTrainedModel] = {}  # bases by arm; on a GPU the last one, as a process keeps to one arm
+_loaded: dict[str, PreTrainedModel] = {}  # bases by arm
 
 
 def run_job(job: Job) -> dict[str, Any]:
     """Do a cell; return what results.json keeps of it. Raises TrainError."""
-    if job.threads:
-        torch.set_num_threads(job.threads)
     seeded, device = recipe_of(job), torch.device(job.device)
     if job.what == "speed":
         _loaded.clear()
@@ -91,10 +88,10 @@ def run_job(job: Job) -> dict[str, Any]:
     session = Session(adapted, tokenizer, seeded, device)
     try:
         if job.what == "untuned":
-            return {"tasks": {task: scores(session, job, task) for task in job.tasks}} | unlike(session, job)
+            return untuned(session, job)
         found = train(session, job)
         if job.what == "task" and not found["diverged"]:
-            found |= scores(session, job, job.task) | robustness(session, job)
+            found |= robustness(session, job)
         return found
     finally:
         adapted.unload()
@@ -131,8 +128,8 @@ def compensated(sizes: Sizes, alpha: int, job_of: Callable[..., Job]) -> float:
 
 def _base(job: Job, recipe: Recipe) -> PreTrainedModel:
     if job.arm not in _loaded:
-        if job.device == "cuda":
-            _loaded.clear()  # first, or two bases are on the card
+        if job.device == "cuda" and torch.cuda.mem_get_info()[0] < torch.cuda.mem_get_info()[1] / 4:
+            _loaded.clear()  # others need room, too
         _loaded[job.arm] = load_base(job.base, recipe, torch.device(job.device))
     return _loaded[job.arm]
 
@@ -205,28 +202,33 @@ def _unlike(session: Session, job: Job) -> dict[str, list[Encoded]]:
     return unlike_texts(session.tokenizer, job.sizes.unlike_tokens)
 
 
-def unlike(session: Session, job: Job) -> dict[str, Any]:
-    """The losses on other text as they are now."""
+def untuned(session: Session, job: Job) -> dict[str, Any]:
+    """What the base is worth at each task, and its losses on other text."""
+    rows = {task: load_task(task, "test", job.sizes.test_rows) for task in job.tasks}
+    scores, _ = judge(session, [row for each in rows.values() for row in each])
     found = {
-        kind: evaluate(session.adapted, rows, session.recipe, session.device)
-        for kind, rows in _unlike(session, job).items()
+        task: {"loss": loss(session, each), "score": number(scores[task])} for task, each in rows.items()
     }
-    return {"unlike": {kind: number(loss) for kind, loss in found.items()}}
-
-
-def scores(session: Session, job: Job, task: str) -> dict[str, Any]:
-    """Loss and score on the test rows as they are."""
-    rows = load_task(task, "test", job.sizes.test_rows)
-    loss = session.loss([row.example() for row in rows])
-    return {"loss": number(loss), "score": number(score(task, session, rows))}
+    unlike = {
+        kind: number(evaluate(session.adapted, texts, session.recipe, session.device))
+        for kind, texts in _unlike(session, job).items()
+    }
+    return {"tasks": found, "unlike": unlike}
 
 
 def robustness(session: Session, job: Job) -> dict[str, Any]:
-    """The same under each change and on another domain, and how often an injected line was obeyed."""
-    task, limit, found = job.task, job.sizes.test_rows, dict[str, Any]()
+    """Loss and score on the test rows as they are; the loss under each change and on another domain, and how
+    often an injected line was obeyed."""
+    task, limit = job.task, job.sizes.test_rows
     rows = load_task(task, "test", limit)
-    for change in CHANGES:
-        found[change] = {"loss": number(session.loss([row.example(change) for row in rows]))}
+    scores, obeyed = judge(session, rows, injected=True)
+    found = {change: {"loss": loss(session, rows, change)} for change in CHANGES}
     if others := load_task(task, "other", limit) if task == "sentiment" else []:
-        found["other domain"] = {"loss": number(session.loss([row.example() for row in others]))}
-    return {"changed": found, "obeyed": number(obeyed(session, rows))}
+        found["other domain"] = {"loss": loss(session, others)}
+    plain = {"loss": loss(session, rows), "score": number(scores[task])}
+    return plain | {"changed": found, "obeyed": number(obeyed)}
+
+
+def loss(session: Session, rows: list[Row], change: str = "") -> float | None:
+    """Nats a trained token of rows whose prompts are changed so."""
+    return number(session.loss([row.example(change) for row in rows]))

@@ -38,17 +38,23 @@ def by_arm(content: Content, *parts: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def at_rate(content: Content, rate: float, arm: str) -> list[dict[str, Any]]:
-    """The runs of an arm at a learning rate; at the usual one they are those of the usual alpha."""
-    sizes = content["settings"]["sizes"]
-    if rate == sizes["rate"]:
-        return cells(content, "alpha", "fixed", str(sizes["alpha"]), arm)
+    """The runs of an arm at a learning rate."""
+    if rate == content["settings"]["sizes"]["rate"]:
+        return _usual(content, arm)
     return cells(content, "rate", f"{rate:g}", arm)
 
 
 def at_alpha(content: Content, mode: str, alpha: int, arm: str) -> list[dict[str, Any]]:
     """The runs of an arm at an alpha; at the usual one both modes' rates are the same."""
-    usual = alpha == content["settings"]["sizes"]["alpha"]
-    return cells(content, "alpha", "fixed" if usual else mode, str(alpha), arm)
+    if alpha == content["settings"]["sizes"]["alpha"]:
+        return _usual(content, arm)
+    return cells(content, "alpha", mode, str(alpha), arm)
+
+
+def _usual(content: Content, arm: str) -> list[dict[str, Any]]:
+    """The runs of an arm at the usual rate and alpha, of the seeds that the other rates have."""
+    keys = [f"task|quotes|{arm}|{seed}" for seed in content["settings"]["seeds"]]
+    return [content["cells"][key] for key in keys if key in content["cells"]]
 
 
 def rates(content: Content) -> list[float]:

@@ -249,8 +249,9 @@ def main(argv: list[str]) -> int:
         if given.only == "chat" and (given.out / FILE).exists():  # with it, whatever it was begun with
             plan = Plan(**read_results(given.out, VERSION)["settings"])
         study = Study(given.out, plan)
+        share = partial(torch.set_num_threads, max(1, thread_count() // given.workers))
         with (
-            Runner(study.results, until, given.workers) as runner,
+            Runner(study.results, until, given.workers, share) as runner,
             nullcontext() if given.only == "tuned" else closing(make_host(given)) as host,
         ):
             runner.do(study.plain())

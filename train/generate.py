@@ -23,9 +23,13 @@ TOGETHER = 32  # chats in a batch
 
 @torch.no_grad()
 def greedy(
-    adapted: Adapted, tokenizer: ChatTokenizer, chats: Sequence[Messages], max_new_tokens: int
+    adapted: Adapted, tokenizer: ChatTokenizer, chats: Sequence[Messages], max_new_tokens: int | Sequence[int]
 ) -> list[str]:
-    """The most likely reply to each chat, without its stop token, at most `max_new_tokens` long."""
+    """The most likely reply to each chat, without its stop token, at most `max_new_tokens` long.
+
+    Chats may each have a limit of their own.
+    """
+    limits = [max_new_tokens] * len(chats) if isinstance(max_new_tokens, int) else max_new_tokens
     prompts = [tokenizer.encoder.encode(chat) for chat in chats]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     replies = [""] * len(prompts)
@@ -37,14 +41,15 @@ def greedy(
             batch = _left_padded([prompts[number] for number in chosen], tokenizer, model.device)
             made = model.generate(
                 **batch,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=max(limits[number] for number in chosen),
                 do_sample=False,
                 eos_token_id=sorted(tokenizer.stop_ids),
                 pad_token_id=_pad(tokenizer),
             )
             for number, ids in zip(chosen, made[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 end = next((at for at, i in enumerate(ids) if i in tokenizer.stop_ids), len(ids))
-                replies[number] = tokenizer.decode(ids[:end], skip_special_tokens=True)
+                ids = ids[: min(end, limits[number])]
+                replies[number] = tokenizer.decode(ids, skip_special_tokens=True)
     return replies
 
 

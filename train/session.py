@@ -98,7 +98,7 @@ class Session:
     def __post_init__(self) -> None:
         self.adapted.template = self.tokenizer.chat_template
 
-    def answer(self, chats: Sequence[list[dict[str, str]]], max_new_tokens: int) -> list[str]:
+    def answer(self, chats: Sequence[list[dict[str, str]]], max_new_tokens: int | Sequence[int]) -> list[str]:
         """Greedy replies."""
         return greedy(self.adapted, self.tokenizer, chats, max_new_tokens)
 

@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -14,18 +15,22 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from core.errors import ChatError, TrainError
 from core.gptq import open_checkpoint
+from core.tokenizer import ChatTokenizer
 from studies.quantised import FEW, QUICK, VERSION, Study, main, on_processor, publish
-from studies.quantised_arms import ARMS, Sizes, run_job
+from studies.quantised_arms import ARMS, Sizes, recipe_of, run_job
 from studies.quantised_report import report, write_report
+from studies.quantised_tasks import TASKS, judge, load_task
 from studies.results import FILE, Results, read_results
 from studies.runner import Runner
 from train.gptq import GptqLinear, load
+from train.model import Adapted, load_base
+from train.session import Session
 from train.to_gptq import GROUP, gptq, layer_calls, quantise_checkpoint, round_to_nearest, windows_of
 
 CPU = torch.device("cpu")
 TWO_STEPS = Sizes(train_rows=4, test_rows=2, epochs=1, batch=2, unlike_tokens=32, new_tokens=4, repeats=1)
 ABOUT = {"command": "c", "base": "b", "date": "d", "cores": 2, "versions": {"torch": "2"}}
-SMALL = FEW | {"alphas": (16,), "windows": (2, 32), "rates": (), "batches": (1,)}
+SMALL = FEW | {"alphas": (32,), "windows": (2, 32), "rates": (), "batches": (1,)}
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,21 @@ def test_each_arm_trains_two_steps(arm: str, study: Study) -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_all_tasks_judged_together_are_as_each_alone(base: Path, study: Study) -> None:
+    job = study.job("untuned", "bf16", tasks=TASKS)
+    recipe = recipe_of(job)
+    session = Session(
+        Adapted(load_base(str(base), recipe, CPU), recipe, CPU), ChatTokenizer(base), recipe, CPU
+    )
+    rows = [row for task in TASKS for row in load_task(task, "test", 3)]
+    together, obeyed = judge(session, rows, injected=True)
+    assert set(together) == set(TASKS)
+    assert 0 <= obeyed <= 1
+    for task in TASKS:
+        alone = [judge(session, [row])[0][task] for row in rows if row.task == task]
+        assert together[task] == pytest.approx(fmean(alone))
+
+
 def test_a_rate_that_breaks_training_is_a_result(study: Study) -> None:
     found = run_job(replace(study.job("rate", "bf16", rate=1e6), sizes=replace(TWO_STEPS, epochs=4)))
     assert found["diverged"]
@@ -125,15 +145,15 @@ def test_a_rate_that_breaks_training_is_a_result(study: Study) -> None:
 def test_arms_run_side_by_side_and_one_that_fails_is_told_of(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = Study(base, tmp_path, "cpu", TWO_STEPS, SMALL | {"tasks": ()}, workers=4)
+    study = Study(base, tmp_path, "cpu", TWO_STEPS, SMALL | {"tasks": ()}, workers=2)
     study.run(until=time.monotonic())
     (tmp_path / "gptq" / "model.safetensors").write_bytes(b"not whole")
-    with Runner(study.results, workers=4) as runner:
-        alphas = [cell for line in study.lines() for cell in line if cell.key.startswith("alpha|")]
+    with Runner(study.results, workers=2) as runner:
+        alphas = [cell for line in study.lines() for cell in line if cell.key.startswith("alpha|fixed|")]
         runner.do(alphas)
         assert runner.failed == 1
-    assert "alpha|fixed|16|gptq|1: " in capsys.readouterr().err
-    done = {f"alpha|fixed|16|{arm}|1" for arm in ("nf4", "int8", "bf16")}
+    assert "alpha|fixed|32|gptq|1: " in capsys.readouterr().err
+    done = {f"alpha|fixed|32|{arm}|1" for arm in ("nf4", "int8", "bf16")}
     assert set(study.results.content["cells"]) == done | {"gptq"}
 
 

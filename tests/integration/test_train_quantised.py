@@ -138,6 +138,20 @@ def test_what_answers_is_what_was_trained(
         assert most_likely(adapted, ids, 6) != expected
 
 
+@pytest.mark.parametrize("kind", [None, NF4])
+def test_replies_are_the_same_together_and_one_by_one(
+    kind: dict[str, Any] | None, base: Path, rows: list[Encoded]
+) -> None:
+    adapted, _ = adapted_to(base, BitsAndBytesConfig=kind)
+    tokenizer = ChatTokenizer(base)
+    chats = [row.messages[:1] for row in rows[:4]]
+    chats[1] = [{"role": "user", "content": "Hi."}]  # far shorter: the others' length is in its padding
+    limits = [3, 9, 1, 6]
+    alone = [greedy(adapted, tokenizer, [chat], most)[0] for chat, most in zip(chats, limits, strict=True)]
+    assert greedy(adapted, tokenizer, chats, limits) == alone
+    assert greedy(adapted, tokenizer, chats, 9) != alone
+
+
 def most_likely(adapted: Adapted, ids: list[int], count: int) -> list[int]:
     """What follows `ids`, without a cache."""
     found: list[int] = []

@@ -87,7 +87,7 @@ def test_what_fails_is_told_of_and_the_others_are_done(
     results.put("there", 1)
     names = ("there", "breaks", "a", "b")
     with Runner(results, workers=workers) as runner:
-        runner.do([Cell(name, partial(note, tmp_path, name), name) for name in names])
+        runner.do([Cell(name, partial(note, tmp_path, name)) for name in names])
         assert runner.failed == 1
     printed = capsys.readouterr()
     assert printed.err == "error: breaks: there is nothing to measure\n"
@@ -96,17 +96,18 @@ def test_what_fails_is_told_of_and_the_others_are_done(
     assert not (tmp_path / "there").exists()  # it wasn't done again
 
 
-def test_lanes_are_processes_and_what_is_timed_is_alone(tmp_path: Path) -> None:
+def test_cells_are_done_side_by_side_and_what_is_timed_is_alone(tmp_path: Path) -> None:
     results = Results(tmp_path / "study", 1, {})
-    cells = [
-        Cell(f"{lane}{n}", partial(note, tmp_path, f"{lane}{n}", 0.2), lane) for lane in "ab" for n in (1, 2)
-    ]
-    with Runner(results, workers=2) as runner:
+    cells = [Cell(name, partial(note, tmp_path, name, 0.5)) for name in "abcd"]
+    prepared = partial((tmp_path / "prepared").touch)
+    with Runner(results, workers=2, prepare=prepared) as runner:
+        runner.start(len(cells))
         runner.do([*cells, Cell("timed", partial(note, tmp_path, "timed", 0.2), alone=True)])
     done = results.content["cells"]
     assert done["timed"]["process"] == os.getpid()
     assert all(done["timed"]["ended"] <= each["began"] for key, each in done.items() if key != "timed")
-    assert done["a1"]["process"] == done["a2"]["process"] != done["b1"]["process"] == done["b2"]["process"]
+    assert len({done[name]["process"] for name in "abcd"} - {os.getpid()}) == 2
+    assert (tmp_path / "prepared").exists()
 
 
 def test_a_process_that_dies_takes_only_its_cell_along(
@@ -114,7 +115,7 @@ def test_a_process_that_dies_takes_only_its_cell_along(
 ) -> None:
     results = Results(tmp_path / "study", 1, {})
     with Runner(results, workers=2) as runner:
-        runner.do([Cell(name, partial(note, tmp_path, name), "one") for name in ("a", "dies", "b")])
+        runner.do([Cell(name, partial(note, tmp_path, name)) for name in ("a", "dies", "b")])
         assert runner.failed == 1
     assert set(results.content["cells"]) == {"a", "b"}
     assert "error: dies: A process in the process pool was terminated" in capsys.readouterr().err
@@ -123,7 +124,7 @@ def test_a_process_that_dies_takes_only_its_cell_along(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_cell_begins_that_would_end_too_late(tmp_path: Path, workers: int) -> None:
     results = Results(tmp_path / "study", 1, {})
-    cells = [Cell(name, partial(note, tmp_path, name, 1.0), "one") for name in "abc"]
+    cells = [Cell(name, partial(note, tmp_path, name, 1.0)) for name in "abc"]
     with Runner(results, until=time.monotonic(), workers=workers) as runner:
         runner.do(cells)
         assert runner.over

@@ -14,8 +14,8 @@ Chat = list[dict[str, str]]  # messages; here always without the assistant's las
 class Scored(Protocol):
     """A model that can be scored, base or adapter alike."""
 
-    def answer(self, chats: list[Chat], max_new_tokens: int) -> list[str]:
-        """Greedy replies, one a chat, without the stop token."""
+    def answer(self, chats: list[Chat], max_new_tokens: int | Sequence[int]) -> list[str]:
+        """Greedy replies, one a chat, without the stop token; one limit for all, or one for each."""
 
     def label_probabilities(self, chats: list[Chat], labels: list[str]) -> list[list[float]]:
         """For each chat, the labels' probabilities as the reply's first token; they add up to 1."""
