@@ -3,8 +3,9 @@
     python -m bench.train phi-3.5 mistral-7b --arms tune2chat:lean tune2chat:fast unsloth:lean trl:lean
 
 Each arm is a process with the same random base of full size, the same documents and the same trainable
-parameters (bench/train_arm.py); all are there at once and train a burst of steps in turns. Medians go into
-bench/results/train.json. Needs CUDA; TRL and Unsloth have to be installed for their arms.
+parameters (bench/train_arm.py); all, or as many as --together says, are there at once and train a burst of
+steps in turns. Medians go into bench/results/train.json. Needs CUDA; TRL and Unsloth have to be installed for
+their arms.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -92,9 +94,9 @@ class Arm:
             self.process.kill()
 
 
-def measure(model: str, base: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each arm."""
-    arms = [Arm(name, base, given) for name in given.arms]
+def measure(model: str, base: Path, names: Sequence[str], given: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each of the arms of these names, which are there at once."""
+    arms = [Arm(name, base, given) for name in names]
     try:
         # The first burst, all together: kernels are compiled and chosen, memory is taken. It isn't counted.
         running = [arm for arm in arms if arm.read()]
@@ -152,6 +154,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="of a burst")
     parser.add_argument("--batch", type=int, default=4, help="blocks of 2,048 tokens a step")
+    parser.add_argument("--together", type=int, default=0, help="arms at once (all): more may not fit")
     parser.add_argument("--peer-path", default="", help="PYTHONPATH of TRL's and Unsloth's processes")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
@@ -160,17 +163,20 @@ def main() -> None:
             parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
     if not torch.cuda.is_available():
         parser.error("this needs a CUDA GPU, and there is none")
+    size = given.together or len(given.arms)
     rows = json.loads(given.out.read_text()) if given.out.exists() else []
     for model in given.models:
         base = Path(tempfile.mkdtemp()) / "base"
         try:
             save_random(CONFIGS[MODELS[model]], base)
-            found = measure(model, base, given)
+            found = list[dict[str, Any]]()
+            for at in range(0, len(given.arms), size):
+                found += measure(model, base, given.arms[at : at + size], given)
+                print("\n".join(compare(found)), flush=True)
+                given.out.write_text(json.dumps(rows + found, indent=1) + "\n")
+            rows += found
         finally:
             shutil.rmtree(base.parent)
-        print("\n".join(compare(found)), flush=True)
-        rows += found
-        given.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

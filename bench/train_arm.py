@@ -4,6 +4,7 @@
 
 All arms train the same base (NF4, double quantisation) and adapter (r 16, all linear layers, no dropout,
 fp32) on the same documents, packed to 2,048 tokens, with fused AdamW and bf16 arithmetic; every token counts.
+The steps are a run's first ones: in FP8 all of them, where a run's last ones are in 16 bit.
 """
 
 from __future__ import annotations

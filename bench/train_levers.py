@@ -31,6 +31,7 @@ import torch
 
 from bench.train_documents import documents
 from bench.train_models import CONFIGS, random_base
+from core.files import write_whole
 from train.batches import Batch, Order
 from train.fused import attention, reference_ops
 from train.fused.cudnn_attention import plan_for
@@ -49,6 +50,7 @@ KINDS = {  # the first that a kernel's name matches
     "matrix products": r"nvjet|gemm|cutlass::Kernel|splitKreduce",
     "attention": r"flash|fmha|cudnn",
     "NF4 decoding": r"_decode|kDequantize",
+    "operands in FP8": r"_quantise|_borders",
     "norms, gates, rotation, loss": r"_rms_norm|_gated|_rotate|_cross_entropy",
     "copies to and from the host, beside the rest": r"Memcpy (HtoD|DtoH)",
 }
@@ -257,15 +259,18 @@ def main() -> None:
         n: Order(rows, recipe.sft.model_copy(update={"per_device_train_batch_size": n})) for n in (1, BLOCKS)
     }
     batches = {n: [order.step(number)[0] for number in range(WARM + STEPS)] for n, order in orders.items()}
-    measured = []
+    about = {"device": torch.cuda.get_device_name(), "date": date.today().isoformat()}
+    about |= {"versions": {name: version(name) for name in ("torch", "transformers", "peft", "triton")}}
+    content: dict[str, Any] = {"model": MODEL, "rows": []}
+    if given.out.exists():
+        content = json.loads(given.out.read_text())
     for variant in list(variants())[-given.last :]:
         take_out(variant, adapted.train())
         row = variant.row | Measured(adapted, recipe, batches[variant.blocks]).run()
         print(json.dumps(row), flush=True)
-        measured.append(row)
-    about = {"device": torch.cuda.get_device_name(), "date": date.today().isoformat(), "model": MODEL}
-    about |= {"versions": {name: version(name) for name in ("torch", "transformers", "peft", "triton")}}
-    given.out.write_text(json.dumps(about | {"rows": measured}, indent=1) + "\n")
+        others = [each for each in content["rows"] if each | variant.row != each]
+        content["rows"] = [*others, row | about]
+        write_whole(given.out, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

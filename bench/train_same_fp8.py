@@ -31,6 +31,7 @@ import torch
 from bench.train_same_fp8_report import (
     AGAIN,
     BASE16,
+    ENDS,
     FAST,
     FP8,
     NF4,
@@ -67,6 +68,7 @@ ARMS: dict[str, dict[str, Any]] = {
     AGAIN: {},
     FAST: {"precision": "fp8", "memory": "fast"},
 }
+ARMS |= dict.fromkeys(ENDS, ARMS[FP8])
 ONCE = (AGAIN, FAST)  # what they show, one seed shows
 GEMMA = Model(base_model=str(ROOT / ".cache"), gguf_file="gemma-3-270m.gguf", license="gemma")
 
@@ -154,7 +156,9 @@ def trained(cell: Cell, text: Path) -> dict[str, Any]:
     order = Order(data.train, args)
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        SFTTrainer(adapted, recipe, order, data.validation, Path(folder), lines.append).run()
+        trainer = SFTTrainer(adapted, recipe, order, data.validation, Path(folder), lines.append)
+        trainer.fp8_steps = order.steps - round(ENDS.get(cell.arm, 0) * order.steps)
+        trainer.run()
         session.load_adapter(Path(folder, "adapter"))
     found: dict[str, Any] = {
         "losses": [round(line["loss"], 5) for line in lines if "loss" in line],
@@ -165,7 +169,7 @@ def trained(cell: Cell, text: Path) -> dict[str, Any]:
         found["scores"] = score(data.loaded.layout, session, examples.test, examples.train)
     elif cell.arm == NF4 and cell.seed == SEEDS[0]:
         found["gradients"] = gradient_errors(adapted, *(order.step(n)[0].to(device) for n in (0, 1)))
-    del adapted, session
+    del adapted, session, trainer
     gc.collect()  # the trainer and its callbacks know each other
     torch.cuda.empty_cache()
     return found
@@ -205,11 +209,12 @@ def _error(found: torch.Tensor, exact: torch.Tensor) -> list[float]:
 
 
 def opened(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What was measured before. Raises TrainError where it was with other settings."""
+    """What was measured before, with these bases among others. Raises TrainError for other settings."""
     if not out.exists():
         return {"settings": settings, "runs": {}}
     content: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    if content["settings"] != settings:
+    there = content["settings"]["bases"]
+    if content["settings"] != settings | {"bases": there} or not {*settings["bases"]} <= {*there}:
         raise TrainError(
             f"{out} was measured with {content['settings']}, and now it is {settings}: move it, or give --out"
         )
@@ -256,6 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), metavar="SEED")
+    parser.add_argument("--studies", nargs="+", choices=(TEXT, TOUR), default=[TEXT, TOUR], metavar="STUDY")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--processes", type=int, default=4, help="runs at once on one GPU (4)")
     parser.add_argument("--report", action="store_true", help="only what is in --out")
@@ -271,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             bases = given.bases or [find_base(load_recipe("smollm2-quotes").model), find_base(GEMMA)]
             content = opened(given.out, settings_of(bases, given.steps))
             cells = cells_of(bases, given.arms, given.seeds, given.steps)
-            failed = measure(cells, content, given.out, given.processes)
+            asked = [cell for cell in cells if cell.study in given.studies]
+            failed = measure(asked, content, given.out, given.processes)
     except (TrainError, OSError) as error:
         parser.error(str(error))
     print(report(content))

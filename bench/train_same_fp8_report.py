@@ -15,6 +15,8 @@ from train.card import table
 TEXT, TOUR = "text", "tour"
 BASE16, NF4, FP8 = "16-bit base", "NF4", "NF4, FP8"
 AGAIN, FAST = "NF4, the same again", "NF4, FP8, fast"
+# What share of the steps, at the end, is in 16 bit; of the other arms in FP8, none
+ENDS = {f"{FP8}, the last {share:.0%} in 16 bit": share for share in (0.1, 0.2, 0.3, 0.5)}
 STEPS, WARM = 300, 10
 SCORES = ("test_loss", "format_kept", "author_right_seen", "author_right_unseen", "memorised")
 
@@ -62,12 +64,12 @@ def apart(pairs: Sequence[tuple[Run, Run]]) -> float:
     return float(np.mean([np.abs(np.subtract(a["losses"], b["losses"])[WARM:]).mean() for a, b in pairs]))
 
 
-def verdict(arms: Arms) -> dict[str, Any] | None:
-    """Whether FP8's mean final held-out loss lies between the lowest and the highest of 16 bit's.
+def verdict(arms: Arms, arm: str = FP8) -> dict[str, Any] | None:
+    """Whether an arm's mean final held-out loss lies between the lowest and the highest of 16 bit's.
 
     `outside`: by how much it doesn't; of the seeds, `each` says which do. None where runs are missing.
     """
-    exact, rough = finals(arms, NF4), finals(arms, FP8)
+    exact, rough = finals(arms, NF4), finals(arms, arm)
     if len(exact) < 2 or len(exact) != len(rough):
         return None
     low, high, mean = min(exact), max(exact), statistics.mean(rough)
@@ -96,7 +98,7 @@ def _losses(content: Content, bases: Sequence[str]) -> str:
     rows = []
     for base in bases:
         arms = arms_of(content, TEXT, base)
-        for arm in (BASE16, NF4, FP8):
+        for arm in (BASE16, NF4, FP8, *ENDS):
             losses = finals(arms, arm)
             shown = ", ".join(f"{loss:.4f}" for loss in losses)
             if losses:
@@ -110,15 +112,14 @@ def _verdicts(content: Content, bases: Sequence[str]) -> str:
     for name, study in (("", TEXT), (", the tour", TOUR)):
         for base in bases:
             arms = arms_of(content, study, base)
-            if found := verdict(arms):
-                plain, exact = finals(arms, BASE16), statistics.mean(finals(arms, NF4))
-                figures = (f"{found['spread']:.4f}", f"{found['difference']:+.4f}")
-                nf4 = f"{exact - statistics.mean(plain):+.4f}" if plain else ""
-                where = f"outside by {found['outside']:.5f}" if found["outside"] else "within"
-                inside = f"{sum(found['each'])} of {len(found['each'])}"
-                rows.append((base + name, *figures, nf4, where, inside))
-    head = ("16 bit's seeds, lowest to highest", "FP8 minus 16 bit", "NF4 minus 16-bit base")
-    return table(("held-out loss", *head, "FP8's mean", "its seeds within"), rows)
+            for arm in (FP8, *ENDS):
+                if found := verdict(arms, arm):
+                    figures = (f"{found['spread']:.4f}", f"{found['difference']:+.4f}")
+                    where = f"outside by {found['outside']:.5f}" if found["outside"] else "within"
+                    inside = f"{sum(found['each'])} of {len(found['each'])}"
+                    rows.append((base + name, arm, *figures, where, inside))
+    head = ("16 bit's seeds, lowest to highest", "its mean minus 16 bit's", "its mean", "its seeds within")
+    return table(("held-out loss", "arm", *head), rows)
 
 
 def _curves(content: Content, bases: Sequence[str]) -> str:
@@ -169,7 +170,7 @@ def _gradients_together(content: Content, bases: Sequence[str]) -> str:
 def _tour(content: Content, base: str) -> str:
     arms = arms_of(content, TOUR, base)
     rows = []
-    for arm in (BASE16, NF4, FP8):
+    for arm in (BASE16, NF4, FP8, *ENDS):
         runs = [run["scores"] for _, run in sorted(arms.get(arm, {}).items())]
         if runs:
             shown = (", ".join(f"{run[name]:.3f}" for run in runs if name in run) for name in SCORES)

@@ -134,7 +134,10 @@ def _trained(recipe: Recipe, manifest: Mapping[str, Any]) -> list[Row]:
     at = f" at {model.revision}" if model.revision else ""
     rows: list[Row] = [("base", f"{base}{at}, {width}"), ("adapter", form(lora))]
     if recipe.precision == "fp8":
-        rows.append(("precision", "products with the base's matrices in FP8 (e4m3), forward and backward"))
+        said = "products with the base's matrices in FP8 (e4m3), forward and backward"
+        if "fp8_steps" in manifest:
+            said += f", in the first {manifest['fp8_steps']:,} of {manifest['steps']:,} steps"
+        rows.append(("precision", said))
     if model.adapter:
         folder = Path(model.adapter)
         rows.append(("goes on from", folder.parent.name if folder.name == "adapter" else folder.name))

@@ -22,7 +22,7 @@ from train.earlier import with_earlier
 from train.fused.supports import fp8_obstacle
 from train.layers import adapted_layers
 from train.model import Adapted
-from train.recipe import Recipe, parse, read_yaml
+from train.recipe import LAST_IN_16_BIT, Recipe, parse, read_yaml
 from train.run import Run, load_of, order_of
 from train.session import Base, Session, device_of
 from train.shape import GPUS, Load, gpu_of
@@ -135,6 +135,8 @@ def describe(run: Run) -> None:
     )
     if line := forecast.unfused(shape, run.recipe, run.device):
         run.say(line)
+    if run.recipe.precision == "fp8":
+        run.say(f"in FP8: the first {run.recipe.fp8_steps(order.steps):,} steps; then in 16 bit")
     if foreseen := run.forecast():
         host = f" and {foreseen.host_gb:.1f} GB of the computer's" if foreseen.host_gb else ""
         run.say(
@@ -188,6 +190,7 @@ def print_plan(recipe: Recipe, outputs: Path = ROOT / "outputs") -> None:
         print(line)
     if recipe.precision == "fp8":
         print("note: FP8 was measured on an H100; GPUs without it, as the A100 and older, refuse this recipe")
+        print(f"the last {LAST_IN_16_BIT:.0%} of the steps are in 16 bit, and the forecast is of them all")
     if recipe.dpo:
         print("note: the forecast was fitted to training on answers; for preferences it wasn't measured")
     share = foreseen.trainable / base.shape.parameters

@@ -13,7 +13,7 @@ import torch
 from train import plan_plain, plan_sharded, plan_stack
 from train.fused.supports import allows, lacking, setting
 from train.layers import trainable
-from train.recipe import Recipe
+from train.recipe import LAST_IN_16_BIT, Recipe
 from train.shape import Gpu, Load, Shape
 
 GB = 1e9
@@ -42,8 +42,9 @@ def forecast(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, cards: int = 1)
     adapter = _adapter(shape, recipe)
     flops = flops_per_token(shape, load, adapter)
     way = plan_stack if by_hand(shape, recipe, gpu) else plan_plain
-    seconds = way.seconds(shape, recipe, load, gpu, flops)
-    waits = way is plan_stack and seconds <= plan_stack.launching(shape, recipe, load)
+    first, last = (way.seconds(shape, phase, load, gpu, flops) for phase in _phases(recipe))
+    seconds = first + LAST_IN_16_BIT * (last - first)
+    waits = way is plan_stack and first <= plan_stack.launching(shape, recipe, load)
     host = plan_stack.host(shape, recipe, load) if way is plan_stack else 0.0
     if recipe.fully_shard:
         packed, scales = _parts(recipe)
@@ -70,7 +71,7 @@ def memory(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu | None, cards: int
         stored = plan_sharded.stored(shape, packed, scales, cards) + plan_sharded.gathered(shape, packed)
     # parameters, gradients, optimizer, and copies in 16 bit
     training = _adapter(shape, recipe) * (4 + 4 + _optimizer_bytes(recipe.args.optim) + 2)
-    needed: float = stored + training + way.activations(shape, recipe, load)
+    needed: float = stored + training + max(way.activations(shape, phase, load) for phase in _phases(recipe))
     return needed
 
 
@@ -122,6 +123,11 @@ def _optimizer_bytes(optim: str) -> float:
 
 def _adapter(shape: Shape, recipe: Recipe) -> int:
     return trainable(recipe.lora, shape.linears, shape.beside)
+
+
+def _phases(recipe: Recipe) -> tuple[Recipe, Recipe]:
+    """As the first of a run's steps are trained, and the last."""
+    return recipe, recipe.model_copy(update={"precision": "16-bit"})
 
 
 def _parts(recipe: Recipe) -> tuple[float, float]:

@@ -223,6 +223,11 @@ class Adapted(nn.Module):
             ).last_hidden_state
         return hidden[0]
 
+    def leave_fp8(self) -> None:
+        """Train in 16 bit from now on, if it was in FP8."""
+        if forward := fused(self.base):
+            forward.leave_fp8()
+
     def parameters_to_train(self) -> list[nn.Parameter]:
         """The adapter's, in fp32."""
         return self._trained

@@ -44,7 +44,8 @@ def activations(shape: Shape, recipe: Recipe, load: Load) -> float:
     adapters = sum(layer.count for layer in adapted_layers(recipe.lora, shape.linears))
     small = (2 * recipe.lora.r * adapters + 4 * shape.layers * shape.heads) * token  # kept in either mode
     here = 2 * (4 * shape.hidden + shape.intermediate)  # gradients, while a layer's are made
-    decoded = 2.0 * shape.weights if recipe.bnb or recipe.gptq else 0.0
+    stored = not (recipe.bnb or recipe.gptq or recipe.precision == "fp8")  # as it is used
+    decoded = 0.0 if stored else 2.0 * shape.weights  # in FP8 a byte, both ways round
     positions = min(chunk(shape.vocabulary), load.most_trained)
     head = 2 * positions * shape.vocabulary + 6 * shape.hidden * token
     if recipe.fast:

@@ -33,6 +33,10 @@ from train.upstream import Section
 FILES = (".jsonl", ".json", ".csv", ".parquet", ".tsv", ".gguf")  # no name on the hub ends like these
 RECIPES = Path(__file__).with_name("recipes")
 
+# Of the steps of a run in FP8, the share at the end that is in 16 bit, as the adapter is used: there it
+# unlearns what made good FP8's own errors (of NVFP4, the last tenth: arXiv 2509.25149, appendix D).
+LAST_IN_16_BIT = 0.1
+
 # What a recipe may break on purpose, by name; each is printed when it is waived.
 Check = Literal[
     "unmatched_targets",
@@ -142,6 +146,10 @@ class Recipe(Section):
     def pace(self) -> str:
         """In a word, how the memory is used."""
         return "fast" if self.fast else "lean"
+
+    def fp8_steps(self, steps: int) -> int:
+        """How many of a run's steps are in FP8: the first ones."""
+        return steps - round(LAST_IN_16_BIT * steps) if self.precision == "fp8" else 0
 
     def config_hash(self) -> str:
         """The first 12 hexadecimal digits of a SHA-256 of everything that changes the result."""

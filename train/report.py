@@ -120,6 +120,7 @@ def make_manifest(run: Run, progress: Progress, before: Any, after: Any, seconds
         "parameters": run.base.shape.parameters,
         "trainer": run.recipe.args.title,
         "steps": progress.step,
+        "fp8_steps": min(run.recipe.fp8_steps(run.order.steps), progress.step),
         "stopped": progress.stopped,
         "tokens": progress.tokens,
         "predicted": {

@@ -57,6 +57,7 @@ class Training(Logged, ABC):
     ) -> None:
         self.adapted, self.recipe, self.order, self.validation = adapted, recipe, order, validation
         self.folder, self._checkpoint, self.report = folder, folder / "checkpoint", report
+        self.fp8_steps = recipe.fp8_steps(order.steps)  # the first ones
         self.parameters = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
         device = next(iter(self.parameters.values())).device
         self.progress = Progress()
@@ -172,6 +173,8 @@ class Training(Logged, ABC):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward over all micro-batches of a step; the mean loss of its tokens."""
         model.train()
+        if self.state.global_step >= self.fp8_steps:
+            self.adapted.leave_fp8()
         scale = self.order.processes / max(1, num_items_in_batch)  # gradients of all processes are averaged
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(inputs.batches, 1):

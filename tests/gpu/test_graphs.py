@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -61,3 +62,30 @@ def test_a_recorded_pass_is_the_pass(family: str, memory: str, precision: str) -
     for number, (one, other) in enumerate(zip(*found, strict=True)):
         error = (one - other).norm() / other.norm()
         assert error < near, f"{number}: {error:.4f}"
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_who_leaves_fp8_goes_on_as_one_in_16_bit_and_its_memory_is_free(memory: str) -> None:
+    exact = recipe(memory)
+    batches = [collate(documents(300, 1000, 4)).to(CUDA)] * 3
+
+    def made(precision: str) -> Adapted:
+        wanted = exact.model_copy(update={"precision": precision})
+        return with_random_b(Adapted(random_base(wanted, CUDA, CONFIGS["phi3"]), wanted, CUDA)).train()
+
+    adapted = made("fp8")
+    stack = weakref.ref(graphs_of(adapted).stack)
+    weights = {name: part.detach().clone() for name, part in adapted.named_parameters() if part.requires_grad}
+    results(adapted, batches)
+    assert any(graphs_of(adapted).recorded.values())
+    reserved = torch.cuda.memory_reserved()
+    adapted.leave_fp8()
+    assert stack() is None
+    assert torch.cuda.memory_reserved() < reserved
+    for name, part in adapted.named_parameters():
+        if part.requires_grad:
+            part.data.copy_(weights[name])
+    found, wanted = results(adapted, batches), results(made("16-bit"), batches)
+    for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
+        error = (one - other).norm() / other.norm()
+        assert error < 1e-3, f"{number}: {error:.5f}"

@@ -126,6 +126,12 @@ def test_a_recipe_gets_fp8_or_a_reason() -> None:
         Adapted(model_of(None), fp8, CPU)
 
 
+def test_the_first_steps_of_a_run_are_in_fp8() -> None:
+    fp8 = recipe_of(precision="fp8")
+    assert [fp8.fp8_steps(steps) for steps in (1, 4, 10, 300)] == [1, 4, 9, 270]
+    assert recipe_of().fp8_steps(300) == 0
+
+
 def test_runs_from_before_there_was_the_key_go_on() -> None:
     assert recipe_of().config_hash() == recipe_of(precision="16-bit").config_hash()
     assert recipe_of().config_hash() != recipe_of(precision="fp8").config_hash()

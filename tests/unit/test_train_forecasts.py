@@ -10,7 +10,9 @@ import pytest
 from bench.train import MODELS
 from bench.train_models import CONFIGS
 from tests.unit.test_train_plan import recipe_of
+from train import plan_stack
 from train.forecast import forecast
+from train.recipe import LAST_IN_16_BIT
 from train.shape import GPUS, Load, gpu_of, shape_of
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
@@ -42,9 +44,33 @@ def test_forecasts_of_fp8_are_near_what_was_measured() -> None:
         recipe = recipe_of(memory=memory, precision=precision or "16-bit", LoraConfig={"r": 16})
         gpu = gpu_of(row["device"])
         assert gpu
-        plan = forecast(shape, recipe, Load(tokens, tokens, tokens, tokens, 2048), gpu)
+        load = Load(tokens, tokens, tokens, tokens, 2048)
+        plan = forecast(shape, recipe, load, gpu)
         assert plan.memory_gb * 1e9 / 2**30 == pytest.approx(row["peak_gib"], rel=0.08)
-        assert plan.tokens_per_s == pytest.approx(row["tokens_per_s"], rel=0.15)
+        # What was measured are the steps in FP8, and the forecast is of the last ones too
+        seconds = plan_stack.seconds(shape, recipe, load, gpu, plan.flops_per_token)
+        assert tokens / seconds == pytest.approx(row["tokens_per_s"], rel=0.15)
+
+
+def test_a_forecast_of_fp8_is_of_the_steps_in_16_bit_too() -> None:
+    shape, load, gpu = shape_of(CONFIGS[MODELS["phi-3.5"]]), Load(8192, 8192, 8192, 8192, 2048), GPUS["H100"]
+    exact, fp8 = (recipe_of(memory="fast", precision=precision) for precision in ("16-bit", "fp8"))
+    plan = forecast(shape, exact, load, gpu)
+    slow = load.tokens / plan.tokens_per_s
+    quick = plan_stack.seconds(shape, fp8, load, gpu, plan.flops_per_token)
+    assert quick < slow
+    of_both = quick * (1 - LAST_IN_16_BIT) + slow * LAST_IN_16_BIT
+    assert load.tokens / forecast(shape, fp8, load, gpu).tokens_per_s == pytest.approx(of_both)
+
+
+def test_a_16_bit_base_has_fp8s_matrices_beside_it() -> None:
+    shape, load = shape_of(CONFIGS[MODELS["phi-3.5"]]), Load(8192, 8192, 8192, 8192, 2048)
+    whole = {"memory": "fast", "BitsAndBytesConfig": None}
+    exact, fp8 = (
+        forecast(shape, recipe_of(**whole, precision=precision), load, GPUS["H200"]).memory_gb
+        for precision in ("16-bit", "fp8")
+    )
+    assert fp8 - exact == pytest.approx(2 * shape.weights / 1e9)
 
 
 @pytest.mark.parametrize("name", ["qwen3-4b", "gemma-3-4b"])

@@ -159,6 +159,13 @@ def test_the_card_has_the_figures_the_licences_and_the_next_commands(tmp_path: P
         assert row in text.splitlines()
     assert "waived" not in text
     assert "synthetic" not in text
+    assert "FP8" not in text
+
+
+def test_the_card_says_which_steps_were_in_fp8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MANIFEST, "fp8_steps", 49)
+    said = "in FP8 (e4m3), forward and backward, in the first 49 of 54 steps |"
+    assert said in card(tmp_path, {"precision": "fp8"})
 
 
 def test_the_card_shows_no_path_of_this_machine_and_no_local_base_to_the_hub(tmp_path: Path) -> None:

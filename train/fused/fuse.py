@@ -79,6 +79,13 @@ class Forward:
             hidden = self.graphs(input_ids.device)(batch)
         return BaseModelOutputWithPast(last_hidden_state=hidden[None])
 
+    def leave_fp8(self) -> None:
+        """Make all products in 16 bit from now on; what FP8 needed is free."""
+        if self._fp8:
+            self._fp8 = False
+            self._graphs.clear()  # the evaluations' too: what trains in 16 bit serves them
+            torch.cuda.empty_cache()  # recorded passes kept memory that nothing else may use
+
     def stack(self, device: torch.device) -> Stack:
         """What computes the next pass, in FP8 or not."""
         return self.graphs(device).stack
