@@ -3,9 +3,9 @@
     python -m bench.train phi-3.5 mistral-7b --arms tune2chat:lean tune2chat:fast unsloth:lean trl:lean
 
 Each arm is a process with the same random base of full size, the same documents and the same trainable
-parameters (bench/train_arm.py); all, or as many as --together says, are there at once and train a burst of
-steps in turns. Medians go into bench/results/train.json. Needs CUDA; TRL and Unsloth have to be installed for
-their arms.
+parameters (bench/train_arm.py); all of one --arms are there at once and train a burst of steps in turns, those
+of the next when they have ended. Medians go into bench/results/train.json. Needs CUDA; TRL and Unsloth have to
+be installed for their arms.
 """
 
 from __future__ import annotations
@@ -150,28 +150,27 @@ def main() -> None:
     """Measure the models that were named, and keep the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=["phi-3.5", "gemma-2b", "mistral-7b"])
-    parser.add_argument("--arms", nargs="+", default=ARMS)
+    parser.add_argument("--arms", nargs="+", action="append", help="again, for those that don't fit beside")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="of a burst")
     parser.add_argument("--batch", type=int, default=4, help="blocks of 2,048 tokens a step")
-    parser.add_argument("--together", type=int, default=0, help="arms at once (all): more may not fit")
     parser.add_argument("--peer-path", default="", help="PYTHONPATH of TRL's and Unsloth's processes")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    for names, known in ((given.models, [*MODELS]), (given.arms, KNOWN_ARMS)):
+    together = given.arms or [ARMS]
+    for names, known in ((given.models, [*MODELS]), *((arms, KNOWN_ARMS) for arms in together)):
         if unknown := [name for name in names if name not in known]:
             parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
     if not torch.cuda.is_available():
         parser.error("this needs a CUDA GPU, and there is none")
-    size = given.together or len(given.arms)
     rows = json.loads(given.out.read_text()) if given.out.exists() else []
     for model in given.models:
         base = Path(tempfile.mkdtemp()) / "base"
         try:
             save_random(CONFIGS[MODELS[model]], base)
             found = list[dict[str, Any]]()
-            for at in range(0, len(given.arms), size):
-                found += measure(model, base, given.arms[at : at + size], given)
+            for names in together:
+                found += measure(model, base, names, given)
                 print("\n".join(compare(found)), flush=True)
                 given.out.write_text(json.dumps(rows + found, indent=1) + "\n")
             rows += found
