@@ -3,9 +3,9 @@
     python -m bench.train phi-3.5 mistral-7b --arms tune2chat:lean tune2chat:fast unsloth:lean trl:lean
 
 Each arm is a process with the same random base of full size, the same documents and the same trainable
-parameters (bench/train_arm.py); all of one --arms are there at once and train a burst of steps in turns, those
-of the next when they have ended. Medians go into bench/results/train.json. Needs CUDA; TRL and Unsloth have to
-be installed for their arms.
+parameters (bench/train_arm.py). Those of one --arms are there at once and train a burst of steps in turns;
+when they have ended, those of the next are. Medians go into bench/results/train.json. Needs CUDA; TRL and
+Unsloth have to be installed for their arms.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 from bench.train_same_fp8_report import (
     AGAIN,
     BASE16,
+    ENDS,
     FP8,
     NF4,
     TEXT,
@@ -28,6 +29,8 @@ from bench.train_same_fp8_report import (
     verdict,
 )
 from core.command import ROOT
+
+END = next(iter(ENDS))
 
 
 def run_of(held_out: float, level: float = 2.0, steps: int = 40) -> dict[str, Any]:
@@ -75,10 +78,12 @@ def test_distances_are_of_the_same_seed_and_of_all_pairs_of_an_arm() -> None:
 
 def test_the_report_has_what_was_measured_and_nothing_of_what_was_not(tmp_path: Path) -> None:
     content = content_of([2.3, 2.3, 2.3])
+    content["runs"] |= {key_of(TEXT, "Small", END, seed): run_of(2.1) for seed in range(3)}
     said = report(content)
     for row in (
         "| Small | NF4, FP8 | 3.0000 | 2.3000, 2.3000, 2.3000 | 2.3000 |",
-        "| Small | 0.2000 | +0.2000 | +0.2000 | outside by 0.10000 | 0 of 3 |",
+        "| Small | NF4, FP8 | 0.2000 | +0.2000 | outside by 0.10000 | 0 of 3 |",
+        f"| Small | {END} | 0.2000 | +0.0000 | within | 3 of 3 |",
         "| Small | 0.4000 | 0.1333 | 0.0000 | 0.0000 |  |",
         "| Small | B | 10 (30) |",
         "| Small | another batch | 0.300 | 110% |",
