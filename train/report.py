@@ -87,7 +87,6 @@ def write_report(run: Run, progress: Progress, before: Any, after: Any, seconds:
 def make_manifest(run: Run, progress: Progress, before: Any, after: Any, seconds: float) -> dict[str, Any]:
     """Everything that one must know to do the run again and to believe it."""
     foreseen, model = run.forecast(), run.recipe.model
-    speed = progress.tokens / progress.seconds if progress.seconds else 0.0
     cuda = run.device.type == "cuda"
     return {
         "base": {
@@ -132,7 +131,7 @@ def make_manifest(run: Run, progress: Progress, before: Any, after: Any, seconds
         else {},
         "actual": {
             "memory_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else None,
-            "tokens_per_s": speed,
+            "tokens_per_s": progress.tokens / progress.seconds if progress.seconds else 0.0,
             "minutes": progress.seconds / 60,
         },
         "eval_loss": {
