@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from train.card import table
+from train.recipe import LAST_IN_16_BIT
 
 TEXT, TOUR = "text", "tour"
 BASE16, NF4, FP8 = "16-bit base", "NF4", "NF4, FP8"
 AGAIN, FAST = "NF4, the same again", "NF4, FP8, fast"
 # What share of the steps, at the end, is in 16 bit; of the other arms in FP8, none
 ENDS = {f"{FP8}, the last {share:.0%} in 16 bit": share for share in (0.1, 0.2, 0.3, 0.5)}
+(END,) = (arm for arm, share in ENDS.items() if share == LAST_IN_16_BIT)  # as precision: fp8 trains
 STEPS, WARM = 300, 10
 SCORES = ("test_loss", "format_kept", "author_right_seen", "author_right_unseen", "memorised")
 
@@ -89,8 +91,9 @@ def report(content: Content) -> str:
 def tables(content: Content) -> list[str]:
     """Those that there is something to say in."""
     bases = content["settings"]["bases"]
-    made = [_losses(content, bases), _verdicts(content, bases), _curves(content, bases)]
-    made += [_gradients_together(content, bases), _gradients(content, bases), _tour(content, bases[0])]
+    made = [_losses(content, bases), _verdicts(content, bases), _shares(content, bases)]
+    made += [_curves(content, bases), _gradients_together(content, bases)]
+    made += [_gradients(content, bases), _tour(content, bases[0])]
     return [each for each in made if each]
 
 
@@ -98,7 +101,7 @@ def _losses(content: Content, bases: Sequence[str]) -> str:
     rows = []
     for base in bases:
         arms = arms_of(content, TEXT, base)
-        for arm in (BASE16, NF4, FP8, *ENDS):
+        for arm in (BASE16, NF4, FP8, END):
             losses = finals(arms, arm)
             shown = ", ".join(f"{loss:.4f}" for loss in losses)
             if losses:
@@ -112,14 +115,29 @@ def _verdicts(content: Content, bases: Sequence[str]) -> str:
     for name, study in (("", TEXT), (", the tour", TOUR)):
         for base in bases:
             arms = arms_of(content, study, base)
-            for arm in (FP8, *ENDS):
+            for arm in (FP8, END):
                 if found := verdict(arms, arm):
                     figures = (f"{found['spread']:.4f}", f"{found['difference']:+.4f}")
-                    where = f"outside by {found['outside']:.5f}" if found["outside"] else "within"
                     inside = f"{sum(found['each'])} of {len(found['each'])}"
-                    rows.append((base + name, arm, *figures, where, inside))
+                    rows.append((base + name, arm, *figures, _where(found), inside))
     head = ("16 bit's seeds, lowest to highest", "its mean minus 16 bit's", "its mean", "its seeds within")
     return table(("held-out loss", "arm", *head), rows)
+
+
+def _where(found: dict[str, Any]) -> str:
+    """Where the mean lies, beside 16 bit's seeds."""
+    side = "higher" if found["difference"] > 0 else "lower"
+    return f"{side} by {found['outside']:.5f}" if found["outside"] else "within"
+
+
+def _shares(content: Content, bases: Sequence[str]) -> str:
+    """What each share in 16 bit brings."""
+    rows = []
+    for arm, share in ({FP8: 0.0} | ENDS).items():
+        verdicts = [verdict(arms_of(content, TEXT, base), arm) for base in bases]
+        if all(verdicts):
+            rows.append((f"{share:.0%}", *(f"{v['difference']:+.4f}, {_where(v)}" for v in verdicts if v)))
+    return table(("steps in 16 bit at the end", *bases), rows)
 
 
 def _curves(content: Content, bases: Sequence[str]) -> str:
@@ -170,7 +188,7 @@ def _gradients_together(content: Content, bases: Sequence[str]) -> str:
 def _tour(content: Content, base: str) -> str:
     arms = arms_of(content, TOUR, base)
     rows = []
-    for arm in (BASE16, NF4, FP8, *ENDS):
+    for arm in (BASE16, NF4, FP8, END):
         runs = [run["scores"] for _, run in sorted(arms.get(arm, {}).items())]
         if runs:
             shown = (", ".join(f"{run[name]:.3f}" for run in runs if name in run) for name in SCORES)
@@ -219,7 +237,7 @@ def _draw_losses(axes: Any, arms: Arms) -> None:
     axes.fill_between(
         steps, lines.min(0), lines.max(0), alpha=0.3, color="C7", label="NF4, 16 bit, its seeds"
     )
-    for arm, colour in ((FP8, "C3"), (BASE16, "C0")):
+    for arm, colour in ((FP8, "C3"), (END, "C2"), (BASE16, "C0")):
         if runs := arms.get(arm):
             curve = np.mean([run["losses"] for run in runs.values()], 0)
             axes.plot(steps, smoothed(curve - mean), color=colour, lw=1.2, label=f"{arm}, mean")

@@ -20,7 +20,7 @@ from train.fused.decoder import Stack
 from train.fused.fuse import fuse, fused
 from train.sft import SFTTrainer
 
-STEPS, FP8_STEPS = 20, 18
+STEPS, FP8_STEPS = 20, 14
 ROWS = rows((20,) * 24)
 SFT = {"max_steps": STEPS, "eval_steps": 10, "logging_steps": 1, "learning_rate": 1e-3, "max_length": 40}
 RECIPE = recipe_of(NF4, {**SFT, "per_device_train_batch_size": 1})
