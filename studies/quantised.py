@@ -175,11 +175,12 @@ def on_processor(base: Path, out: Path) -> int:
     as GGUF files by llama.cpp; return how many cells failed. Raises ChatError for results of another base."""
     settings = read_results(out, VERSION)["settings"]
     results = Results(out, VERSION, settings | {"base": fingerprint(str(base))})
-    make_gptq(base, out / "gptq", "cpu", settings["windows"], results)
+    packed = out / "gptq-processor"  # speed doesn't depend on what it was calibrated on
+    make_gptq(base, packed, "cpu", FEW["windows"], results)
     sizes, batches = Sizes(**settings["sizes"]), tuple(settings["batches"])
     cells = []
     for arm in ARMS:
-        job = Job("speed", arm, str(out / "gptq" if arm == "gptq" else base), "cpu", sizes, batches=batches)
+        job = Job("speed", arm, str(packed if arm == "gptq" else base), "cpu", sizes, batches=batches)
         cells.append(Cell(f"processor|{arm}", partial(run_job, job)))
     cells += gguf_cells(base, out, sizes, batches)
     load = round(os.getloadavg()[0], 1)  # of this and other programs, in cores

@@ -140,15 +140,14 @@ def draw_speed(content: Content) -> Figure:
         for number, (kind, name, cell) in enumerate(found):
             speeds = [cell["batches"][str(batch)]["tokens_per_s"] for batch in batches]
             if kind == "gguf":
-                means = [statistics.fmean(speed) for speed in speeds]
-                each.plot(batches, means, "s--", color=f"C{number}", label=f"llama.cpp {name}")
+                bars(each, batches, speeds, fmt="s--", color=f"C{number}", label=f"llama.cpp {name}")
             else:
                 _bars(each, batches, speeds, name, "o-")
         each.set(xlabel="chats at once", ylabel="tokens a second, all together", xscale="log", yscale="log")
         each.set_title(where, fontsize="medium")
         each.set_xticks(batches, map(str, batches))
         each.minorticks_off()
-        each.legend(fontsize="small")
+        each.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return made
 
 
