@@ -120,6 +120,11 @@ class OnGpu:
         """Give them back."""
         return self.kept.pop(number)
 
+    def settle(self) -> None:
+        """Nothing is on its way."""
+
+    places = ()
+
 
 def decoded_each_time(stack: Stack) -> None:
     """Matrices in four bits, decoded when they are used."""
@@ -130,6 +135,12 @@ def kept_on_gpu(stack: Stack) -> None:
     """Without the host's memory."""
     keeping: Any = OnGpu
     stack.saved = lambda: Saved(keeping())  # type: ignore[method-assign]
+
+
+def copied_too(stack: Stack) -> None:
+    """Nothing that was copied to the host before is made again."""
+    for layer in stack.layers:
+        layer.o.quick = False
 
 
 def formulas() -> dict[str, Any]:
@@ -176,8 +187,10 @@ def variants() -> Iterator[Variant]:
         for fp8 in (True, False):
             if fp8 or blocks == 1:
                 yield Variant("all levers", mode, nothing, fp8, blocks)
-            if blocks == 1 or (fp8 and mode == "lean"):
+            if fp8 or blocks == 1:
                 yield Variant("kernels launched one by one", mode, nothing, fp8, blocks, recorded=False)
+    yield Variant("h copied too", "lean", copied_too, True)
+    yield Variant("nothing in the host's memory", "lean", kept_on_gpu, True)
 
 
 class Measured:

@@ -83,7 +83,7 @@ def seconds(shape: Shape, recipe: Recipe, load: Load, gpu: Gpu, flops: float) ->
 
 def launching(shape: Shape, recipe: Recipe, load: Load) -> float:
     """Seconds that a processor takes to launch a micro-batch's kernels, the least that one takes."""
-    if load.tokens <= most_tokens(recipe.fast, recipe.precision == "fp8"):
+    if load.tokens <= most_tokens(recipe.precision == "fp8"):
         return RECORDED
     if recipe.precision == "fp8":
         return (FAST_FP8 if recipe.fast else LEAN_FP8) * sum(layer.count for layer in shape.linears)

@@ -89,3 +89,23 @@ def test_who_leaves_fp8_goes_on_as_one_in_16_bit_and_its_memory_is_free(memory: 
     for number, (one, other) in enumerate(zip(found, wanted, strict=True)):
         error = (one - other).norm() / other.norm()
         assert error < 1e-3, f"{number}: {error:.5f}"
+
+
+@pytest.mark.parametrize("precision", ["16-bit", "fp8"])
+def test_recorded_passes_give_way_to_a_longer_one_that_wants_their_memory(precision: str) -> None:
+    wanted = recipe("fast").model_copy(update={"precision": precision})
+    adapted = with_random_b(Adapted(random_base(wanted, CUDA, CONFIGS["phi3"]), wanted, CUDA)).train()
+    short, long = (collate(documents(300, 1000, count)).to(CUDA) for count in (2, 12))
+    results(adapted, [short] * 3)
+    graphs = graphs_of(adapted)
+    results(adapted, [long])  # there is room beside them
+    assert any(graphs.recorded.values())
+    graphs._token = 1e12
+    again = results(adapted, [short])  # one that is recorded needs no more
+    assert any(graphs.recorded.values())
+    reserved = torch.cuda.memory_reserved()
+    longer = collate(documents(300, 1000, 13)).to(CUDA)
+    results(adapted, [longer])
+    assert not graphs.recorded
+    assert torch.cuda.memory_reserved() < reserved
+    assert all(torch.isfinite(each).all() for each in again + results(adapted, [short] * 3))

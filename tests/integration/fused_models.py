@@ -113,8 +113,8 @@ def rows(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[Encoded]:
 BATCH = collate(rows())
 
 
-def stack_of(model: Adapted, fast: bool = True) -> Stack:
-    return Stack(model.base, torch.float32, CPU, fast)
+def stack_of(model: Adapted, fast: bool = True, fp8: bool = False) -> Stack:
+    return Stack(model.base, torch.float32, CPU, fast, fp8)
 
 
 def loss_of(model: Adapted, stack: Stack | None, batch: Batch = BATCH) -> torch.Tensor:

@@ -85,6 +85,23 @@ def test_resident_matrices_are_the_decoded_ones(tmp_path: Path, family: str) -> 
     assert all(torch.equal(fast_found[name], lean_found[name]) for name in fast_found)
 
 
+@EACH_FAMILY
+def test_lean_in_fp8_is_fast_in_fp8_bit_for_bit_and_keeps_less_than_in_16_bit(
+    tmp_path: Path, family: str
+) -> None:
+    model = adapted(tmp_path, family, recipe_of(NF4))
+    stacks = [stack_of(model, True, True), stack_of(model, False, True), stack_of(model, False)]
+    (_, fast), (_, lean), _ = (gradients(model, stack) for stack in stacks)
+    assert all(torch.equal(fast[name], lean[name]) for name in fast)
+    counts = []
+    for stack in stacks[1:]:
+        saved = stack.saved()
+        stack.forward(BATCH, saved)
+        counts.append(len(saved.places()))
+    norms_after = family in ("gemma2", "gemma3")  # whose backward passes need what `down` made
+    assert counts == [3 * (3 if norms_after else 2), 3 * 3]
+
+
 @MODES
 def test_a_gptq_base_is_decoded_too(tmp_path: Path, fast: bool) -> None:
     recipe = recipe_of()

@@ -49,6 +49,8 @@ class Matrix:
 class Projection8(Projection):
     """A projection whose products with a `Matrix` are in FP8."""
 
+    quick = True  # of Phi-3.5 and 8,192 tokens o takes 0.2 ms a layer, and what it saves of copies 1.0
+
     def bordered(self, x: torch.Tensor, weight: Any) -> torch.Tensor:
         """Return y (T, out) for `x` (T, in + border), whose border is written here."""
         values, inner = self.split(x)

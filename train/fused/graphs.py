@@ -22,8 +22,8 @@ from train.fused.decoder import Stack
 
 ROWS, STEP = 8, 256  # the least of rows, and tokens come in steps
 # With more tokens the GPU is the slower one, and a recorded pass keeps its memory: of 8,192 tokens it gained
-# nothing in lean mode on an H100, 2 % in fast mode. Only lean FP8, with the most kernels, gained 6 %.
-TOKENS, LEAN_FP8_TOKENS = 4096, 16384
+# nothing in lean mode on an H100, 2 % in fast mode. FP8 has more kernels, which take less time.
+TOKENS, FP8_TOKENS = 4096, 16384
 LONGEST = 2048  # rows that are shorter share their buckets
 MOST = 24  # buckets that are kept in mind: of lengths that vary more none comes again soon
 
@@ -61,9 +61,9 @@ class Bucket:
         )
 
 
-def most_tokens(fast: bool, fp8: bool) -> int:
+def most_tokens(fp8: bool) -> int:
     """Of a pass that is recorded."""
-    return LEAN_FP8_TOKENS if fp8 and not fast else TOKENS
+    return FP8_TOKENS if fp8 else TOKENS
 
 
 class Room:
@@ -139,12 +139,15 @@ class Graphs:
         self.recorded: dict[Any, Recorded | None] = {}
         self.on = stack.device.type == "cuda"
         self._room: Room | None = None
+        self._token = 0.0  # bytes that a pass takes for each
+        self._kept = 0  # bytes of recorded passes
         self._pass: Any = lambda: None
 
     def __call__(self, batch: Packed) -> torch.Tensor:
         """The last hidden states (T, hidden) of a batch, differentiable by the adapters' parameters."""
         recorded = self._recorded(batch) if self.on and torch.is_grad_enabled() else None
         if recorded is None:
+            self._give_way(batch.tokens)
             return self.stack(batch)
         this = _Pass()
         self._pass = weakref.ref(this)
@@ -155,7 +158,7 @@ class Graphs:
     def _recorded(self, batch: Packed) -> Recorded | None:
         """That of the batch's bucket, recorded now if it comes for the second time; None for the first."""
         # The last pass's gradients may still be wanted.
-        if batch.tokens > most_tokens(self.stack.fast, self.stack.fp8) or self._pass() is not None:
+        if batch.tokens > most_tokens(self.stack.fp8) or self._pass() is not None:
             return None
         bucket = Bucket.of(batch, self.stack.rotary.original)
         key = (bucket, torch.are_deterministic_algorithms_enabled(), *self.stack.scales)
@@ -170,21 +173,36 @@ class Graphs:
 
     def _record(self, bucket: Bucket, batch: Packed) -> Recorded | None:
         """None, from now on, where the GPU has no room for it or can't record."""
-        self.on = _has_room(self.stack.device)
+        idle = _idle(self.stack.device)
+        if self._room is None:  # recorded passes keep their memory, all of them the same
+            self.on = torch.cuda.mem_get_info(self.stack.device)[0] > idle
+            self._token = idle / batch.tokens
         if not self.on:
             return None
         self._room = self._room or Room(self.stack)
         try:
             with torch.no_grad():
-                return Recorded(self.stack, bucket, batch, self._room)
+                found = Recorded(self.stack, bucket, batch, self._room)
+            self._kept += max(0, _idle(self.stack.device) - idle)
+            return found
         except RuntimeError as error:
-            self.on = False
-            self.recorded.clear()
-            self._room = None
+            self._forget()
             torch.cuda.synchronize()
             first = str(error).strip().split("\n")[0]
             warnings.warn(f"no CUDA graphs here, which costs speed in small steps: {first}", stacklevel=2)
             return None
+
+    def _give_way(self, tokens: int) -> None:
+        """Forget recorded passes, from now on, where one of more tokens needs their memory."""
+        if self._room is not None:
+            there = torch.cuda.mem_get_info(self.stack.device)[0] + _idle(self.stack.device) - self._kept
+            if self._token * tokens > there:
+                self._forget()
+                torch.cuda.empty_cache()
+
+    def _forget(self) -> None:
+        self.on, self._room = False, None
+        self.recorded.clear()
 
 
 class _Pass:
@@ -213,7 +231,6 @@ def _recording(graph: torch.cuda.CUDAGraph, pool: Any) -> Any:
     return torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
 
 
-def _has_room(device: torch.device) -> bool:
-    """Whether what a pass took can be there twice: recorded passes keep their memory."""
-    took = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] > took
+def _idle(device: torch.device) -> int:
+    """Bytes that PyTorch has and nothing uses: what passes took, and what recorded ones keep."""
+    return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -53,11 +53,14 @@ class Kept:
     o_inner: torch.Tensor
     down_inner: torch.Tensor
     down_out: torch.Tensor | None  # (T, hidden), before its norm, where there is one
+    quick: bool  # whether to make h again is quicker than to copy it
 
     @property
     def large(self) -> tuple[str, ...]:
-        """The names of what is worth a place elsewhere; with a norm after `o`, `again` makes h too."""
-        return ("x", "mixed", "h") if self.down_out is None else ("x", "mixed", "down_out")
+        """The names of what is worth a place elsewhere; `again` makes h too where it isn't among them."""
+        if self.down_out is not None:
+            return "x", "mixed", "down_out"
+        return ("x", "mixed") if self.quick else ("x", "mixed", "h")
 
 
 @dataclass
@@ -122,7 +125,7 @@ class Layer:
         mlp_in, gate_up = self._gates(h, weights)
         active = self.ops.gated(gate_up, self.gelu)
         y, down_out, down_inner = _onto(h, self.down, active, weights.down, self.norms_after[1])
-        kept = Kept(x, mixed, h, lse, o_inner, down_inner, down_out)
+        kept = Kept(x, mixed, h, lse, o_inner, down_inner, down_out, self.o.quick)
         return y, kept, Wide(heads_in, qkv, mlp_in, gate_up, o_out)
 
     def _heads(self, x: torch.Tensor, weights: Weights, angles: Angles) -> tuple[torch.Tensor, torch.Tensor]:

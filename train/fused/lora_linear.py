@@ -51,6 +51,8 @@ class Projection:
     does it all.
     """
 
+    quick = False
+
     def __init__(self, layers: list[Any], dtype: torch.dtype, ops: ModuleType, border: bool = False) -> None:
         self.ops = ops
         self.bases = [getattr(layer, "base_layer", layer) for layer in layers]
