@@ -28,7 +28,9 @@ if not __package__:  # run as a script: import from the repository, not from thi
 
 import torch
 
+from bench.bursts import LENGTH
 from bench.train_models import CONFIGS, save_random
+from train.card import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "train.json"
@@ -144,6 +146,27 @@ def compare(rows: list[dict[str, Any]]) -> list[str]:
                 line += f"  {speed:.2f} times Unsloth's speed, {memory:.2f} times its memory"
         lines.append(line)
     return lines
+
+
+def fp8_table(rows: list[dict[str, Any]]) -> str:
+    """FP8 beside 16 bit, of each model and tokens a step; Unsloth where it was measured with them."""
+    columns = ["lean", "lean-fp8", "fast", "fast-fp8"]
+    cells: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        name = row["mode"] if row["arm"] == "tune2chat" else row["arm"]
+        cells.setdefault((row["model"], LENGTH * round(row["tokens_per_step"] / LENGTH)), {})[name] = row
+    lines = []
+    for (model, tokens), found in cells.items():
+        shown = [f"{model}, {tokens:,} tokens"]
+        for name in [*columns, "unsloth"]:
+            if not (row := found.get(name)):
+                shown.append("")
+                continue
+            exact = found[name.removesuffix("-fp8")]
+            ratio = f" ({row['tokens_per_s'] / exact['tokens_per_s']:.2f})" if exact is not row else ""
+            shown.append(f"{row['tokens_per_s']:,}{ratio}, {row['peak_gib']:.1f} GiB")
+        lines.append(shown)
+    return table(("tokens/s and memory", "lean", "lean, FP8", "fast", "fast, FP8", "Unsloth"), lines)
 
 
 def main() -> None:

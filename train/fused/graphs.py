@@ -194,7 +194,7 @@ class Graphs:
 
     def _give_way(self, tokens: int) -> None:
         """Forget recorded passes, from now on, where one of more tokens needs their memory."""
-        if self._room is not None:
+        if self._room is not None and torch.is_grad_enabled():  # an evaluation keeps nothing
             there = torch.cuda.mem_get_info(self.stack.device)[0] + _idle(self.stack.device) - self._kept
             if self._token * tokens > there:
                 self._forget()
