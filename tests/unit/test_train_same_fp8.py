@@ -112,19 +112,15 @@ def test_the_page_of_benchmarks_has_what_was_measured() -> None:
     assert all(0 < found["difference"] < cost / 9 for found, cost in zip(to_the_end, costs, strict=True))
     assert all(found["difference"] < 0 or not found["outside"] for found in ended)
     gemma = texts[1]
-    assert all(
-        run["held out"]["300"] > run["held out"]["200"] for runs in gemma.values() for run in runs.values()
-    )
     risen = {
-        arm: statistics.mean(run["held out"]["300"] - run["held out"]["200"] for run in gemma[arm].values())
-        for arm in (NF4, END)
+        arm: [run["held out"]["300"] - run["held out"]["200"] for run in runs.values()]
+        for arm, runs in gemma.items()
     }
-    assert risen[END] < risen[NF4]
+    assert min(map(min, risen.values())) > 0
+    assert max(risen[END]) < min(risen[NF4])
     said = " ".join((ROOT / "docs/train.md").read_text(encoding="utf-8").split())
     worst = max(found["difference"] for found in ended[:2])
-    assert (
-        f"no more than {worst:.4f} nats above 16 bit's, where NF4 costs {costs[1]:.2f} and {costs[0]:.2f}"
-        in said
-    )
+    assert f"no more than {worst:.4f} nats above 16 bit's, where NF4 costs" in said
+    assert f"NF4 costs {costs[1]:.2f} and {costs[0]:.2f} and FP8 to the end" in said
     small, large = (found["difference"] for found in to_the_end[:2])
-    assert f"in FP8 to the end {large:.3f} and {small:.3f} (" in said
+    assert f"FP8 to the end {large:.3f} and {small:.3f} (" in said
