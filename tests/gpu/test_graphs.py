@@ -16,7 +16,7 @@ from bench.train_models import random_base
 from tests.gpu.test_cuda import CONFIGS, CUDA, recipe, with_random_b
 from train.batches import Batch, collate
 from train.fused.fuse import fused
-from train.fused.graphs import Graphs
+from train.fused.graphs import Bucket, Graphs
 from train.model import Adapted
 
 
@@ -95,7 +95,8 @@ def test_who_leaves_fp8_goes_on_as_one_in_16_bit_and_its_memory_is_free(memory: 
 def test_recorded_passes_give_way_to_a_longer_one_that_wants_their_memory(precision: str) -> None:
     wanted = recipe("fast").model_copy(update={"precision": precision})
     adapted = with_random_b(Adapted(random_base(wanted, CUDA, CONFIGS["phi3"]), wanted, CUDA)).train()
-    short, long = (collate(documents(300, 1000, count)).to(CUDA) for count in (2, 12))
+    short, long, longer = (collate(documents(300, 1000, count)).to(CUDA) for count in (2, 12, 14))
+    assert len({Bucket.of(batch, None) for batch in (short, long, longer)}) == 3
     results(adapted, [short] * 3)
     graphs = graphs_of(adapted)
     results(adapted, [long])  # there is room beside them
@@ -103,9 +104,7 @@ def test_recorded_passes_give_way_to_a_longer_one_that_wants_their_memory(precis
     graphs._token = 1e12
     again = results(adapted, [short])  # one that is recorded needs no more
     assert any(graphs.recorded.values())
-    reserved = torch.cuda.memory_reserved()
-    longer = collate(documents(300, 1000, 13)).to(CUDA)
     results(adapted, [longer])
     assert not graphs.recorded
-    assert torch.cuda.memory_reserved() < reserved
+    assert not graphs._room
     assert all(torch.isfinite(each).all() for each in again + results(adapted, [short] * 3))
