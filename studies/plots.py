@@ -42,6 +42,11 @@ def bars(
         axes.errorbar(places, mean, yerr=(below, above), capsize=3, **drawn)
 
 
+def legend_below(made: Figure, axes: Any) -> None:
+    """What is drawn in `axes`, under all of the figure, where it hides nothing."""
+    made.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
+
+
 def save(figures: Mapping[str, Figure], folder: Path, begins: str = "") -> None:
     """Write each as `<begins><name>.png`, the same bytes for the same figure."""
     for name, made in figures.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from studies.plots import bars, figure, save
+from studies.plots import bars, figure, legend_below, save
 from studies.quantised_cells import (
     ARM_NAMES,
     NEEDS,
@@ -83,7 +83,7 @@ def draw_tasks(content: Content) -> Figure:
         labels = tasks if name == "loss" else [f"{task}\n{SCORES[task]}" for task in tasks]
         each.set_xticks(range(len(tasks)), labels, fontsize="small")
         each.set_ylabel(LOSS + ", lower is better" if name == "loss" else "score (0 to 1), higher is better")
-    axes[0].legend()
+    legend_below(made, axes[0])
     return made
 
 
@@ -106,7 +106,7 @@ def draw_alpha(content: Content) -> Figure:
                 each.plot(*zip(*lost, strict=True), "x", color=COLOURS[arm], ms=11, mew=2)
         each.set_xticks(range(len(alphas)), map(str, alphas))
         each.set(xlabel="lora_alpha", ylabel=f"last validation {LOSS}", title=f"{mode} learning rate")
-    axes[0].legend()
+    legend_below(made, axes[0])
     return made
 
 
@@ -125,7 +125,7 @@ def draw_stability(content: Content) -> Figure:
         each.set_xlabel("learning rate")
     axes[0].set(ylabel="share of runs that diverged", ylim=(-0.05, 1.05))
     axes[1].set(ylabel="largest gradient norm of a run", yscale="log")
-    axes[0].legend()
+    legend_below(made, axes[0])
     return made
 
 
@@ -161,7 +161,7 @@ def draw_robustness(content: Content) -> Figure:
     axes[0].set_xticks(range(len(changes)), changes, fontsize="small", rotation=20)
     axes[0].set_ylabel("rise of the loss (nats a token)")
     axes[0].axhline(0, color="black", lw=0.8)
-    axes[0].legend()
+    legend_below(made, axes[0])
     return made
 
 
@@ -179,5 +179,5 @@ def draw_forgetting(content: Content) -> Figure:
             _bars(each, list(epochs), values, arm, "o-")
         each.set(xlabel="epoch", ylabel=LOSS, title=kind)
         each.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].legend()
+    legend_below(made, axes[0])
     return made

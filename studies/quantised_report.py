@@ -202,6 +202,9 @@ def _speed(content: Content) -> str:
         rows += _by_batch(engine, ARM_NAMES.get(name, name), cell)
     head = ["engine", "weights", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
     said = [] if cells(content, "gguf") else [NO_GGUF]
+    device, there = content["settings"]["device"], by_arm(content, "speed")
+    if there and (lacking := [name for arm, name in ARM_NAMES.items() if arm not in there]):
+        said.append(f"Not measured yet on {device}: {', '.join(lacking)}.")
     if about := content["cells"].get("about processor"):
         said.append(
             f"The processor's figures were measured on {about['date']}, with a load of {about['load']:g} on "

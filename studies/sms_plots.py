@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from core.files import write_json, write_whole
 from core.sms import FIELDS
-from studies.plots import bars, figure, save
+from studies.plots import bars, figure, legend_below, save
 from studies.sms_report import CHAT, Content, arms, calibration, cells, extractors, markdown
 from train.tasks.sms import calibration_bins
 
@@ -51,7 +51,7 @@ def draw_features(found: Mapping[str, Any]) -> Figure:
         each.set(xlim=(0, 1), xlabel=f"{title}, share", yticks=range(len(FIELDS)))
         each.set_yticklabels([field.replace("_", " ") for field in FIELDS] if side == 0 else [])
         each.invert_yaxis()
-    made.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+    legend_below(made, axes[0])
     return made
 
 
