@@ -70,10 +70,10 @@ def largest_norms(runs: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def written(content: Content) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Kind, arm or type, and cell of all that tells how fast the base writes."""
-    for key, cell in content["cells"].items():
-        kind, _, name = key.partition("|")
-        if kind in WRITTEN:
-            yield kind, name, cell
+    for kind in WRITTEN:
+        for key, cell in content["cells"].items():
+            if key.startswith(f"{kind}|"):
+                yield kind, key.partition("|")[2], cell
 
 
 def place(content: Content, kind: str) -> str:

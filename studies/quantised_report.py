@@ -202,9 +202,7 @@ def _speed(content: Content) -> str:
         rows += _by_batch(engine, ARM_NAMES.get(name, name), cell)
     head = ["engine", "weights", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
     said = [] if cells(content, "gguf") else [NO_GGUF]
-    device, there = content["settings"]["device"], by_arm(content, "speed")
-    if there and (lacking := [name for arm, name in ARM_NAMES.items() if arm not in there]):
-        said.append(f"Not measured yet on {device}: {', '.join(lacking)}.")
+    said += _lacking(content, "speed")
     if about := content["cells"].get("about processor"):
         said.append(
             f"The processor's figures were measured on {about['date']}, with a load of {about['load']:g} on "
@@ -212,6 +210,13 @@ def _speed(content: Content) -> str:
             "speeds are lower, and ranges wider, than they would be alone."
         )
     return section(head, rows, said)
+
+
+def _lacking(content: Content, kind: str) -> list[str]:
+    """Which arms aren't there yet, where some are."""
+    there, device = by_arm(content, kind), content["settings"]["device"]
+    lacking = ", ".join(name for arm, name in ARM_NAMES.items() if arm not in there)
+    return [f"Not measured yet on {device}: {lacking}."] if there and lacking else []
 
 
 def _by_batch(engine: str, title: str, cell: dict[str, Any]) -> Iterator[list[str]]:
@@ -235,4 +240,5 @@ def _full_size(content: Content) -> str:
     found = {arm: content["cells"][f"full|{arm}"] for arm in ARM_NAMES if f"full|{arm}" in content["cells"]}
     rows = [row[1:] for arm, cell in found.items() for row in _by_batch("", ARM_NAMES[arm], cell)]
     head = ["base", "batch", "first token, s", "tokens/s", "GB stored", "GB at the peak"]
-    return section(head, rows, [training_table({ARM_NAMES[arm]: cell for arm, cell in found.items()})])
+    trained = training_table({ARM_NAMES[arm]: cell for arm, cell in found.items()})
+    return section(head, rows, ["\n\n".join([trained, *_lacking(content, "full")])])
