@@ -60,6 +60,16 @@ def test_the_forecasts_are_as_near_as_is_said() -> None:
     assert text in said("docs/benchmarks.md")
 
 
+def test_what_making_h_again_brings() -> None:
+    rows = json.loads((ROOT / "bench/results/train-levers.json").read_text(encoding="utf-8"))["rows"]
+    found = {
+        row["variant"]: row["tokens_per_s"]
+        for row in rows
+        if (row["mode"], row["precision"], row["blocks"]) == ("lean", "fp8", 4)
+    }
+    assert f"{found['all levers']:,} tokens/s for {found['h copied too']:,}" in said("docs/benchmarks.md")
+
+
 def errors(row: dict[str, Any]) -> tuple[float, float]:
     """Of the forecast, in memory and in the speed of steps in FP8."""
     shape, tokens = shape_of(CONFIGS[MODELS[row["model"]]]), row["tokens_per_step"]
