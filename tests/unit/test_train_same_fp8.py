@@ -14,8 +14,10 @@ from bench.train_same_fp8_report import (
     BASE16,
     END,
     ENDS,
+    FAST,
     FP8,
     NF4,
+    STEPS,
     TEXT,
     TOUR,
     WARM,
@@ -124,3 +126,21 @@ def test_the_page_of_benchmarks_has_what_was_measured() -> None:
     assert f"NF4 costs {costs[1]:.2f} and {costs[0]:.2f} and FP8 to the end" in said
     small, large = (found["difference"] for found in to_the_end[:2])
     assert f"FP8 to the end {large:.3f} and {small:.3f} (" in said
+
+
+def test_how_often_equal_runs_in_fp8_part() -> None:
+    content = json.loads((ROOT / "bench/results/train-same-fp8.json").read_text(encoding="utf-8"))
+    arms, count, partings = arms_of(content, TEXT, content["settings"]["bases"][0]), 0, list[int]()
+    for seed in range(3):
+        shares = {FP8: 0.0, FAST: 0.0} | ENDS
+        runs = [(arms[arm][seed]["losses"], share) for arm, share in shares.items() if seed in arms[arm]]
+        count += len(runs)
+        for step in range(STEPS):
+            there = [losses for losses, share in runs if step < STEPS - round(share * STEPS)]
+            split = len({*(tuple(each[: step + 1]) for each in there)}) - len(
+                {*(tuple(each[:step]) for each in there)}
+            )
+            partings += [step] * split
+    text = f"{count} of SmolLM2 part {len(partings)} times before they end in 16 bit"
+    page = " ".join((ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").split())
+    assert f"{text}, at steps {min(partings)} to {max(partings)}," in page
