@@ -1,4 +1,7 @@
-"""Which tokens are trained: in each assistant turn its words and its stop token, and nothing else."""
+"""Which tokens are trained, as a mask: in each assistant turn its words and its stop token, nothing else.
+
+`train.batches.collate` makes a batch's labels of it.
+"""
 
 from __future__ import annotations
 

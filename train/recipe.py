@@ -193,7 +193,11 @@ def with_paths(recipe: Recipe, *starts: Path) -> Recipe:
 
 
 def parse(content: dict[str, Any], where: Path | str) -> Recipe:
-    """Check a recipe's content. Raises TrainError with every mistake in it."""
+    """Check a recipe's content. Raises TrainError with every mistake in it.
+
+    A key that no section has is refused by `upstream.Section`; `refused.py` says why upstream's own may not
+    be set, `mistakes.py` words it all.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

@@ -110,11 +110,11 @@ class Session:
 
     def loss(self, examples: Sequence[Example]) -> float:
         """Nats a trained token."""
-        whole, longest = self.recipe.args.assistant_only_loss, self.recipe.args.max_length
+        assistant_only, longest = self.recipe.args.assistant_only_loss, self.recipe.args.max_length
         rows = [
             cut(sequence, example, longest)
             for example in examples
-            for sequence in encode(self.tokenizer, example, whole)
+            for sequence in encode(self.tokenizer, example, assistant_only)
         ]
         return evaluate(self.adapted, rows, self.recipe, self.device)
 
