@@ -215,5 +215,6 @@ def _full_size(content: Content) -> str:
     return (
         "\n## Mistral-7B: memory and speed\n\nThe recipe `mistral-7b-sms` on the same GPU. **The weights are "
         "random**, as the real ones can't be had here: speed and memory don't depend on them, and nothing is "
-        f"said of likelihoods. It trains on documents of random tokens.\n\n{training_table(found)}\n"
+        f"said of likelihoods. It trains on documents of random tokens. Measured are {len(found)} of "
+        f"{2 * BITS_TRIED} arms.\n\n{training_table(found)}\n"
     )
