@@ -1,4 +1,4 @@
-"""Check of the answers: eight greedy answers through the app's own engine and prompt code, beside the checkpoint's."""
+"""Check: eight greedy answers through the app's own engine and prompt code, beside the checkpoint's."""
 
 from __future__ import annotations
 

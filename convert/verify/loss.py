@@ -1,4 +1,4 @@
-"""Check of the loss: loss, perplexity and KL divergence of each stage, on the run's exact ids and label mask."""
+"""Check: loss, perplexity and KL divergence of each stage, on the run's exact ids and label mask."""
 
 from __future__ import annotations
 

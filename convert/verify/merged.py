@@ -1,4 +1,4 @@
-"""Check of the merge: the merged checkpoint does what base and adapter do together, as PEFT runs them.
+"""Check: the merged checkpoint does what base and adapter do together, as PEFT runs them.
 
 Every later check compares with the merged checkpoint, so an error of the merge would pass them all. Two
 things are measured: the divergence of the predictions on the run's rows, and, for each adapted layer alone,

@@ -1,4 +1,4 @@
-"""Check of the tensors: no tensor is missing, misshapen, not finite, or further from 16 bit than its type allows.
+"""Check: no tensor is missing, misshapen, not finite, or further from 16 bit than its type allows.
 
 The tripwire looks at a sample of each tensor, the search for NaN and infinity at all of the file.
 """

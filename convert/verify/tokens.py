@@ -1,4 +1,4 @@
-"""Check of the tokens: text becomes the same token ids in training, in the checkpoint's tokenizer and in the GGUF's."""
+"""Check: text becomes the same token ids in training, in the checkpoint's tokenizer and in the GGUF's."""
 
 from __future__ import annotations
 
