@@ -125,7 +125,8 @@ def test_the_page_of_benchmarks_has_what_was_measured() -> None:
     assert f"no more than {worst:.4f} nats above 16 bit's, where NF4 costs" in said
     assert f"NF4 costs {costs[1]:.2f} and {costs[0]:.2f} and FP8 to the end" in said
     small, large = (found["difference"] for found in to_the_end[:2])
-    assert f"FP8 to the end {large:.3f} and {small:.3f} (" in said
+    text = f"FP8 to the end {large:.3f} and {small:.3f}; in the tour it was {ended[2]['difference']:.3f}"
+    assert text in said
 
 
 def test_how_often_equal_runs_in_fp8_part() -> None:
