@@ -119,7 +119,7 @@ def plot(results: dict[str, Any], to: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("tokens a second")
-    figure.suptitle(f"Phi-3.5-mini QLoRA on one {results['device']}")
+    figure.suptitle(f"Phi-3.5-mini QLoRA on one {results['device']}, {results['date']}")
     figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
     figure.savefig(to, dpi=110)

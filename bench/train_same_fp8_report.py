@@ -208,17 +208,29 @@ def draw(content: Content, to: Path) -> None:
     for base, losses, errors in zip(bases, above, below, strict=True):
         losses.set_title(base)
         _draw_losses(losses, arms_of(content, TEXT, base))
-        for number, (kind, layers) in enumerate(gradients_of(content, base).get("matrices", {}).items()):
-            style = "-" if kind.endswith("B") else "--"
-            errors.plot(
-                [100 * error for _, error in layers], style, color=f"C{number // 2}", lw=1, label=kind
-            )
-        errors.set(xlabel="layer", ylabel="gradient's relative error in FP8 (%)", ylim=(0, None))
-    for each in (above[0], below[0]):
+        _draw_errors(errors, gradients_of(content, base).get("matrices", {}))
+    for each, columns in ((above[0], 2), (below[0], 1)):
         if each.get_legend_handles_labels()[1]:
-            each.legend(fontsize="x-small", ncols=2)
+            each.legend(fontsize="x-small", ncols=columns)
     with whole(to) as partial:
         figure.savefig(partial, format="png", dpi=100)
+
+
+def _draw_errors(axes: Any, matrices: dict[str, list[list[float]]]) -> None:
+    """Of A and of B, the median of the kinds of projection and what they span; and of v_proj, A alone."""
+    axes.set(xlabel="layer", ylabel="gradient's relative error in FP8 (%)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    for side, colour in (("A", "C1"), ("B", "C0")):
+        of_side = [each for kind, each in matrices.items() if kind.endswith(side)]
+        errors = [[100 * error for _, error in each] for each in of_side]
+        if errors:
+            layers = range(len(errors[0]))
+            axes.fill_between(layers, np.min(errors, 0), np.max(errors, 0), alpha=0.2, color=colour, lw=0)
+            label = f"{side}: median of the projections, and their span"
+            axes.plot(layers, np.median(errors, 0), color=colour, lw=1.5, label=label)
+    if apart := matrices.get("v_proj A"):  # it has the highest layers
+        axes.plot([100 * error for _, error in apart], "--", color="C3", lw=1, label="A of v_proj")
+    axes.set_ylim(bottom=0)
 
 
 def _draw_losses(axes: Any, arms: Arms) -> None:

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench.train_same_fp8_report import (
@@ -21,10 +22,12 @@ from bench.train_same_fp8_report import (
     TEXT,
     TOUR,
     WARM,
+    Arms,
     apart,
     arms_of,
     draw,
     finals,
+    gradients_of,
     key_of,
     pairs_of,
     report,
@@ -129,9 +132,15 @@ def test_the_page_of_benchmarks_has_what_was_measured() -> None:
     assert text in said
 
 
-def test_how_often_equal_runs_in_fp8_part() -> None:
+def measured() -> tuple[dict[str, Any], str]:
+    """The results, and the page that tells of them."""
     content = json.loads((ROOT / "bench/results/train-same-fp8.json").read_text(encoding="utf-8"))
-    arms, count, partings = arms_of(content, TEXT, content["settings"]["bases"][0]), 0, list[int]()
+    return content, " ".join((ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").split())
+
+
+def partings_of(arms: Arms) -> tuple[int, list[int]]:
+    """How many runs in FP8 there are, and the steps (from 1 on) at which those of a seed part."""
+    count, partings = 0, list[int]()
     for seed in range(3):
         shares = {FP8: 0.0, FAST: 0.0} | ENDS
         runs = [(arms[arm][seed]["losses"], share) for arm, share in shares.items() if seed in arms[arm]]
@@ -141,7 +150,48 @@ def test_how_often_equal_runs_in_fp8_part() -> None:
             split = len({*(tuple(each[: step + 1]) for each in there)}) - len(
                 {*(tuple(each[:step]) for each in there)}
             )
-            partings += [step] * split
-    text = f"{count} of SmolLM2 part {len(partings)} times before they end in 16 bit"
-    page = " ".join((ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").split())
+            partings += [step + 1] * split
+    return count, partings
+
+
+def test_how_often_equal_runs_part() -> None:
+    content, page = measured()
+    small, gemma = (arms_of(content, TEXT, base) for base in content["settings"]["bases"])
+    count, partings = partings_of(small)
+    text = f"{count} of them part {len(partings)} times before they end in 16 bit"
     assert f"{text}, at steps {min(partings)} to {max(partings)}," in page
+    assert small[AGAIN][0]["losses"] == small[NF4][0]["losses"]
+    twice = zip(gemma[AGAIN][0]["losses"], gemma[NF4][0]["losses"], strict=True)
+    first = next(step for step, (one, other) in enumerate(twice, 1) if one != other)
+    assert min(partings_of(gemma)[1]) == first
+    assert f"Equal runs of Gemma 3 part at step {first}, in 16 bit too" in page
+
+
+def test_what_the_page_says_of_both_losses() -> None:
+    content, page = measured()
+    bases = content["settings"]["bases"]
+    higher = [verdict(arms_of(content, TEXT, base)) or {} for base in reversed(bases)]
+    low, high = (f"{found['difference']:.3f}" for found in higher)
+    assert f"No. To the end in FP8, held-out loss is {low} to {high} nats a token higher" in page
+    tour = arms_of(content, TOUR, bases[0])
+    exact, rough, ended = (
+        [run["scores"]["test_loss"] for run in tour[arm].values()] for arm in (NF4, FP8, END)
+    )
+    apart = [statistics.mean(losses) - statistics.mean(exact) for losses in (rough, ended)]
+    assert f"its mean is {apart[0]:.4f} higher than 16 bit's, whose seeds span {np.ptp(exact):.4f}" in page
+    text = f"at {statistics.mean(rough):.5f} just higher than their highest, {max(exact):.5f}. "
+    assert f"{text}With the end in 16 bit it is {apart[1]:.4f} higher, and within." in page
+    assert min(exact) <= statistics.mean(ended) <= max(exact) < statistics.mean(rough)
+
+
+def test_which_projection_has_the_highest_layers() -> None:
+    content, page = measured()
+    highest = []
+    for base in content["settings"]["bases"]:
+        layers = {
+            kind: max(error for _, error in found)
+            for kind, found in gradients_of(content, base)["matrices"].items()
+        }
+        assert max(layers, key=lambda kind: layers[kind]) == "v_proj A"
+        highest.append(f"{layers['v_proj A']:.0%}".removesuffix("%"))
+    assert f"`v_proj`'s A has the highest single layers ({' and '.join(highest)} %)" in page
