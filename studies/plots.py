@@ -1,10 +1,10 @@
-"""What the studies' plots share: their form, and means with bars from the lowest seed to the highest."""
+"""What the studies' plots share: their form, and bars from the lowest value to the highest."""
 
 from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,37 @@ def figure(columns: int, title: str, size: tuple[float, float] = (4.6, 4)) -> tu
 
 
 def bars(
-    axes: Any, at: Sequence[float], values: Sequence[Sequence[float]], sideways: bool = False, **drawn: Any
+    axes: Any,
+    at: Sequence[float],
+    values: Sequence[Sequence[float]],
+    sideways: bool = False,
+    middle: Callable[[Sequence[float]], float] = statistics.fmean,
+    **drawn: Any,
 ) -> None:
-    """Draw means with bars from the lowest to the highest of `values`; places without any are left out.
+    """Draw the `middle` with bars from the lowest to the highest of `values`, at places that have any.
 
     `sideways` has the places on the y axis; what else is given goes to errorbar.
     """
-    there = [(x, statistics.fmean(v), min(v), max(v)) for x, v in zip(at, values, strict=True) if v]
+    there = [(x, middle(v), min(v), max(v)) for x, v in zip(at, values, strict=True) if v]
     if not there:
         return
-    places, mean, low, high = map(list, zip(*there, strict=True))
-    below = [max(0.0, m - v) for m, v in zip(mean, low, strict=True)]  # a mean is rounded
-    above = [max(0.0, v - m) for m, v in zip(mean, high, strict=True)]
+    places, centre, low, high = map(list, zip(*there, strict=True))
+    below = [max(0.0, m - v) for m, v in zip(centre, low, strict=True)]  # a mean is rounded
+    above = [max(0.0, v - m) for m, v in zip(centre, high, strict=True)]
     if sideways:
-        axes.errorbar(mean, places, xerr=(below, above), capsize=3, **drawn)
+        axes.errorbar(centre, places, xerr=(below, above), capsize=3, **drawn)
     else:
-        axes.errorbar(places, mean, yerr=(below, above), capsize=3, **drawn)
+        axes.errorbar(places, centre, yerr=(below, above), capsize=3, **drawn)
 
 
-def legend_below(made: Figure, axes: Any) -> None:
-    """What is drawn in `axes`, under all of the figure, where it hides nothing."""
-    made.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
+def legend_below(made: Figure, axes: Sequence[Any]) -> None:
+    """What is drawn in any of `axes`, each label once, under all of the figure, where it hides nothing."""
+    found = {
+        label: handle
+        for each in axes
+        for handle, label in zip(*each.get_legend_handles_labels(), strict=True)
+    }
+    made.legend(found.values(), found.keys(), frameon=False, loc="outside lower center", ncols=4)
 
 
 def save(figures: Mapping[str, Figure], folder: Path, begins: str = "") -> None:

@@ -91,7 +91,7 @@ def last_loss(cell: Mapping[str, Any]) -> float | None:
     return loss
 
 
-def verdict(figures: Mapping[str, Sequence[float]], form: str = "{:+.3f}") -> str:
+def verdict(figures: Mapping[str, Sequence[float]], form: str = "{:+z.3f}") -> str:
     """How far each arm's mean is from the control's, and whether that is more than the seeds make."""
     control, said = figures.get(CONTROL, ()), []
     for arm, values in figures.items():

@@ -54,13 +54,15 @@ def write_plots(content: Content, folder: Path, begins: str = "") -> list[str]:
     return list(drawn)
 
 
-def _bars(axes: Any, at: Sequence[float], values: Sequence[Sequence[float]], arm: str, form: str) -> None:
+def _bars(
+    axes: Any, at: Sequence[float], values: Sequence[Sequence[float]], arm: str, form: str, **drawn: Any
+) -> None:
     """The arm's, in its colour."""
-    bars(axes, at, values, fmt=form, color=COLOURS[arm], label=ARM_NAMES[arm])
+    bars(axes, at, values, fmt=form, color=COLOURS[arm], label=ARM_NAMES[arm], **drawn)
 
 
 def _places(count: int, number: int) -> list[float]:
-    """Beside each other for arm `number`, around 0, 1, 2..."""
+    """Beside each other for arm `number`, around 0, 1, 2...: for dots that no line joins."""
     return [place + (number - 1.5) * 0.18 for place in range(count)]
 
 
@@ -83,17 +85,17 @@ def draw_tasks(content: Content) -> Figure:
         labels = tasks if name == "loss" else [f"{task}\n{SCORES[task]}" for task in tasks]
         each.set_xticks(range(len(tasks)), labels, fontsize="small")
         each.set_ylabel(LOSS + ", lower is better" if name == "loss" else "score (0 to 1), higher is better")
-    legend_below(made, axes[0])
+    legend_below(made, axes)
     return made
 
 
 def draw_alpha(content: Content) -> Figure:
     """Loss at the end over alpha, with a fixed and with a compensated rate."""
-    made, axes = figure(2, "lora_alpha at r 8 (crosses: a run diverged)")
-    alphas = content["settings"]["alphas"]
+    alphas, crosses = content["settings"]["alphas"], False
+    made, axes = figure(2, f"lora_alpha at r {content['settings']['sizes']['rank']}")
+    at = range(len(alphas))
     for each, mode in zip(axes, ("fixed", "compensated"), strict=True):
-        for number, arm in enumerate(ARM_NAMES):
-            at = _places(len(alphas), number)
+        for arm in ARM_NAMES:
             runs = [at_alpha(content, mode, alpha, arm) for alpha in alphas]
             values = [given(last_loss(run) for run in of) for of in runs]
             _bars(each, at, values, arm, "o-")
@@ -103,10 +105,13 @@ def draw_alpha(content: Content) -> Figure:
                 if v and any(run["diverged"] for run in of)
             ]
             if lost:
+                crosses = True
                 each.plot(*zip(*lost, strict=True), "x", color=COLOURS[arm], ms=11, mew=2)
         each.set_xticks(range(len(alphas)), map(str, alphas))
         each.set(xlabel="lora_alpha", ylabel=f"last validation {LOSS}", title=f"{mode} learning rate")
-    legend_below(made, axes[0])
+    if crosses:
+        made.suptitle(f"{made.get_suptitle()} (crosses: a run diverged)")
+    legend_below(made, axes)
     return made
 
 
@@ -118,19 +123,19 @@ def draw_stability(content: Content) -> Figure:
         at = _places(len(tried), number)
         runs = [at_rate(content, rate, arm) for rate in tried]
         shares = [[statistics.fmean(run["diverged"] for run in of)] if of else [] for of in runs]
-        _bars(axes[0], at, shares, arm, "o-")
+        _bars(axes[0], at, shares, arm, "o")
         _bars(axes[1], at, [largest_norms(of) for of in runs], arm, "o")
     for each in axes:
         each.set_xticks(range(len(tried)), [f"{rate:g}" for rate in tried])
         each.set_xlabel("learning rate")
     axes[0].set(ylabel="share of runs that diverged", ylim=(-0.05, 1.05))
     axes[1].set(ylabel="largest gradient norm of a run", yscale="log")
-    legend_below(made, axes[0])
+    legend_below(made, axes)
     return made
 
 
 def draw_speed(content: Content) -> Figure:
-    """Tokens a second over the batch, for each place where it was measured."""
+    """Medians of tokens a second over the batch, for each place where it was measured."""
     batches = content["settings"]["batches"]
     places: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
     for kind, name, cell in written(content):
@@ -140,14 +145,15 @@ def draw_speed(content: Content) -> Figure:
         for number, (kind, name, cell) in enumerate(found):
             speeds = [cell["batches"][str(batch)]["tokens_per_s"] for batch in batches]
             if kind == "gguf":
-                bars(each, batches, speeds, fmt="s--", color=f"C{number}", label=f"llama.cpp {name}")
+                drawn: dict[str, Any] = {"color": f"C{number}", "label": f"llama.cpp {name}"}
+                bars(each, batches, speeds, middle=statistics.median, fmt="s--", **drawn)
             else:
-                _bars(each, batches, speeds, name, "o-")
+                _bars(each, batches, speeds, name, "o-", middle=statistics.median)
         each.set(xlabel="chats at once", ylabel="tokens a second, all together", xscale="log", yscale="log")
         each.set_title(where, fontsize="medium")
         each.set_xticks(batches, map(str, batches))
         each.minorticks_off()
-        each.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    legend_below(made, axes)
     return made
 
 
@@ -161,7 +167,7 @@ def draw_robustness(content: Content) -> Figure:
     axes[0].set_xticks(range(len(changes)), changes, fontsize="small", rotation=20)
     axes[0].set_ylabel("rise of the loss (nats a token)")
     axes[0].axhline(0, color="black", lw=0.8)
-    legend_below(made, axes[0])
+    legend_below(made, axes)
     return made
 
 
@@ -179,5 +185,5 @@ def draw_forgetting(content: Content) -> Figure:
             _bars(each, list(epochs), values, arm, "o-")
         each.set(xlabel="epoch", ylabel=LOSS, title=kind)
         each.xaxis.get_major_locator().set_params(integer=True)
-    legend_below(made, axes[0])
+    legend_below(made, axes)
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -12,6 +12,7 @@ from typing import Any
 from core.files import write_whole
 from studies.quantised_cells import (
     ARM_NAMES,
+    CONTROL,
     NEEDS,
     UNLIKE,
     Content,
@@ -31,7 +32,7 @@ from studies.quantised_cells import (
 )
 from studies.quantised_plots import write_plots
 from studies.quantised_tasks import CHANGES, SCORES
-from studies.seeds import given, judged, spread
+from studies.seeds import apart, given, judged, spread
 from studies.tables import section, training_table
 
 REPORT = "report.md"
@@ -72,12 +73,38 @@ def report(content: Content, pictures: dict[str, str]) -> str:
         values,
         versions=", ".join(f"{name} {number}" for name, number in about["versions"].items()),
         device=settings["device"],
-        count=len(content["cells"]),
+        count=sum(not key.startswith("about") for key in content["cells"]),
+        answer=_answer(content),
         quick=quick,
         computed="fp32, as everything on a processor" if processor else "bf16",
         gptq=_gptq(content["cells"].get("gptq")),
         tokens=sizes["new_tokens"],
     )
+
+
+def _answer(content: Content) -> str:
+    """The answer in a sentence: how far trained arms are from the control; "" before they have seeds."""
+    by_task = [_losses(by_arm(content, "task", task)) for task in SCORES]
+    said = []
+    for arm, name in ARM_NAMES.items():
+        sides = [(of.get(arm, []), of.get(CONTROL, [])) for of in by_task if arm != CONTROL]
+        pairs = [pair for pair in sides if min(map(len, pair)) > 1]
+        if not pairs:
+            continue
+        gaps = [statistics.fmean(one) - statistics.fmean(other) for one, other in pairs if apart(one, other)]
+        range_ = " to ".join(dict.fromkeys(f"{gap:+.3f}" for gap in (min(gaps), max(gaps)))) if gaps else ""
+        said.append(f"with {name} {f'by {range_} ' if gaps else ''}on {len(gaps)} of {len(pairs)} tasks")
+    if not said:
+        return ""
+    return (
+        "**In short: where the ranges over the seeds don't overlap, a trained model's loss (nats a token) "
+        f"differs from {ARM_NAMES[CONTROL]}'s {', '.join(said)}.**\n\n"
+    )
+
+
+def _losses(tuned: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
+    """By arm, the loss on the test rows of each run that has one."""
+    return {arm: given(run.get("loss") for run in runs) for arm, runs in tuned.items()}
 
 
 def _gptq(made: Mapping[str, Any] | None) -> str:
@@ -114,10 +141,10 @@ def _tasks(content: Content) -> str:
                 ]
             )
         if tuned:
-            losses = {arm: given(run.get("loss") for run in runs) for arm, runs in tuned.items()}
+            losses = _losses(tuned)
             scores = {arm: given(run.get("score") for run in runs) for arm, runs in tuned.items()}
             said.append(f"- {task}, loss. {verdict(losses)}")
-            said.append(f"- {task}, {name}. {verdict(scores, '{:+.2f}')}")
+            said.append(f"- {task}, {name}. {verdict(scores, '{:+z.2f}')}")
     head = ["task", "arm", "loss untuned", "loss tuned", "score", "untuned", "tuned"]
     return section(head, rows, said)
 
@@ -162,7 +189,7 @@ def _stability(content: Content) -> str:
             norm = spread(norms[arm], "{:.3g}")
             rows.append([f"{rate:g}", ARM_NAMES[arm], f"{diverged} of {len(runs)}", str(spikes), norm, last])
         if runs_of:
-            said.append(f"- largest gradient norm at {rate:g}. {verdict(norms, '{:+.2f}')}")
+            said.append(f"- largest gradient norm at {rate:g}. {verdict(norms, '{:+z.2f}')}")
     head = ["learning rate", "arm", "diverged", "spikes", "largest gradient norm", "last loss"]
     return section(head, rows, said)
 
@@ -173,7 +200,7 @@ def _robustness(content: Content) -> str:
     for change in (*CHANGES, "other domain"):
         losses = {arm: mean_by_seed(content, arm, partial(rise, change=change), tasks) for arm in ARM_NAMES}
         if any(losses.values()):
-            rows.append([change, *(spread(values, "{:+.3f}") for values in losses.values())])
+            rows.append([change, *(spread(values, "{:+z.3f}") for values in losses.values())])
             said.append(f"- {change}. {verdict(losses)}")
     obeyed = {arm: mean_by_seed(content, arm, lambda cell: cell.get("obeyed"), tasks) for arm in ARM_NAMES}
     rows.append(
@@ -189,7 +216,7 @@ def _forgetting(content: Content) -> str:
         before = [content["cells"].get(f"untuned|{arm}", {}).get("unlike", {}).get(kind) for arm in ARM_NAMES]
         rows.append([kind, "untuned", *(f"{loss:.3f}" if loss else "" for loss in before)])
         rises = {arm: mean_by_seed(content, arm, partial(forgotten, kind=kind), tasks) for arm in ARM_NAMES}
-        rows.append([kind, "rise by training", *(spread(values, "{:+.3f}") for values in rises.values())])
+        rows.append([kind, "rise by training", *(spread(values, "{:+z.3f}") for values in rises.values())])
         if any(rises.values()):
             said.append(f"- {kind}. {verdict(rises)}")
     return section(["text", "", *ARM_NAMES.values()], rows, said)

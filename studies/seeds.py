@@ -22,9 +22,13 @@ def spread(values: Sequence[float], form: str = "{:.3f}", nothing: str = "none")
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
+def apart(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether the ranges of two arms don't overlap; never so for a single seed, which has none."""
+    return min(len(one), len(other)) > 1 and (min(one) > max(other) or min(other) > max(one))
+
+
 def judged(one: Sequence[float], other: Sequence[float]) -> str:
     """Whether two arms differ by more than their seeds do."""
     if min(len(one), len(other)) < 2:
         return "one seed, so no spread to judge by"
-    apart = min(one) > max(other) or min(other) > max(one)
-    return "beyond the spread of the seeds" if apart else "within the spread of the seeds"
+    return f"{'beyond' if apart(one, other) else 'within'} the spread of the seeds"

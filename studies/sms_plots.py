@@ -51,7 +51,7 @@ def draw_features(found: Mapping[str, Any]) -> Figure:
         each.set(xlim=(0, 1), xlabel=f"{title}, share", yticks=range(len(FIELDS)))
         each.set_yticklabels([field.replace("_", " ") for field in FIELDS] if side == 0 else [])
         each.invert_yaxis()
-    legend_below(made, axes[0])
+    legend_below(made, axes)
     return made
 
 
@@ -94,7 +94,7 @@ def draw_calibration(content: Content) -> Figure:
         error = np.sqrt(was * (1 - was) / rows)
         drawn = {"fmt": "o-", "capsize": 3, "markersize": 4, "color": _colour(name), "label": name}
         axes.errorbar(said, was, yerr=error, **drawn)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="likelihood that was given")
+    axes.set(xlim=(0, 1), ylim=(-0.03, 1.03), xlabel="likelihood that was given")
     axes.set_ylabel("share that bought (± standard error)")
     if pooled:
         axes.legend(frameon=False, fontsize=8)

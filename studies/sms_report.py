@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from core.sms import FIELDS, logit
-from studies.seeds import SEEDS, judged, spread
+from studies.seeds import SEEDS, apart, judged, spread
 from studies.tables import section, training_table
 from train.tasks.sms import calibration_bins
 
@@ -21,7 +22,8 @@ NOTHING = dict.fromkeys(FIELDS, "none")
 FIGURES = ("auc", "log_loss", "brier", "calibration_error", "expected_log_loss", "expected_brier")
 COSTS = ("loss", "tokens_per_s", "memory_gb")
 HEADS = {"loss": "last training loss, nats", "tokens_per_s": "tokens/s", "memory_gb": "memory, GB"}
-FORMS = {"tokens_per_s": "{:,.0f}", "memory_gb": "{:.2f}", "reached": "{:.2f}"}
+FORMS = {"tokens_per_s": "{:,.0f}", "memory_gb": "{:.2f}", "reached": "{:z.2f}"}
+ELSEWHERE = r" --(?:out|minutes|workers)[ =](?:'[^']*'|\S+)"  # options that say nothing of the figures
 PAGE = Path(__file__).with_name("sms_page.md")
 BITS_TRIED = 3  # 16, 8 and 4, each without checkpointing and with it
 CHAT, TRUTH = "untuned, through the chat", "the generator's truth"
@@ -132,11 +134,33 @@ def markdown(content: Content, pictures: str = "") -> str:
     """The page; `pictures` is what their names begin with."""
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         made=_made(content),
+        answer=_answer(content),
         features=_features(extractors(content)),
         likelihoods=_likelihoods(content),
         pictures=pictures,
+        larger="; Mistral-7B's are below" if cells(content, "full") else "",
     )
     return page + _full_size(content)
+
+
+def _answer(content: Content) -> str:
+    """The answer in a sentence; "" before a model is tuned."""
+    reached = {name: figures["reached"] for name, figures in arms(content).items()}
+    tuned = [v for name, v in reached.items() if name.startswith("LoRA, ") and "checkpointing" not in name]
+    rows = f", {content['settings']['train']} rows"
+    plain = {name: v for name, v in reached.items() if name.endswith(rows)}
+    if not tuned or not plain:
+        return ""
+    best, form = max(plain, key=lambda name: statistics.fmean(plain[name])), FORMS["reached"]
+    means, seeds = [statistics.fmean(values) for values in tuned], [v for values in tuned for v in values]
+    found, range_ = (f"{form.format(min(of))} to {form.format(max(of))}" for of in (means, seeds))
+    untuned = f" The untuned model finds {spread(reached[CHAT], form)}." if CHAT in reached else ""
+    return (
+        "**In short: of what can be known of a purchase (0 is the mean rate, 1 the generator's truth), the "
+        f"tuned models find {found} ({range_} over their seeds), and the best baseline of as many rows, "
+        f"{best.removesuffix(rows)}, {spread(plain[best], form)}; these ranges "
+        f"{'do not overlap' if apart(seeds, plain[best]) else 'overlap'}.{untuned}**\n\n"
+    )
 
 
 def _made(content: Content) -> str:
@@ -148,17 +172,22 @@ def _made(content: Content) -> str:
         rates = ", ".join(f"{loss:.3f} at {rate:g}" for rate, loss in sorted(looks.items()))
         chosen = f", the best of several on campaigns that aren't tested (log-loss {rates})" if looks else ""
         said.append(
-            f"Tuned and compared on {made['date']} by `{made['command']}`, on {made['device']} (torch "
-            f"{made['torch']}): on {plan['train']} rows for {plan['epochs']:g} epochs at a learning rate of "
-            f"{best}{chosen}, and tested on {plan['test']} rows of other campaigns, a draw and a split for "
-            "each seed."
+            f"Tuned and compared on {made['date']} by `{_shown(made['command'])}`, on {made['device']} "
+            f"(torch {made['torch']}): on {plan['train']} rows for {plan['epochs']:g} epochs at a learning "
+            f"rate of {best}{chosen}, and tested on {plan['test']} rows of other campaigns, a draw and a "
+            "split for each seed."
         )
     if asked := found.get("chat_made"):
         said.append(
             f"{asked['model']} was asked through the chat on {asked['date']}, on {asked['device']}, by "
-            f"`{asked['command']}`."
+            f"`{_shown(asked['command'])}`."
         )
     return " ".join(said)
+
+
+def _shown(command: str) -> str:
+    """Without the folder and the time that somebody had."""
+    return re.sub(ELSEWHERE, "", command)
 
 
 def _features(found: Mapping[str, Any]) -> str:
@@ -203,10 +232,10 @@ def _findings(found: Mapping[str, Mapping[str, list[float]]]) -> Iterator[str]:
     if not reference:
         return
     for name, values in reached.items():
-        if name in ("LoRA, 16 bit", TRUTH):
+        if name in ("LoRA, 16 bit", TRUTH) or "checkpointing" in name:  # which changes only what it costs
             continue
         gap = statistics.fmean(reference) - statistics.fmean(values)
-        yield f"- LoRA, 16 bit reaches {gap:+.2f} against {name}: {judged(reference, values)}."
+        yield f"- LoRA, 16 bit reaches {gap:+z.2f} against {name}: {judged(reference, values)}."
 
 
 def _full_size(content: Content) -> str:
@@ -214,7 +243,7 @@ def _full_size(content: Content) -> str:
         return ""
     return (
         "\n## Mistral-7B: memory and speed\n\nThe recipe `mistral-7b-sms` on the same GPU. **The weights are "
-        "random**, as the real ones can't be had here: speed and memory don't depend on them, and nothing is "
-        f"said of likelihoods. It trains on documents of random tokens. Measured are {len(found)} of "
+        "random, not the real ones**: speed and memory don't depend on them, and nothing is said of "
+        f"likelihoods. It trains on documents of random tokens. Measured are {len(found)} of "
         f"{2 * BITS_TRIED} arms.\n\n{training_table(found)}\n"
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from studies.quantised_arms import spikes
 from studies.quantised_cells import verdict
+from studies.quantised_plots import draw_alpha, draw_speed
 from studies.quantised_report import report
 from studies.quantised_tasks import (
     ASKED,
@@ -24,6 +28,7 @@ from studies.quantised_tasks import (
 )
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "studies"
+CONTENT: dict[str, Any] = json.loads((PAGES / "quantised.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -108,3 +113,39 @@ def test_the_page_is_what_its_results_say(page: Path) -> None:
     assert shown
     assert page.read_text(encoding="utf-8") == report(content, pictures)
     assert all((page.parent / name).is_file() for name in shown)
+
+
+def test_the_answer_tells_of_gaps_that_the_seeds_do_not_make() -> None:
+    content = copy.deepcopy(CONTENT)
+    runs = {key: cell for key, cell in content["cells"].items() if key.startswith("task|")}
+    for key, cell in runs.items():
+        _, task, arm, seed = key.split("|")
+        gap = {"nf4": 0.5 if task == "quotes" else 0.75, "int8": -0.25 if task == "quotes" else 0}.get(arm, 0)
+        cell["loss"] = 2 + 0.01 * int(seed) + gap
+    said = "differs from bf16's with GPTQ on 0 of 4 tasks, with NF4 by +0.500 to +0.750 on 4 of 4 tasks, "
+    assert said + "with int8 by -0.250 on 1 of 4 tasks." in report(content, {})
+    for key in runs:
+        if "|bf16|" in key and not key.endswith("|1"):  # and one seed has no range
+            del content["cells"][key]
+    assert "In short" not in report(content, {})
+
+
+def test_the_speeds_drawn_are_the_medians_of_the_table() -> None:
+    content = copy.deepcopy(CONTENT)
+    for batch in content["cells"]["speed|nf4"]["batches"].values():
+        batch["tokens_per_s"] = [1.0, 2.0, 9.0]
+    drawn = [np.array(line.get_ydata()).tolist() for each in draw_speed(content).axes for line in each.lines]
+    assert [2.0] * len(content["settings"]["batches"]) in drawn
+
+
+def test_lines_over_alpha_are_at_the_alphas_and_crosses_are_named_where_there_are_any() -> None:
+    content = copy.deepcopy(CONTENT)
+    for crossed in (False, True):
+        runs = [cell for key, cell in content["cells"].items() if key.startswith("alpha|fixed|512|nf4|")]
+        for run in runs:
+            run["diverged"] = crossed
+        made = draw_alpha(content)
+        assert ("crosses" in made.get_suptitle()) is crossed
+        lines = [line for axes in made.axes for line in axes.get_lines() if line.get_linestyle() == "-"]
+        assert lines
+        assert all(np.array(line.get_xdata()).tolist() == list(range(6)) for line in lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,35 @@ def test_the_truth_reaches_all_and_the_mean_rate_nothing() -> None:
     rows = max(int(name.split()[-2]) for name in found if name.startswith("mean rate"))
     assert found[f"mean rate, {rows} rows"]["reached"] == pytest.approx([0, 0, 0])
     assert calibration(ASKED)["model"] == CONTENT["cells"]["chat_made"]["model"]
+
+
+def test_the_answer_compares_the_tuned_with_the_best_baseline_of_as_many_rows() -> None:
+    content = copy.deepcopy(CONTENT)
+    assert "do not overlap." in markdown(content)
+    for key, cell in content["cells"].items():
+        if key.startswith("tuned/"):
+            best = content["cells"][f"baselines/{key[-1]}"]["logistic regression, 1500 rows"]
+            cell["expected_log_loss"] = best["expected_log_loss"]
+    text = markdown(content)
+    assert re.search(r"tuned models find (0\.\d\d) to \1 \((\S+ to \S+) over .*regression, \1 \(\2\);", text)
+    assert "these ranges overlap. The untuned model finds -1." in text
+    for kind in ("chat/", "tuned/"):
+        kept = {key: cell for key, cell in content["cells"].items() if not key.startswith(kind)}
+        text = markdown(content | {"cells": kept})
+        assert "untuned model finds" not in text
+        assert ("In short" in text) is (kind == "chat/")
+
+
+def test_the_page_shows_a_command_without_somebodys_folder_and_time() -> None:
+    content = copy.deepcopy(CONTENT)
+    made = content["cells"]["made"]
+    made["command"] = "python studies/sms.py --out 'my folder' --epochs 3 --minutes=2 --workers 4 --batch 8"
+    assert "by `python studies/sms.py --epochs 3 --batch 8`, on" in markdown(content)
+
+
+def test_sentences_have_no_negative_zero_and_leave_checkpointing_out() -> None:
+    text = markdown(CONTENT)
+    said = [line for line in text.splitlines() if line.startswith("- LoRA, 16 bit")]
+    assert said
+    assert not any("checkpointing" in line for line in said)
+    assert "-0.00" not in text
