@@ -109,3 +109,17 @@ def test_the_readme_is_short() -> None:
 
 def test_contributing_stays_on_one_page() -> None:
     assert CONTRIBUTING.count("\n") <= 90
+
+
+def test_what_the_studies_found_is_what_their_pages_say() -> None:
+    said = " ".join(README.split())
+    arms, sms = (
+        next(line for line in (ROOT / "docs/studies" / name).read_text().splitlines() if "In short" in line)
+        for name in ("quantised.md", "sms.md")
+    )
+    found = re.findall(r"with (\w+) by \+([\d.]+) to \+([\d.]+)", arms)
+    assert {arm for arm, _, _ in found} == {"GPTQ", "NF4", "int8"}
+    assert all(f"{low} to {high} " in said and f"with {arm}" in said for arm, low, high in found)
+    likely = re.search(r"tuned models find ([\d.]+ to [\d.]+) .*logistic regression, ([\d.]+) ", sms)
+    assert likely
+    assert f"find {likely[1]} of it, logistic regression on the features {likely[2]}" in said
