@@ -228,8 +228,8 @@ def _draw_errors(axes: Any, matrices: dict[str, list[list[float]]]) -> None:
             axes.fill_between(layers, np.min(errors, 0), np.max(errors, 0), alpha=0.2, color=colour, lw=0)
             label = f"{side}: median of the projections, and their span"
             axes.plot(layers, np.median(errors, 0), color=colour, lw=1.5, label=label)
-    if apart := matrices.get("v_proj A"):  # it has the highest layers
-        axes.plot([100 * error for _, error in apart], "--", color="C3", lw=1, label="A of v_proj")
+    if highest := matrices.get("v_proj A"):  # in single layers
+        axes.plot([100 * error for _, error in highest], "--", color="C3", lw=1, label="A of v_proj")
     axes.set_ylim(bottom=0)
 
 

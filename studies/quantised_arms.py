@@ -128,8 +128,10 @@ def compensated(sizes: Sizes, alpha: int, job_of: Callable[..., Job]) -> float:
 
 def _base(job: Job, recipe: Recipe) -> PreTrainedModel:
     if job.arm not in _loaded:
-        if job.device == "cuda" and torch.cuda.mem_get_info()[0] < torch.cuda.mem_get_info()[1] / 4:
-            _loaded.clear()  # others need room, too
+        if job.device == "cuda":
+            free, total = torch.cuda.mem_get_info()
+            if free < total / 4:
+                _loaded.clear()  # others need room, too
         _loaded[job.arm] = load_base(job.base, recipe, torch.device(job.device))
     return _loaded[job.arm]
 

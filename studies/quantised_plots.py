@@ -38,17 +38,18 @@ LOSS = "loss (nats a token)"
 def write_plots(content: Content, folder: Path, begins: str = "") -> list[str]:
     """Draw what there are cells for into `folder`, as `<begins><name>.png`; return the names."""
     drawers = {
-        "tasks": (draw_tasks, ("task",)),
-        "alpha": (draw_alpha, NEEDS["alpha"]),
-        "stability": (draw_stability, NEEDS["stability"]),
-        "speed": (draw_speed, NEEDS["speed"]),
-        "robustness": (draw_robustness, NEEDS["robustness"]),
-        "forgetting": (draw_forgetting, NEEDS["forgetting"]),
+        "tasks": draw_tasks,
+        "alpha": draw_alpha,
+        "stability": draw_stability,
+        "speed": draw_speed,
+        "robustness": draw_robustness,
+        "forgetting": draw_forgetting,
     }
+    needs = NEEDS | {"tasks": ("task",)}  # what is only asked untuned is in the table
     drawn = {
         name: draw(content)
-        for name, (draw, needs) in drawers.items()
-        if any(cells(content, kind) for kind in needs)
+        for name, draw in drawers.items()
+        if any(cells(content, kind) for kind in needs[name])
     }
     save(drawn, folder, begins)
     return list(drawn)
