@@ -34,17 +34,16 @@ from core.command import Parser, missing, run
 try:
     import torch
 
+    from bench import full_size, inference
+    from bench.cells import Cell, Results, Runner, read_results
+    from bench.comparison import SEEDS
     from core.command import ROOT, command_line
     from core.files import write_whole
     from core.machine import thread_count
     from core.tokenizer import ChatTokenizer
-    from studies import full_size, speed
     from studies.quantised_arms import ARMS, QUANTISED, Job, Sizes, compensated, run_job
     from studies.quantised_report import write_report
     from studies.quantised_tasks import DATA, TASKS
-    from studies.results import Results, read_results
-    from studies.runner import Cell, Runner
-    from studies.seeds import SEEDS
     from train.base import find_base, fingerprint
     from train.recipe import full_path, load_recipe
     from train.sections import Model
@@ -193,12 +192,12 @@ def on_processor(base: Path, out: Path) -> int:
 
 def gguf_cells(base: Path, out: Path, sizes: Sizes, batches: tuple[int, ...]) -> list[Cell]:
     """The base as GGUF files in llama.cpp, where its tools are there."""
-    if speed.lacking():
+    if inference.lacking():
         return []
     given = (batches, sizes.new_tokens, sizes.repeats)
     return [
-        Cell(f"gguf|{kind}", partial(speed.gguf_written, base, kind, out / "gguf", *given), alone=True)
-        for kind in speed.GGUF_TYPES
+        Cell(f"gguf|{kind}", partial(inference.gguf_written, base, kind, out / "gguf", *given), alone=True)
+        for kind in inference.GGUF_TYPES
     ]
 
 
@@ -266,7 +265,7 @@ def main(argv: list[str]) -> int:
             return publish(given.page, ROOT / "docs" / "studies", given.name)
         model = model_of(given)
         base = Path(find_base(model))
-        if given.device == "cpu" and (reason := speed.lacking()):
+        if given.device == "cpu" and (reason := inference.lacking()):
             print(f"note: no GGUF files are measured: {reason}", file=sys.stderr)
         if given.processor:
             return 1 if on_processor(base, given.processor) else 0

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from bench.inference import number, written
+from bench.memory import PeakMemory
 from core.errors import TrainError
 from core.tokenizer import ChatTokenizer
-from studies.memory import PeakMemory
 from studies.quantised_tasks import CHANGES, Row, judge, load_task, unlike_texts
-from studies.speed import number, written
 from train.batches import Order
 from train.evaluation import evaluate
 from train.examples import Encoded

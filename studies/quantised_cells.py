@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from studies.seeds import SEEDS, given, judged
+from bench.comparison import SEEDS, given, judged
 
 Content = Mapping[str, Any]  # of results.json
 Figure = Callable[[Mapping[str, Any]], float | None]  # of a cell

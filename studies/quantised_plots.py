@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from studies.plots import bars, figure, legend_below, save
+from bench.comparison import bars, figure, given, legend_below, save
 from studies.quantised_cells import (
     ARM_NAMES,
     NEEDS,
@@ -29,7 +29,6 @@ from studies.quantised_cells import (
     written,
 )
 from studies.quantised_tasks import CHANGES, SCORES
-from studies.seeds import given
 
 COLOURS = {"gptq": "#d55e00", "nf4": "#0072b2", "int8": "#009e73", "bf16": "#555555"}
 LOSS = "loss (nats a token)"

@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from bench.comparison import apart, given, judged, section, spread, training_table
 from core.files import write_whole
 from studies.quantised_cells import (
     ARM_NAMES,
@@ -32,8 +33,6 @@ from studies.quantised_cells import (
 )
 from studies.quantised_plots import write_plots
 from studies.quantised_tasks import CHANGES, SCORES
-from studies.seeds import apart, given, judged, spread
-from studies.tables import section, training_table
 
 REPORT = "report.md"
 PAGE = Path(__file__).with_name("quantised_page.md")

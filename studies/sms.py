@@ -33,14 +33,13 @@ from core.command import ROOT, Parser, missing, run
 try:
     import torch
 
+    from bench import full_size
+    from bench.cells import FILE, Cell, Results, Runner, read_results
+    from bench.comparison import SEEDS
     from chat.sms_rules import extract
     from core.errors import ChatError
     from core.files import write_whole
     from core.machine import thread_count
-    from studies import full_size
-    from studies.results import FILE, Results, read_results
-    from studies.runner import Cell, Runner
-    from studies.seeds import SEEDS
     from studies.sms_arms import BITS, CSV, SECTIONS, Arm, Plan, baselines, scores, split, table, tune
     from studies.sms_gold import gold
     from studies.sms_plots import write_report

@@ -18,9 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from bench.memory import PeakMemory
 from chat.sms_rules import extract
 from core.sms import LABELS, capitals, segments
-from studies.memory import PeakMemory
 from train import folder as files
 from train.data import encode_splits, load
 from train.recipe import Recipe, changed, load_recipe

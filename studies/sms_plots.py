@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from bench.comparison import bars, figure, legend_below, save
 from core.files import write_json, write_whole
 from core.sms import FIELDS
-from studies.plots import bars, figure, legend_below, save
 from studies.sms_report import CHAT, Content, arms, calibration, cells, extractors, markdown
 from train.tasks.sms import calibration_bins
 

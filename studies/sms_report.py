@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from bench.comparison import SEEDS, apart, judged, section, spread, training_table
 from core.sms import FIELDS, logit
-from studies.seeds import SEEDS, apart, judged, spread
-from studies.tables import section, training_table
 from train.tasks.sms import calibration_bins
 
 Content = Mapping[str, Any]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
+from bench.cells import FILE, Results, Runner, read_results
 from core.errors import ChatError, TrainError
 from core.gptq import open_checkpoint
 from core.tokenizer import ChatTokenizer
@@ -20,8 +21,6 @@ from studies.quantised import FEW, QUICK, VERSION, Study, main, on_processor, pu
 from studies.quantised_arms import ARMS, Sizes, recipe_of, run_job
 from studies.quantised_report import report, write_report
 from studies.quantised_tasks import TASKS, judge, load_task
-from studies.results import FILE, Results, read_results
-from studies.runner import Runner
 from train.gptq import GptqLinear, load
 from train.model import Adapted, load_base
 from train.session import Session

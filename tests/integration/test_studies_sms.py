@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bench.cells import FILE
 from chat.model_host import Host
 from chat.reply import Sessions
 from chat.sms import ask_features, likelihood, without_each_word
@@ -22,7 +23,6 @@ from core.entry import Entry, Source
 from core.errors import ChatError
 from core.from_gguf import checkpoint_from_gguf
 from core.registry import Registry
-from studies.results import FILE
 from studies.sms import ROOT, SCRIPT, main
 from studies.sms_arms import CSV, Arm, Plan, recipe_of, tune
 from tests.integration.elsewhere import endpoints, opened

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
+from bench.cells import Cell, Results, Runner, read_results
+from bench.comparison import judged, spread
 from core.errors import ChatError
-from studies.results import Results, read_results
-from studies.runner import Cell, Runner
-from studies.seeds import judged, spread
 
 
 def test_cells_are_there_for_whoever_goes_on(tmp_path: Path) -> None:

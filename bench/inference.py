@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from bench.memory import PeakMemory, children_peak_gb
 from convert.llamacpp import run, tool
 from convert.quantise import convert_checkpoint, quantise
 from core.errors import ConvertError
 from core.machine import thread_count
-from studies.memory import PeakMemory, children_peak_gb
 
 GGUF_TYPES = ("F16", "Q8_0", "Q5_K_M", "Q4_K_M")
 TOOLS = ("llama-batched-bench", "llama-quantize")

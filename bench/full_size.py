@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from bench.inference import number, written
+from bench.memory import PeakMemory, free
 from bench.train_documents import documents
 from bench.train_models import CONFIGS, random_base
-from studies.memory import PeakMemory, free
-from studies.speed import number, written
 from train import forecast
 from train.batches import Order
 from train.model import Adapted
@@ -31,7 +31,7 @@ def measure(
 ) -> dict[str, Any]:
     """Train the recipe `name`, with `values` in place of its own, some steps on documents of random tokens.
 
-    With `batches`, the base writes before, as studies/speed.py has it. Needs CUDA. Raises TrainError.
+    With `batches`, the base writes before, as bench/inference.py has it. Needs CUDA. Raises TrainError.
     """
     free(cuda=True)
     device = torch.device("cuda")

@@ -1,16 +1,74 @@
-"""What the studies' plots share: their form, and bars from the lowest value to the highest."""
+"""Arms side by side: what several seeds tell of a figure and of a difference, tables, and plots with bars."""
 
 from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from core.files import write_whole
+from train.card import table
+
+SEEDS = (1, 2, 3)  # of what is compared
+
+
+def given(values: Iterable[float | None]) -> list[float]:
+    """The values that are there: a diverged run may have none."""
+    return [value for value in values if value is not None]
+
+
+def spread(values: Sequence[float], form: str = "{:.3f}", nothing: str = "none") -> str:
+    """Mean and range, as text; `nothing` where there are no values."""
+    if not values:
+        return nothing
+    mean = form.format(statistics.fmean(values))
+    low, high = form.format(min(values)), form.format(max(values))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def apart(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether the ranges of two arms don't overlap; never so for a single seed, which has none."""
+    return min(len(one), len(other)) > 1 and (min(one) > max(other) or min(other) > max(one))
+
+
+def judged(one: Sequence[float], other: Sequence[float]) -> str:
+    """Whether two arms differ by more than their seeds do."""
+    if min(len(one), len(other)) < 2:
+        return "one seed, so no spread to judge by"
+    return f"{'beyond' if apart(one, other) else 'within'} the spread of the seeds"
+
+
+def section(head: Sequence[str], rows: Sequence[Sequence[str]], said: Iterable[str] = ()) -> str:
+    """A table, and sentences about it."""
+    return "\n\n".join(filter(None, [table(list(head), [list(row) for row in rows]), "\n".join(said)]))
+
+
+def training_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Memory and speed of training by arm, as `bench/full_size.py` measures them."""
+    rows = [
+        [
+            name,
+            cell["pace"],
+            f"{cell['tokens_a_batch']:,}",
+            f"{cell['training_tokens_per_s']:,.0f}",
+            f"{cell['training_memory_gb']:.2f}",
+            f"{cell['trainable']:,}",
+        ]
+        for name, cell in found.items()
+    ]
+    head = [
+        "base",
+        "memory",
+        "tokens a batch",
+        "tokens/s of training",
+        "GB at the peak",
+        "trained parameters",
+    ]
+    return table(head, rows)
 
 
 def figure(columns: int, title: str, size: tuple[float, float] = (4.6, 4)) -> tuple[Figure, Sequence[Any]]:
