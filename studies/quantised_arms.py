@@ -18,12 +18,13 @@ from bench.inference import number, written
 from bench.memory import PeakMemory
 from core.errors import TrainError
 from core.tokenizer import ChatTokenizer
-from studies.quantised_tasks import CHANGES, Row, judge, load_task, unlike_texts
+from studies.quantised_tasks import Row, changed_here, judge, load_task, unlike_texts
 from train.batches import Order
 from train.evaluation import evaluate
 from train.examples import Encoded
 from train.labels import encode
 from train.model import Adapted, load_base
+from train.prompt_changes import measure
 from train.recipe import Recipe, parse
 from train.session import Session
 from train.sft import SFTTrainer
@@ -207,7 +208,7 @@ def _unlike(session: Session, job: Job) -> dict[str, list[Encoded]]:
 def untuned(session: Session, job: Job) -> dict[str, Any]:
     """What the base is worth at each task, and its losses on other text."""
     rows = {task: load_task(task, "test", job.sizes.test_rows) for task in job.tasks}
-    scores, _ = judge(session, [row for each in rows.values() for row in each])
+    scores = judge(session, [row for each in rows.values() for row in each])
     found = {
         task: {"loss": loss(session, each), "score": number(scores[task])} for task, each in rows.items()
     }
@@ -223,14 +224,18 @@ def robustness(session: Session, job: Job) -> dict[str, Any]:
     often an injected line was obeyed."""
     task, limit = job.task, job.sizes.test_rows
     rows = load_task(task, "test", limit)
-    scores, obeyed = judge(session, rows, injected=True)
-    found = {change: {"loss": loss(session, rows, change)} for change in CHANGES}
-    if others := load_task(task, "other", limit) if task == "sentiment" else []:
-        found["other domain"] = {"loss": loss(session, others)}
-    plain = {"loss": loss(session, rows), "score": number(scores[task])}
-    return plain | {"changed": found, "obeyed": number(obeyed)}
+    others = changed_here(rows)
+    if task == "sentiment":
+        others["other domain"] = [row.example() for row in load_task(task, "other", limit)]
+    costs = measure(session, [row.example() for row in rows], others)
+    return {
+        "loss": number(costs.loss),
+        "score": number(judge(session, rows)[task]),
+        "changed": {change: {"loss": number(loss)} for change, loss in costs.changed.items()},
+        "obeyed": number(costs.obeyed),
+    }
 
 
-def loss(session: Session, rows: list[Row], change: str = "") -> float | None:
-    """Nats a trained token of rows whose prompts are changed so."""
-    return number(session.loss([row.example(change) for row in rows]))
+def loss(session: Session, rows: list[Row]) -> float | None:
+    """Nats a trained token."""
+    return number(session.loss([row.example() for row in rows]))

@@ -117,6 +117,7 @@ def test_each_arm_trains_two_steps(arm: str, study: Study) -> None:
     assert set(found["changed"]) == {
         *("typos", "case", "paraphrase", "distractor", "injection", "other domain")
     }
+    assert 0 <= found["obeyed"] <= 1
     json.dumps(found, allow_nan=False)
 
 
@@ -127,11 +128,10 @@ def test_all_tasks_judged_together_are_as_each_alone(base: Path, study: Study) -
         Adapted(load_base(str(base), recipe, CPU), recipe, CPU), ChatTokenizer(base), recipe, CPU
     )
     rows = [row for task in TASKS for row in load_task(task, "test", 3)]
-    together, obeyed = judge(session, rows, injected=True)
+    together = judge(session, rows)
     assert set(together) == set(TASKS)
-    assert 0 <= obeyed <= 1
     for task in TASKS:
-        alone = [judge(session, [row])[0][task] for row in rows if row.task == task]
+        alone = [judge(session, [row])[task] for row in rows if row.task == task]
         assert together[task] == pytest.approx(fmean(alone))
 
 

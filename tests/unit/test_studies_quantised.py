@@ -17,34 +17,14 @@ from studies.quantised_plots import draw_alpha, draw_speed
 from studies.quantised_report import report
 from studies.quantised_tasks import (
     ASKED,
-    CHANGES,
     TASKS,
     Row,
-    changed,
-    chrf,
+    changed_here,
     load_task,
-    rouge_l,
-    with_typos,
 )
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "studies"
 CONTENT: dict[str, Any] = json.loads((PAGES / "quantised.json").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize(
-    ("reply", "expected"),
-    [("The cat sat.", 1.0), ("the CAT", 0.8), ("sat cat the", 1 / 3), ("a dog", 0.0), ("", 0.0)],
-)
-def test_rouge_l_is_the_f1_of_the_longest_common_subsequence(reply: str, expected: float) -> None:
-    assert rouge_l(reply, "The cat sat.") == pytest.approx(expected)
-
-
-def test_chrf_counts_character_n_grams() -> None:
-    assert chrf("le chat", "le chat") == 1
-    assert chrf("xyz", "le chat") == chrf("", "le chat") == 0
-    # 1-grams: 2 of 2 made, 2 of 3 wanted; 2-grams: 1 of 1, 1 of 2; there are no longer ones of "ab".
-    precision, recall = 1.0, (2 / 3 + 1 / 2) / 2
-    assert chrf("ab", "abc") == pytest.approx(5 * precision * recall / (4 * precision + recall))
 
 
 def plain(row: Row) -> str:
@@ -67,19 +47,13 @@ def test_labels_are_balanced() -> None:
 
 
 @pytest.mark.parametrize("task", ASKED)
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", ["typos", "paraphrase"])
 def test_a_change_changes_the_prompt_and_never_the_answer(task: str, change: str) -> None:
     row = Row(task, "The soup came hot and the waiter remembered my name.", "yes")
-    plain, other = row.example(), row.example(change)
-    assert other.messages[0] != plain.messages[0]
-    assert other.messages[1] == plain.messages[1]
-    assert changed(task, row.text, change) == changed(task, row.text, change)
-
-
-def test_typos_swap_letters_and_lose_none() -> None:
-    text = "The soup came hot and the waiter remembered my name, all three times."
-    assert with_typos(text) != text
-    assert sorted(with_typos(text)) == sorted(text)
+    (other,) = changed_here([row])[change]
+    assert other.messages[0] != row.example().messages[0]
+    assert other.messages[1] == row.example().messages[1]
+    assert change != "typos" or ASKED[task][0].partition("{}")[0] in other.messages[0]["content"]
 
 
 @pytest.mark.parametrize(
