@@ -1,19 +1,30 @@
-"""Arms side by side: what several seeds tell of a figure and of a difference, tables, and plots with bars."""
+"""Arms side by side: tables, sentences and plots from the same rows of figures.
+
+A `Measure` is one figure of several arms: at each place (a task, a learning rate; "" if there is but one) it
+has for each arm the values of its seeds. Of measures, a section of a page is some lines:
+
+    places = {task: runs(task) for task in TASKS}
+    loss = measured("loss (nats a token)", "task", places, lambda run: run["loss"])
+    Section([table_of([loss], ARMS), against(loss, "bf16")], "Tasks after training", [Panel(loss)])
+
+where `runs(task)` is by arm its runs, one a seed, and ARMS has by the arm's name how it is drawn. `draw` in
+bench/comparison_plots.py makes the plot. With many arms, `table_by_arm` has a line for each of them.
+"""
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from core.files import write_whole
 from train.card import table
 
 SEEDS = (1, 2, 3)  # of what is compared
+NOT_MEASURED = "Not measured yet."
+
+Values = Mapping[str, Sequence[float]]  # by arm, those of its seeds
+Arms = Mapping[str, Mapping[str, Any]]  # by name, matplotlib's keywords for its points: {"color": "#0072b2"}
 
 
 def given(values: Iterable[float | None]) -> list[float]:
@@ -21,13 +32,23 @@ def given(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def spread(values: Sequence[float], form: str = "{:.3f}", nothing: str = "none") -> str:
-    """Mean and range, as text; `nothing` where there are no values."""
+def spread(
+    values: Sequence[float],
+    form: str = "{:.3f}",
+    nothing: str = "none",
+    middle: Callable[[Sequence[float]], float] = statistics.fmean,
+) -> str:
+    """Mean (or what `middle` is) and range, as text; `nothing` where there are no values."""
     if not values:
         return nothing
-    mean = form.format(statistics.fmean(values))
+    mean = form.format(middle(values))
     low, high = form.format(min(values)), form.format(max(values))
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def section(head: Sequence[str], rows: Sequence[Sequence[str]], said: Iterable[str] = ()) -> str:
+    """A table, and sentences about it."""
+    return "\n\n".join(filter(None, [table(list(head), [list(row) for row in rows]), "\n".join(said)]))
 
 
 def apart(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -42,82 +63,153 @@ def judged(one: Sequence[float], other: Sequence[float]) -> str:
     return f"{'beyond' if apart(one, other) else 'within'} the spread of the seeds"
 
 
-def section(head: Sequence[str], rows: Sequence[Sequence[str]], said: Iterable[str] = ()) -> str:
-    """A table, and sentences about it."""
-    return "\n\n".join(filter(None, [table(list(head), [list(row) for row in rows]), "\n".join(said)]))
+@dataclass(frozen=True)
+class Measure:
+    """One figure: by place and arm the values of its seeds. An arm that isn't measured there is left out; one
+    without values there was measured and has none.
 
-
-def training_table(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Memory and speed of training by arm, as `bench/full_size.py` measures them."""
-    rows = [
-        [
-            name,
-            cell["pace"],
-            f"{cell['tokens_a_batch']:,}",
-            f"{cell['training_tokens_per_s']:,.0f}",
-            f"{cell['training_memory_gb']:.2f}",
-            f"{cell['trainable']:,}",
-        ]
-        for name, cell in found.items()
-    ]
-    head = [
-        "base",
-        "memory",
-        "tokens a batch",
-        "tokens/s of training",
-        "GB at the peak",
-        "trained parameters",
-    ]
-    return table(head, rows)
-
-
-def figure(columns: int, title: str, size: tuple[float, float] = (4.6, 4)) -> tuple[Figure, Sequence[Any]]:
-    """Axes beside each other, of `size` inches each."""
-    made = Figure(figsize=(size[0] * columns, size[1]), layout="constrained")
-    made.suptitle(title)
-    axes = made.subplots(1, columns, squeeze=False)[0]
-    for each in axes:
-        each.grid(alpha=0.3)
-    return made, axes
-
-
-def bars(
-    axes: Any,
-    at: Sequence[float],
-    values: Sequence[Sequence[float]],
-    sideways: bool = False,
-    middle: Callable[[Sequence[float]], float] = statistics.fmean,
-    **drawn: Any,
-) -> None:
-    """Draw the `middle` with bars from the lowest to the highest of `values`, at places that have any.
-
-    `sideways` has the places on the y axis; what else is given goes to errorbar.
+    `shown` says in a table what `form` and `middle` don't; `marks` are notes beside what is shown, by place
+    and arm, and `mark` names in a plot the crosses that stand for them.
     """
-    there = [(x, middle(v), min(v), max(v)) for x, v in zip(at, values, strict=True) if v]
-    if not there:
-        return
-    places, centre, low, high = map(list, zip(*there, strict=True))
-    below = [max(0.0, m - v) for m, v in zip(centre, low, strict=True)]  # a mean is rounded
-    above = [max(0.0, v - m) for m, v in zip(centre, high, strict=True)]
-    if sideways:
-        axes.errorbar(centre, places, xerr=(below, above), capsize=3, **drawn)
-    else:
-        axes.errorbar(places, centre, yerr=(below, above), capsize=3, **drawn)
+
+    name: str  # with its unit, as tables and axes call it
+    x: str  # what the places are
+    rows: Mapping[str, Values]
+    form: str = "{:.3f}"
+    middle: Callable[[Sequence[float]], float] = statistics.fmean
+    shown: Callable[[Sequence[float]], str] | None = None
+    marks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    mark: str = ""
+
+    def text(self, place: str, arm: str) -> str:
+        """What a table has there; "" for what isn't measured."""
+        values = self.rows.get(place, {}).get(arm)
+        if values is None:
+            return ""
+        said = self.shown(values) if self.shown else spread(values, self.form, middle=self.middle)
+        mark = self.marks.get(place, {}).get(arm)
+        return f"{said}, {mark}" if mark else said
+
+    def gap(self, one: Sequence[float], other: Sequence[float]) -> str:
+        """How far apart two arms' means are, and whether that is more than the seeds make."""
+        form = "{:+z" + self.form.removeprefix("{:").removeprefix("+z")
+        return f"{form.format(statistics.fmean(one) - statistics.fmean(other))} ({judged(one, other)})"
+
+    def gaps(self, place: str, control: str) -> dict[str, str]:
+        """By arm, how it differs from the control there."""
+        values = self.rows.get(place, {})
+        other = values.get(control)
+        return {arm: self.gap(of, other) for arm, of in values.items() if arm != control and of and other}
+
+    @property
+    def there(self) -> bool:
+        """Whether there is any value."""
+        return any(values for arms in self.rows.values() for values in arms.values())
+
+    def lacking(self, arms: Iterable[str]) -> list[str]:
+        """The arms that aren't measured anywhere, where others are."""
+        there = {arm for values in self.rows.values() for arm in values}
+        return [arm for arm in arms if arm not in there] if there else []
 
 
-def legend_below(made: Figure, axes: Sequence[Any]) -> None:
-    """What is drawn in any of `axes`, each label once, under all of the figure, where it hides nothing."""
-    found = {
-        label: handle
-        for each in axes
-        for handle, label in zip(*each.get_legend_handles_labels(), strict=True)
+def measured(
+    name: str,
+    x: str,
+    places: Mapping[str, Mapping[str, Sequence[Any]]],
+    figure: Callable[[Any], float | None],
+    **kept: Any,
+) -> Measure:
+    """The measure that `figure` reads off each run; `places` has by place and arm the runs that there are."""
+    rows = {
+        place: {arm: given(map(figure, runs)) for arm, runs in arms.items() if runs}
+        for place, arms in places.items()
     }
-    made.legend(found.values(), found.keys(), frameon=False, loc="outside lower center", ncols=4)
+    return Measure(name, x, rows, **kept)
 
 
-def save(figures: Mapping[str, Figure], folder: Path, begins: str = "") -> None:
-    """Write each as `<begins><name>.png`, the same bytes for the same figure."""
-    for name, made in figures.items():
-        picture = io.BytesIO()
-        made.savefig(picture, format="png", dpi=100, metadata={"Software": None})
-        write_whole(folder / f"{begins}{name}.png", picture.getvalue())
+def table_of(measures: Sequence[Measure], arms: Iterable[str]) -> str:
+    """A line for each measure and place, a column for each arm; "" where nothing is measured."""
+    columns = list(arms)
+    rows = [
+        [measure.name, place, *(measure.text(place, arm) for arm in columns)]
+        for measure in measures
+        for place, values in measure.rows.items()
+        if values
+    ]
+    return table(["figure", measures[0].x, *columns], rows)
+
+
+def table_by_arm(measures: Sequence[Measure], arms: Iterable[str], place: str = "") -> str:
+    """A line for each arm, a column for each measure."""
+    rows = [[arm, *(measure.text(place, arm) for measure in measures)] for arm in arms]
+    return table(["arm", *(measure.name for measure in measures)], rows)
+
+
+def against(measure: Measure, control: str) -> str:
+    """At each place a sentence: how the arms differ from the control, and whether seeds do as much."""
+    found = {place: measure.gaps(place, control) for place in measure.rows}
+    return "\n".join(
+        f"- {measure.name}{', ' if place else ''}{place}. Against {control}: {_listed(gaps)}."
+        for place, gaps in found.items()
+        if gaps
+    )
+
+
+def across(measure: Measure) -> str:
+    """A sentence: how each arm differs at the last place from itself at the first; "" without both."""
+    if not measure.rows:
+        return ""
+    (first, before), (last, after) = (list(measure.rows.items())[at] for at in (0, -1))
+    gaps = {arm: measure.gap(after[arm], of) for arm, of in before.items() if of and after.get(arm)}
+    return f"- {measure.name}, {measure.x} {last} against {first}: {_listed(gaps)}." if gaps else ""
+
+
+def _listed(gaps: Mapping[str, str]) -> str:
+    return "; ".join(f"{arm} {gap}" for arm, gap in gaps.items())
+
+
+def in_short(measure: Measure, control: str, places: str) -> str:
+    """At how many places each arm differs from the control by more than the seeds do, and by how much; ""
+    before there are seeds."""
+    said = []
+    for arm in dict.fromkeys(arm for values in measure.rows.values() for arm in values if arm != control):
+        sides = [(values.get(arm, ()), values.get(control, ())) for values in measure.rows.values()]
+        pairs = [pair for pair in sides if min(map(len, pair)) > 1]
+        gaps = [statistics.fmean(one) - statistics.fmean(other) for one, other in pairs if apart(one, other)]
+        range_ = " to ".join(dict.fromkeys(f"{gap:+.3f}" for gap in (min(gaps), max(gaps)))) if gaps else ""
+        if pairs:
+            by = f"by {range_} " if gaps else ""
+            said.append(f"with {arm} {by}on {len(gaps)} of {len(pairs)} {places}")
+    return ", ".join(said)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Axes of a plot: a measure over its places, with bars from the lowest to the highest value of an arm."""
+
+    measure: Measure
+    before: Measure | None = None  # of what each arm was before, drawn hollow
+    joined: bool = False  # the arms' points by lines; otherwise arms are beside each other
+    title: str = ""
+    log: bool = False  # the y axis
+    limits: tuple[float, float] | None = None  # of the y axis
+    zero: bool = False  # a line at 0
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: tables and sentences, of which the empty ones are left out, and the plot's panels."""
+
+    said: Sequence[str]
+    title: str = ""  # of the plot
+    panels: Sequence[Panel] = ()
+
+    @property
+    def text(self) -> str:
+        """The paragraphs."""
+        return "\n\n".join(filter(None, self.said)) or NOT_MEASURED
+
+    @property
+    def drawn(self) -> Sequence[Panel]:
+        """The panels that there are values for."""
+        return [panel for panel in self.panels if panel.measure.there]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from bench.train_documents import documents
 from bench.train_models import CONFIGS, random_base
 from train import forecast
 from train.batches import Order
+from train.card import table
 from train.model import Adapted
 from train.recipe import Recipe, changed, load_recipe
 from train.run import load_of
@@ -60,3 +61,20 @@ def _trained(recipe: Recipe, base: Any, order: Order) -> dict[str, Any]:
         "training_memory_gb": number(memory.gb()),
         "trainable": sum(part.numel() for part in adapted.parameters_to_train()),
     }
+
+
+def training_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Memory and speed of training, by what the arms are called."""
+    rows = [
+        [
+            name,
+            cell["pace"],
+            f"{cell['tokens_a_batch']:,}",
+            f"{cell['training_tokens_per_s']:,.0f}",
+            f"{cell['training_memory_gb']:.2f}",
+            f"{cell['trainable']:,}",
+        ]
+        for name, cell in found.items()
+    ]
+    head = ["base", "memory", "tokens a batch", "tokens/s of training", "GB at the peak"]
+    return table([*head, "trained parameters"], rows)

@@ -10,7 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench.comparison import bars, figure, given, legend_below, save
+from bench.comparison import given
+from bench.comparison_plots import bars, figure, legend_below, save
 from studies.quantised_cells import (
     ARM_NAMES,
     NEEDS,

@@ -9,7 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from bench.comparison import apart, given, judged, section, spread, training_table
+from bench.comparison import apart, given, judged, section, spread
+from bench.full_size import training_table
 from core.files import write_whole
 from studies.quantised_cells import (
     ARM_NAMES,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from bench.comparison import bars, figure, legend_below, save
+from bench.comparison_plots import bars, figure, legend_below, save
 from core.files import write_json, write_whole
 from core.sms import FIELDS
 from studies.sms_report import CHAT, Content, arms, calibration, cells, extractors, markdown

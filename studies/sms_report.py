@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from bench.comparison import SEEDS, apart, judged, section, spread, training_table
+from bench.comparison import SEEDS, apart, judged, section, spread
+from bench.full_size import training_table
 from core.sms import FIELDS, logit
 from train.tasks.sms import calibration_bins
 

@@ -1,0 +1,151 @@
+"""Arms side by side: tables, sentences and plots say the same of the same rows; and the shell of a study."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.cells import Results
+from bench.comparison import (
+    Measure,
+    Panel,
+    Section,
+    across,
+    against,
+    in_short,
+    measured,
+    table_by_arm,
+    table_of,
+)
+from bench.comparison_plots import draw, draw_by_arm, drawn
+from bench.study import Study, shown
+from core.errors import ChatError
+
+ARMS = {"int4": {"color": "#d55e00"}, "16 bit": {"color": "#555555"}, "int8": {"color": "#009e73"}}
+RUNS: dict[str, dict[str, list[Any]]] = {
+    "quotes": {
+        "int4": [{"loss": 2.5}, {"loss": 3.5}, {"loss": None}],
+        "16 bit": [{"loss": 2.0}, {"loss": 2.2}],
+    },
+    "summary": {"int4": [{"loss": 2.0}], "16 bit": [{"loss": 2.1}, {"loss": 2.3}], "int8": []},
+    "nothing": {},
+}
+LOSS = measured("loss", "task", RUNS, lambda run: run["loss"], form="{:.2f}")
+
+
+def test_a_table_has_what_was_measured_and_no_more() -> None:
+    marked = replace(LOSS, marks={"quotes": {"int4": "1 diverged"}})
+    assert table_of([marked], ARMS).splitlines() == [
+        "| figure | task | int4 | 16 bit | int8 |",
+        "| --- | --- | --- | --- | --- |",
+        "| loss | quotes | 3.00 (2.50 to 3.50), 1 diverged | 2.10 (2.00 to 2.20) |  |",
+        "| loss | summary | 2.00 | 2.20 (2.10 to 2.30) |  |",
+    ]
+    assert LOSS.lacking(ARMS) == ["int8"]
+    assert Measure("loss", "task", {}).lacking(ARMS) == []
+    counts = replace(LOSS, name="runs", shown=lambda values: str(len(values)))
+    assert table_by_arm([LOSS, counts], ["16 bit"], "summary").endswith(
+        "| 16 bit | 2.20 (2.10 to 2.30) | 2 |"
+    )
+
+
+def test_sentences_say_by_how_much_and_whether_seeds_do_as_much() -> None:
+    assert against(LOSS, "16 bit").splitlines() == [
+        "- loss, quotes. Against 16 bit: int4 +0.90 (beyond the spread of the seeds).",
+        "- loss, summary. Against 16 bit: int4 -0.20 (one seed, so no spread to judge by).",
+    ]
+    ends = Measure("rise", "alpha", {"16": {"a": [1.0, 2.0]}, "512": {"a": [1.5, 2.5]}}, "{:+z.1f}")
+    assert across(ends) == "- rise, alpha 512 against 16: a +0.5 (within the spread of the seeds)."
+    assert across(LOSS) == across(Measure("loss", "task", {})) == ""
+    assert in_short(LOSS, "16 bit", "tasks") == "with int4 by +0.900 on 1 of 1 tasks"
+    assert in_short(measured("loss", "task", {}, float), "16 bit", "tasks") == ""
+
+
+def test_a_section_without_figures_says_so_and_draws_nothing() -> None:
+    empty = Measure("loss", "task", {"quotes": {}})
+    section = Section([table_of([empty], ARMS), against(empty, "16 bit")], "Tasks", [Panel(empty)])
+    assert section.text == "Not measured yet."
+    assert drawn({"tasks": section}, ARMS) == {}
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_plot_has_the_means_and_ranges_in_the_colours_of_the_arms(joined: bool) -> None:
+    marked = replace(LOSS, marks={"quotes": {"int4": "1 diverged"}}, mark="a run diverged")
+    made = draw("Tasks", [Panel(marked, joined=joined, log=True, zero=True, limits=(0.5, 4))], ARMS)
+    (axes,) = made.axes
+    four = next(line for line in axes.lines if (line.get_color(), line.get_marker()) == ("#d55e00", "o"))
+    assert np.array(four.get_ydata()).tolist() == [3.0, 2.0]
+    assert four.get_linestyle() == ("-" if joined else "None")
+    assert (np.array(four.get_xdata()).tolist() == [0, 1]) is joined
+    lines: list[Any] = list(axes.collections)
+    ranges = [segment.tolist() for each in lines for segment in each.get_segments()]
+    assert [2.5, 3.5] in [[round(y, 9) for _, y in ends] for ends in ranges]
+    (legend,) = made.legends
+    assert {text.get_text() for text in legend.get_texts()} == {"int4", "16 bit", "a run diverged"}
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylabel() == "loss"
+
+
+def test_what_was_before_is_hollow_and_many_arms_are_below_each_other() -> None:
+    before = Measure("loss", "task", {"quotes": {"int4": [5.0]}})
+    (axes,) = draw("Tasks", [Panel(LOSS, before)], ARMS).axes
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert [np.array(line.get_ydata()).tolist() for line in hollow] == [[5.0]]
+    (axes,) = draw_by_arm("Tasks", LOSS, ARMS, "quotes", {0: "-"}).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["int4", "16 bit"]
+
+
+def page(content: Any, files: Any) -> str:
+    return f"{len(content['cells'])} cells, {files.get('tasks', 'no plot')}\n"
+
+
+STUDY = Study(
+    "sms",
+    1,
+    page,
+    lambda content: drawn({"tasks": Section([], "Tasks", [Panel(LOSS)])} if content["cells"] else {}, ARMS),
+    lambda content: {"bins.json": content["cells"]},
+)
+
+
+def test_a_study_publishes_its_page_and_beside_it_results_and_plots(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = Results(tmp_path / "run", 1, {})
+    results.put("a", 1)
+    given = STUDY.parser("What?").parse_args(["--out", str(tmp_path / "run"), "--minutes", "1"])
+    assert STUDY.main(given, ["--minutes", "1"], lambda until: (results, 1, 2)) == 1
+    assert "2 cells aren't measured yet; go on with: " in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.md").read_text() == "1 cells, tasks.png\n"
+    assert STUDY.publish(tmp_path / "run", tmp_path / "pages", "sms-other") == 0
+    assert (tmp_path / "pages" / "sms-other.md").read_text() == "1 cells, sms-other/tasks.png\n"
+    assert (tmp_path / "pages" / "sms-other" / "tasks.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "pages" / "sms-other" / "results.json").read_text()) == results.content
+    assert json.loads((tmp_path / "pages" / "sms-other" / "bins.json").read_text()) == {"a": 1}
+    with pytest.raises(ChatError, match="another version"):
+        replace(STUDY, version=2).publish(tmp_path / "run", tmp_path / "pages", "sms")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [("--name a/b", "'a/b' can't be"), ("--workers 0", "invalid choice")]
+)
+def test_a_wrong_option_is_said_in_a_line(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        STUDY.parser("What?").parse_args(words.split())
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_command_is_told_without_folders_and_times() -> None:
+    words = ["--base", "/somewhere/smol.gguf", "--out", "/x/y z", "--minutes", "8", "--device", "cuda"]
+    about = STUDY.about(words, ["numpy"])
+    assert about["command"] == "python studies/sms.py --base smol.gguf --device cuda"
+    assert about["versions"] == {"numpy": np.__version__}
+    assert shown("python a.py --workers=4 --quick") == "python a.py --quick"
