@@ -9,6 +9,7 @@ from chat.cards_html import badge, card, command, fold, link, name, notes, numbe
 from chat.loss_curve import loss_svg
 from chat.run_files import Manifest, Sample, Scores, Speed
 from chat.runs import Run, Sweep
+from core.sms import BASELINES, FIGURES, is_of_baseline
 
 CARDS = 20  # runs that are shown with all they have
 LINKS = 500  # older ones, as links
@@ -88,14 +89,23 @@ def _losses(manifest: Manifest, unit: str) -> str:
 
 
 def _scores(scores: Scores) -> str:
-    """The figures on the test rows; the bins of a calibration are in the run's README.md."""
-    names = [key for key in {**scores.before, **scores.after} if not key.startswith("bin_")]
+    """The figures on the test rows, and likelihoods' beside what needs no language model; the bins of a
+    calibration are in the run's README.md."""
+    before, after = scores.before, scores.after
+    names = [n for n in {**before, **after} if not n.startswith("bin_") and not is_of_baseline(n)]
     rows = [
-        (text(key.replace("_", " ")), number(scores.before.get(key)), number(scores.after.get(key)))
-        for key in names[:40]
-        if key != "test_loss"
+        (text(name.replace("_", " ")), number(before.get(name)), number(after.get(name)))
+        for name in names[:40]
+        if name != "test_loss"
     ]
-    return table("Scores on held-out rows", ("", "before", "after"), rows)
+    beside = [
+        (label, *(number(after.get(f"{name}_{figure}")) for figure in FIGURES))
+        for name, label in BASELINES.items()
+        if any(f"{name}_{figure}" in after for figure in FIGURES)
+    ]
+    heads = ("", *(figure.replace("_", " ") for figure in FIGURES))
+    made = table("Scores on held-out rows", ("", "before", "after"), rows)
+    return made + table("Without a language model, on the same rows", heads, beside)
 
 
 def _forecast(manifest: Manifest) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from chat.cards_html import notes, table, text
 from chat.gradio_import import gr
 from chat.reply import Sessions
-from chat.sms import likelihood, without_each_word
-from chat.sms_rules import extract
+from chat.sms import ask_features, likelihood, without_each_word
 from core.errors import ChatError
-from core.sms import logit, segments
+from core.sms import Features, logit, segments
+from core.sms_rules import extract, hybrid
 
 PATH = "/sms"
 CALIBRATION = Path("outputs") / "studies" / "sms" / "calibration.json"
@@ -110,32 +110,48 @@ def judged(sessions: Sessions, message: str, model: str, key: str) -> Iterator[s
     if not message or len(message) > LONGEST:
         yield _box(notes([f"Write a message of 1 to {LONGEST:,} characters; this has {len(message):,}."]))
         return
-    shown = _features(message)
-    yield _box(shown + "<p>Asking the model…</p>")
+    found, unsure = extract(message)
+    features = _features(message, found, dict.fromkeys(unsure, "unsure"))
+    yield _box(features + "<p>Asking the model…</p>")
+    likely = ""
     try:
         whole = likelihood(sessions, model, message, key)
-        shown += _likelihood(whole, *read_calibration(sessions.host.registry.folder, model))
-        yield _box(shown + "<p>Leaving out the words, one by one…</p>")
-        found: list[tuple[str, float]] = []
+        likely = _likelihood(whole, *read_calibration(sessions.host.registry.folder, model))
+        if unsure:
+            yield _box(features + likely + "<p>Asking the model of what the rules are unsure…</p>")
+            features = _read(sessions, message, model, key, found, unsure)
+        yield _box(features + likely + "<p>Leaving out the words, one by one…</p>")
+        words: list[tuple[str, float]] = []
         for word in without_each_word(sessions, model, message, whole, key):
-            found.append(word)
-            yield _box(shown + _words(found, "so far"))
-        yield _box(shown + _words(found, "all of them"))
+            words.append(word)
+            yield _box(features + likely + _words(words, "so far"))
+        yield _box(features + likely + _words(words, "all of them"))
     except ChatError as error:
-        yield _box(shown + notes([str(error)]))
+        yield _box(features + likely + notes([str(error)]))
 
 
 def _box(html: str) -> str:
     return f'<div class="runs">{html}</div>'
 
 
-def _features(message: str) -> str:
-    found, unsure = extract(message)
+def _features(message: str, found: Features, said_of: dict[str, str]) -> str:
+    """The table of them; `said_of` some is how far they are to be trusted."""
     rows = [("characters", f"{len(message):,}", ""), ("SMS that it is sent as", f"{segments(message):,}", "")]
     for name, value in found:
         said = ("yes" if value else "no") if isinstance(value, bool) else str(value).replace("_", " ")
-        rows.append((name.replace("_", " "), text(said), "unsure" if name in unsure else ""))
+        rows.append((name.replace("_", " "), text(said), said_of.get(name, "")))
     return table("Features, by rules", ("", "", ""), rows)
+
+
+def _read(
+    sessions: Sessions, message: str, model: str, key: str, found: Features, unsure: Collection[str]
+) -> str:
+    """The features, with what the model says of those of which the rules are unsure. Raises ChatError."""
+    reply = ask_features(sessions, model, message, key)
+    said = "the model's word, as the rules are unsure" if reply.features else "unsure"
+    shown = _features(message, hybrid(found, unsure, reply.features), dict.fromkeys(unsure, said))
+    fault = f"The model couldn't say of what the rules are unsure: {reply.fault}."
+    return shown if reply.features else shown + notes([fault])
 
 
 def _likelihood(probability: float, found: Calibration | None, why: str) -> str:

@@ -33,6 +33,15 @@ class Features(BaseModel):
 
 FIELDS = tuple(Features.model_fields)
 
+# What a run's scores have of likelihoods, and of what needs no language model: as <baseline>_<figure>.
+FIGURES = ("auc", "log_loss", "brier", "calibration_error")
+BASELINES = {
+    "mean_rate": "mean rate",
+    "logistic_regression": "logistic regression",
+    "gradient_boosting": "gradient boosting",
+    "tfidf": "TF-IDF",
+}
+
 # The 7-bit alphabet of 3GPP TS 23.038, section 6.2.1; those of its extension count twice.
 _GSM = set(
     "@£$¥èéùìòÇ\nØø\rÅåΔ_ΦΓΛΩΠΨΣΘΞ ÆæßÉ !\"#¤%&'()*+,-./0123456789:;<=>?¡ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -44,6 +53,11 @@ _GSM_EXTENSION = set("^{}\\[~]|€")
 def prompt(message: str) -> str:
     """What the user asks."""
     return f"{QUESTION}\n\n{message}"
+
+
+def is_of_baseline(score: str) -> bool:
+    """Whether a score of a run is that of a baseline."""
+    return any(score == f"{name}_{figure}" for name in BASELINES for figure in FIGURES)
 
 
 def segments(message: str) -> int:

@@ -36,15 +36,16 @@ try:
     from bench import full_size
     from bench.cells import FILE, Cell, Results, Runner, read_results
     from bench.comparison import SEEDS
-    from chat.sms_rules import extract
     from core.errors import ChatError
     from core.files import write_whole
     from core.machine import thread_count
-    from studies.sms_arms import BITS, CSV, SECTIONS, Arm, Plan, baselines, scores, split, table, tune
-    from studies.sms_gold import gold
+    from core.sms_rules import extract
+    from studies.sms_arms import BITS, CSV, SECTIONS, Arm, Plan, baselines_of, scores, split, tune
     from studies.sms_plots import write_report
     from studies.sms_report import best_rate
     from train.tasks.make_sms import main as make_csv
+    from train.tasks.make_sms import rows
+    from train.tasks.sms_gold import gold
 except ModuleNotFoundError as error:
     sys.exit(missing(error))
 
@@ -66,7 +67,7 @@ class Study:
         self.out, self.plan = out, plan
         settings = json.loads(json.dumps(asdict(plan)))  # as it is read again
         self.results = Results(out, VERSION, settings)
-        self.rows = table(plan.rows)
+        self.rows = list(rows(plan.rows, 0))
 
     def plain(self) -> list[Cell]:
         """What needs no language model."""
@@ -94,8 +95,8 @@ class Study:
     def _baselines(self, seed: int) -> dict[str, Any]:
         everything = [self.rows[place] for place in split(self.rows, seed)[0]]
         few, tests = ([self.rows[place] for place in part] for part in self.plan.sides(self.rows, seed))
-        made = {f"{name}, {len(few)} rows": found for name, found in baselines(few, tests).items()}
-        made |= {f"{name}, {len(everything)} rows": f for name, f in baselines(everything, tests).items()}
+        made = {f"{name}, {len(few)} rows": found for name, found in baselines_of(few, tests).items()}
+        made |= {f"{name}, {len(everything)} rows": f for name, f in baselines_of(everything, tests).items()}
         made["the generator's truth"] = [row.probability for row in tests]
         return {name: scores(tests, found) for name, found in made.items()}
 

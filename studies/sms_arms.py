@@ -12,38 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from bench.memory import PeakMemory
-from chat.sms_rules import extract
-from core.sms import LABELS, capitals, segments
+from core.sms import BASELINES, LABELS
 from train import folder as files
 from train.data import encode_splits, load
 from train.recipe import Recipe, changed, load_recipe
 from train.run import Run
 from train.session import Base
 from train.split import Splits
-from train.tasks.make_sms import rows
-from train.tasks.sms import figures
+from train.tasks.make_sms import Row, rows
+from train.tasks.sms import expected_figures, figures
+from train.tasks.sms_baselines import baselines
 
 BITS = (16, 8, 4)
 SECTIONS = {8: {"load_in_8bit": True}, 4: {"load_in_4bit": True}}  # BitsAndBytesConfig by bits
 TEST_SHARE = 0.2  # of the campaigns
 CSV = "sms.csv"  # in the study's folder
-
-
-@dataclass(frozen=True)
-class Row:
-    """A synthetic message, whether one reader bought, and how likely that truly was."""
-
-    campaign: str
-    message: str
-    converted: int
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -80,14 +65,6 @@ class Plan:
         return train[: self.train], tests[: self.test]
 
 
-def table(count: int) -> list[Row]:
-    """The rows, always the same."""
-    return [
-        Row(str(row["campaign"]), str(row["message"]), int(row["converted"]), float(row["probability"]))
-        for row in rows(count, 0)
-    ]
-
-
 def split(found: Sequence[Row], seed: int) -> tuple[list[int], list[int]]:
     """Places of the rows to train on and to test on, in a random order; a campaign is on one side only."""
     draw = random.Random(seed)
@@ -102,44 +79,17 @@ def split(found: Sequence[Row], seed: int) -> tuple[list[int], list[int]]:
 
 
 def scores(tests: Sequence[Row], likely: Sequence[float]) -> dict[str, float]:
-    """Figures against what happened, and the mean that log-loss (nats) and Brier score would have over many
-    draws of what happens: the true probabilities are known, so that few rows tell more."""
-    true, said = np.array([row.probability for row in tests]), np.clip(likely, 1e-6, 1 - 1e-6)
-    expected = {
-        "expected_log_loss": float(-np.mean(true * np.log(said) + (1 - true) * np.log(1 - said))),
-        "expected_brier": float(np.mean(true * (1 - said) ** 2 + (1 - true) * said**2)),
-    }
-    return figures([row.converted for row in tests], [float(p) for p in said]) | expected
+    """Figures against what happened, and what they would be over many draws of what happens."""
+    expected = expected_figures([row.probability for row in tests], likely)
+    said = np.clip(likely, 1e-6, 1 - 1e-6).tolist()
+    return figures([row.converted for row in tests], said) | expected
 
 
-def vector(message: str) -> list[float]:
-    """A message's features by the rules, and its length and capitals, as numbers."""
-    found, _ = extract(message)
-    kinds = ("percent", "amount", "free_shipping", "buy_one_get_one")
-    flags = (found.deadline, found.link, found.call_to_action, found.personal, found.emoji, found.opt_out)
-    of_kind = [float(found.discount == kind) for kind in kinds]
-    sizes = [found.size * of_kind[0], found.size * of_kind[1]]
-    form = [len(message), segments(message), capitals(message)]
-    return [*of_kind, *sizes, *map(float, flags), *map(float, form)]
-
-
-def baselines(train: Sequence[Row], tests: Sequence[Row]) -> dict[str, list[float]]:
-    """Likelihoods of the tests by what the trained rows tell, without a language model."""
-    truth = [row.converted for row in train]
-    rate = sum(truth) / len(truth)
-    made = {"mean rate": [rate] * len(tests)}
-    if len(set(truth)) < 2:
-        return made
-    models = {
-        "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
-        "gradient boosting": HistGradientBoostingClassifier(max_iter=60, learning_rate=0.05, random_state=0),
-    }
-    inputs, asked = ([vector(row.message) for row in part] for part in (train, tests))
-    for name, model in models.items():
-        made[name] = model.fit(inputs, truth).predict_proba(asked)[:, 1].tolist()
-    words = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=1000))
-    words.fit([row.message for row in train], truth)
-    return made | {"TF-IDF": words.predict_proba([row.message for row in tests])[:, 1].tolist()}
+def baselines_of(train: Sequence[Row], tests: Sequence[Row]) -> dict[str, list[float]]:
+    """Likelihoods of the tests by what the trained rows tell, without a language model; by names to read."""
+    messages, asked = ([row.message for row in part] for part in (train, tests))
+    found = baselines(messages, [row.converted for row in train], asked)
+    return {BASELINES[name]: likely for name, likely in found.items()}
 
 
 def recipe_of(plan: Plan, csv: Path, arm: Arm, seed: int, rate: float) -> Recipe:
@@ -167,7 +117,7 @@ def tune(plan: Plan, out: Path, arm: Arm, seed: int, rate: float, looking: bool 
     `looking` for a rate asks other campaigns, which are neither trained on nor among the tests. Raises
     TrainError, or KeyboardInterrupt: then the folder stays, and the training goes on from it.
     """
-    found = table(plan.rows)
+    found = list(rows(plan.rows, 0))
     train, tests = plan.sides(found, seed, looking)
     folder = out / "run" / f"{arm.bits}-{arm.checkpointing}-{seed}-{rate:g}-{looking}"
     recipe = recipe_of(plan, out / CSV, arm, seed, rate)

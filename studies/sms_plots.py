@@ -13,7 +13,7 @@ from bench.comparison_plots import bars, figure, legend_below, save
 from core.files import write_json, write_whole
 from core.sms import FIELDS
 from studies.sms_report import CHAT, Content, arms, calibration, cells, extractors, markdown
-from train.tasks.sms import calibration_bins
+from train.tasks.sms_calibration import calibration_bins, draw_calibration
 
 COLOURS = {"rules": "#4f7fb8", "model": "#b8420c", "hybrid": "#2f7d4f"}
 BITS_COLOURS = {"16": "#4f7fb8", "8": "#7b5ea7", "4": "#b8420c"}
@@ -28,7 +28,7 @@ def write_report(content: Content, folder: Path, page: str = "report.md", pictur
     drawn = {
         "features": draw_features(extractors(content)),
         "reached": draw_reached(arms(content)),
-        "calibration": draw_calibration(content),
+        "calibration": calibrations(content),
     }
     save(drawn, folder, pictures)
     if not pictures and (found := calibration(content)):
@@ -76,10 +76,8 @@ def draw_reached(found: Mapping[str, Mapping[str, list[float]]]) -> Figure:
     return made
 
 
-def draw_calibration(content: Content) -> Figure:
+def calibrations(content: Content) -> Figure:
     """What was said and what happened, of tuned arms and of the chat's model, all seeds together."""
-    made, (axes,) = figure(1, "Calibration (synthetic)", (5.5, 5))
-    axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", linewidth=1)
     pooled: dict[str, tuple[list[float], list[int]]] = {}
     tuned = {f"LoRA, {key.rpartition('/')[0]}|{key}": c for key, c in cells(content, "tuned").items()}
     chat = {f"{CHAT}|{seed}": cell for seed, cell in cells(content, "chat").items()}
@@ -87,15 +85,7 @@ def draw_calibration(content: Content) -> Figure:
         likely, told = pooled.setdefault(key.partition("|")[0], ([], []))
         likely.extend(cell["likely"])
         told.extend(cell["converted"])
-    for name, (likely, told) in pooled.items():
-        if "checkpointing" in name:  # which changes what it costs, and nothing else
-            continue
-        said, was, rows = (np.array(v) for v in zip(*calibration_bins(told, likely).values(), strict=True))
-        error = np.sqrt(was * (1 - was) / rows)
-        drawn = {"fmt": "o-", "capsize": 3, "markersize": 4, "color": _colour(name), "label": name}
-        axes.errorbar(said, was, yerr=error, **drawn)
-    axes.set(xlim=(0, 1), ylim=(-0.03, 1.03), xlabel="likelihood that was given")
-    axes.set_ylabel("share that bought (± standard error)")
-    if pooled:
-        axes.legend(frameon=False, fontsize=8)
-    return made
+    # Checkpointing changes what an arm costs, and nothing else.
+    found = {name: of for name, of in pooled.items() if "checkpointing" not in name}
+    bins = {name: calibration_bins(told, likely) for name, (likely, told) in found.items()}
+    return draw_calibration(bins, {name: _colour(name) for name in bins}, "Calibration (synthetic)")

@@ -14,11 +14,12 @@ from sklearn.linear_model import LogisticRegression
 
 from bench.comparison import SEEDS, apart, judged, section, spread
 from bench.full_size import training_table
-from core.sms import FIELDS, logit
-from train.tasks.sms import calibration_bins
+from core.sms import FIELDS, Features, logit
+from core.sms_rules import hybrid
+from train.tasks.sms_calibration import calibration_bins
+from train.tasks.sms_gold import found_of
 
 Content = Mapping[str, Any]
-NOTHING = dict.fromkeys(FIELDS, "none")
 FIGURES = ("auc", "log_loss", "brier", "calibration_error", "expected_log_loss", "expected_brier")
 COSTS = ("loss", "tokens_per_s", "memory_gb")
 HEADS = {"loss": "last training loss, nats", "tokens_per_s": "tokens/s", "memory_gb": "memory, GB"}
@@ -52,34 +53,25 @@ def extractors(content: Content) -> dict[str, dict[str, Any]]:
     if not replies:
         return found
     truth, by_rule, unsure = ([rules[name][n] for n in replies] for name in ("truth", "found", "unsure"))
-    read = [reply["features"] or NOTHING for reply in replies.values()]
-    unfilled = sum(reply["features"] is None for reply in replies.values())
+    read = [reply["features"] for reply in replies.values()]
+    unfilled = read.count(None)
     found["rules, the same messages"] = _extractor(truth, by_rule, rules["seconds"], 0)
     seconds = [reply["seconds"] for reply in replies.values()]
     found["model"] = _extractor(truth, read, statistics.fmean(seconds), unfilled)
-    hybrid = list(zip(by_rule, replies.values(), unsure, strict=True))
     mixed = [
-        row | {name: told["features"][name] for name in doubts} if told["features"] else row
-        for row, told, doubts in hybrid
+        hybrid(Features(**found), doubts, told and Features(**told)).model_dump()
+        for found, doubts, told in zip(by_rule, unsure, read, strict=True)
     ]
     needed = [second if doubts else 0.0 for second, doubts in zip(seconds, unsure, strict=True)]
-    failed = sum(bool(doubts) and told["features"] is None for _, told, doubts in hybrid)
+    failed = sum(bool(doubts) and told is None for doubts, told in zip(unsure, read, strict=True))
     found["hybrid"] = _extractor(truth, mixed, rules["seconds"] + statistics.fmean(needed), failed)
     found["hybrid"]["asked"] = sum(map(bool, unsure))
     return found
 
 
 def _extractor(truth: Sequence[Any], found: Sequence[Any], seconds: float, unfilled: int) -> dict[str, Any]:
-    fields = {name: precision_recall([t[name] for t in truth], [f[name] for f in found]) for name in FIELDS}
-    return {"fields": fields, "seconds": seconds, "messages": len(truth), "unfilled": unfilled}
-
-
-def precision_recall(truth: Sequence[Any], found: Sequence[Any]) -> tuple[float | None, float | None]:
-    """Of a field that may be absent (none, 0, False): a value counts as found only if it is the right one."""
-    absent = ("none", 0, False)
-    right = sum(t == f and t not in absent for t, f in zip(truth, found, strict=True))
-    said, there = (sum(value not in absent for value in side) for side in (found, truth))
-    return right / said if said else None, right / there if there else None
+    known, said = ([row and Features(**row) for row in side] for side in (truth, found))
+    return {"fields": found_of(known, said), "seconds": seconds, "messages": len(truth), "unfilled": unfilled}
 
 
 def arms(content: Content) -> dict[str, dict[str, list[float]]]:

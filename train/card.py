@@ -12,8 +12,10 @@ import yaml
 
 from core.command import ROOT
 from core.files import write_whole
+from core.sms import BASELINES, FIGURES, is_of_baseline
 from train.recipe import Recipe
 from train.sections import Lora
+from train.tasks.sms_calibration import BINS, bins_in
 
 LOSSES = {
     "base16": "untouched base, 16 bit",
@@ -57,6 +59,7 @@ def write_card(
         "What was trained": table(("", ""), _trained(recipe, manifest)),
         "Loss on the validation rows": table(("", unit_of(recipe)), _losses(manifest, metrics)),
         "Scores on the test rows": table(("", "before", "after"), _scores(scores)),
+        "Beside what needs no language model": table(("", *map(_spaced, FIGURES)), _baselines(scores)),
         "Calibration": table(("likelihood", "said", "happened", "rows"), _calibration(scores)),
         "Forecast and actual": table(("", "forecast", "actual"), _forecast(manifest)),
         "Checks that were waived": "\n".join(checks),
@@ -64,6 +67,8 @@ def write_card(
         "Next": _next(path.resolve().parent, name),
     }
     sections["Loss on the validation rows"] += "\n\n![Loss over the steps](loss.png)"
+    if sections["Calibration"]:
+        sections["Calibration"] += "\n\n![What was said and what happened](calibration.png)"
     sections["Scores on the test rows"] += "\n\nReplies to the same prompts are in [samples.md](samples.md)."
     parts = [_front_matter(recipe), f"# {name}", recipe.description, _synthetic(recipe)]
     parts += [f"## {heading}\n\n{text.strip(chr(10))}" for heading, text in sections.items() if text]
@@ -115,8 +120,13 @@ def _shown(text: str) -> str:
     return text if _is_hub_name(text) else Path(text).name
 
 
+def is_synthetic(recipe: Recipe) -> bool:
+    """Whether the data are called so."""
+    return "synthetic" in f"{recipe.data.license} {Path(recipe.data.path).name}".lower()
+
+
 def _synthetic(recipe: Recipe) -> str:
-    if "synthetic" not in f"{recipe.data.license} {Path(recipe.data.path).name}".lower():
+    if not is_synthetic(recipe):
         return ""
     return (
         "**The data is synthetic**: a program made it up by a known rule. The scores say how much of that"
@@ -189,24 +199,35 @@ def _losses(manifest: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
 
 def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[Row]:
     before, after = scores.get("before", {}), scores.get("after", {})
-    names = [name for name in {**before, **after} if not name.startswith("bin_")]
+    names = [n for n in {**before, **after} if not n.startswith("bin_") and not is_of_baseline(n)]
     return [
-        (name.replace("_", " "), *(f"{side[name]:.4f}" if name in side else "" for side in (before, after)))
+        (_spaced(name), *(f"{side[name]:.4f}" if name in side else "" for side in (before, after)))
         for name in names
     ]
 
 
+def _baselines(scores: Mapping[str, Mapping[str, float]]) -> list[Row]:
+    """The model before and after, and the baselines, by what is told of likelihoods."""
+    before, after = scores.get("before", {}), scores.get("after", {})
+    found = {"this model before": (before, ""), "this model after": (after, "")}
+    found |= {label: (after, f"{name}_") for name, label in BASELINES.items()}
+    rows = [
+        (label, *(f"{side[begins + f]:.4f}" if begins + f in side else "" for f in FIGURES))
+        for label, (side, begins) in found.items()
+    ]
+    return [row for row in rows if any(row[1:])] if any(map(is_of_baseline, after)) else []
+
+
 def _calibration(scores: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """The bins after the training, as `train.tasks.sms` gives them."""
-    after = scores.get("after", {})
-    rows: list[Row] = []
-    for i in range(10):
-        if f"bin_{i}_rows" in after:
-            said, happened, count = (after[f"bin_{i}_{key}"] for key in ("predicted", "observed", "rows"))
-            rows.append(
-                (f"{i / 10:.1f} to {(i + 1) / 10:.1f}", f"{said:.3f}", f"{happened:.3f}", f"{count:.0f}")
-            )
-    return rows
+    """The bins after the training."""
+    return [
+        (f"{i / BINS:.1f} to {(i + 1) / BINS:.1f}", f"{said:.3f}", f"{was:.3f}", f"{rows}")
+        for i, (said, was, rows) in bins_in(scores.get("after", {})).items()
+    ]
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _forecast(manifest: Mapping[str, Any]) -> list[Row]:

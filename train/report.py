@@ -1,25 +1,29 @@
-"""What is written of a run that ended: samples, the picture of the loss, manifest and model card."""
+"""What is written of a run that ended: samples, pictures of loss and calibration, manifest and model card."""
 
 from __future__ import annotations
 
 import io
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from core.files import RECORD, write_json, write_whole
 from train import folder as files
 from train.base import package_folder
-from train.card import table, unit_of, write_card
+from train.card import is_synthetic, table, unit_of, write_card
 from train.evaluation import Progress
 from train.run import Run
+from train.tasks.sms_calibration import bins_in, draw_calibration
 
-__all__ = ["plot_loss", "write_card", "write_samples"]
+__all__ = ["plot_calibration", "plot_loss", "write_card", "write_samples"]
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TRAINING, _VALIDATION = "#9db7d5", "#c2410c"
 
@@ -60,6 +64,18 @@ def plot_loss(metrics: Sequence[dict[str, Any]], path: Path, unit: str = "nats a
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def plot_calibration(scores: Mapping[str, Mapping[str, float]], path: Path, about: str = "") -> None:
+    """Draw how likelihoods came true `before` and `after` the training; nothing where none were scored."""
+    found = {f"{side} the training": bins_in(scores.get(side, {})) for side in ("before", "after")}
+    if shown := {side: bins for side, bins in found.items() if bins}:
+        colours = dict(zip(found, (_TRAINING, _VALIDATION), strict=True))
+        _save(draw_calibration(shown, colours, f"Calibration on the test rows{about}"), path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     write_whole(path, picture.getvalue())
@@ -75,12 +91,14 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "dat
 
 
 def write_report(run: Run, progress: Progress, before: Any, after: Any, seconds: float) -> None:
-    """Write manifest, samples, picture and card of a run that ended."""
+    """Write manifest, samples, pictures and card of a run that ended."""
     metrics = files.read_metrics(run.folder)
     manifest = make_manifest(run, progress, before, after, seconds)
     write_json(run.folder / files.MANIFEST, manifest)
     write_samples(run.folder / "samples.md", before["prompts"], before["replies"], after["replies"])
     plot_loss(metrics, run.folder / "loss.png", unit_of(run.recipe))
+    about = ", which are synthetic" if is_synthetic(run.recipe) else ""
+    plot_calibration(manifest["scores"], run.folder / "calibration.png", about)
     write_card(run.folder / "README.md", run.recipe, manifest, metrics, manifest["scores"], run.checks.waived)
 
 

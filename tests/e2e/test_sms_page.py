@@ -89,6 +89,14 @@ def test_a_message_is_judged_and_its_calibration_shown_once_it_was_measured(
     expect(page.get_by_text("the calibration of Another, not of Small")).to_be_visible(timeout=SLOW_MS)
 
 
+def test_the_model_is_asked_of_what_the_rules_are_unsure(sms_page: Page) -> None:
+    judge(sms_page, "Delivery is on us.")
+    expect(sms_page.get_by_text("all of them")).to_be_visible(timeout=SLOW_MS)
+    by_model = sms_page.locator("#judged tr").filter(has_text="the model's word, as the rules are unsure")
+    assert by_model.get_by_role("rowheader").all_inner_texts() == ["discount", "size"]
+    assert len(row(sms_page, "deadline").split()) == 2
+
+
 def test_no_message_is_said_in_a_sentence(sms_page: Page) -> None:
     judge(sms_page, "   ")
     expect(sms_page.get_by_text("Write a message of 1 to 1,000 characters")).to_be_visible()

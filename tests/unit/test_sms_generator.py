@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import statistics
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from train.tasks.make_sms import COLUMNS, Offer, main, probability, rows
+from train.tasks.make_sms import Offer, Row, main, probability, rows
 
 
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(tmp_path: Path) -> None:
@@ -18,7 +19,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(tmp_path: Pa
     assert a == b != c
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    assert tuple(table[0]) == COLUMNS
+    assert list(table[0]) == [column.name for column in fields(Row)]
     assert len(table) == 40
     assert len({row["campaign"] for row in table}) == 5
     assert not list(tmp_path.glob("*.partial"))
@@ -29,18 +30,17 @@ def test_its_card_says_in_its_first_lines_that_it_is_synthetic(tmp_path: Path) -
     card = (tmp_path / "sms.md").read_text()
     assert card.startswith("# Synthetic marketing SMS\n\nThis data is synthetic")
     assert "auc" in card
+    assert "expected_log_loss" in card
 
 
 def test_what_was_drawn_agrees_with_the_true_probabilities() -> None:
     table = list(rows(2000, 3))
-    true = [float(row["probability"]) for row in table]
+    true = [row.probability for row in table]
     assert all(0 < p < 1 for p in true)
     assert statistics.stdev(true) > 0.1
-    assert statistics.mean(int(row["converted"]) for row in table) == pytest.approx(
-        statistics.mean(true), abs=0.03
-    )
+    assert statistics.mean(row.converted for row in table) == pytest.approx(statistics.mean(true), abs=0.03)
     for row, p in zip(table, true, strict=True):
-        assert int(row["conversions"]) / int(row["sends"]) == pytest.approx(p, abs=0.2)
+        assert row.conversions / row.sends == pytest.approx(p, abs=0.2)
 
 
 def test_a_discount_sells_and_a_long_text_in_capitals_does_not() -> None:
@@ -52,7 +52,7 @@ def test_a_discount_sells_and_a_long_text_in_capitals_does_not() -> None:
 
 
 def test_messages_show_each_feature_of_the_function() -> None:
-    texts = [str(row["message"]) for row in rows(400, 0)]
+    texts = [row.message for row in rows(400, 0)]
     for part in ("% off", "$", "Free shipping", "Buy one, get one free", "midnight", "for you", "STOP"):
         assert any(part in text for text in texts), part
     assert any(text.isupper() for text in texts)

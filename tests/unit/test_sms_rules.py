@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.metrics import precision_score, recall_score
 
-from chat.sms_rules import extract
 from core.sms import FIELDS, Features, capitals, segments
-from studies.sms_gold import gold
+from core.sms_rules import extract, hybrid
+from train.tasks.sms_gold import NOTHING, found_of, gold, precision_recall
 
 FOUND: list[tuple[str, dict[str, Any]]] = [
     ("20% off all shoes", {"discount": "percent", "size": 20}),
@@ -76,6 +78,36 @@ def test_what_may_mean_something_is_unsure_and_what_was_found_is_not() -> None:
     assert not unsure
     _, unsure = extract("Our tents arrived")
     assert not unsure
+
+
+def test_the_hybrid_has_the_models_word_only_where_the_rules_are_unsure() -> None:
+    found, unsure = extract("Tea: 20% off. When the clock strikes twelve, it ends.")
+    assert unsure == {"deadline"}
+    read = found.model_copy(update={"deadline": True, "size": 99, "link": True})
+    assert hybrid(found, unsure, read) == found.model_copy(update={"deadline": True})
+    assert hybrid(found, unsure, None) == found
+
+
+def test_precision_and_recall_are_scikit_learns() -> None:
+    draw = np.random.default_rng(1)
+    truth, found = (draw.random(60) < 0.4 for _ in range(2))
+    wanted = precision_score(truth, found), recall_score(truth, found)
+    assert precision_recall(truth.tolist(), found.tolist()) == pytest.approx(wanted)
+    assert precision_recall([0, 20, 20], [0, 25, 20]) == (0.5, 0.5)  # a wrong size is not found
+    assert precision_recall(["none"], ["none"]) == (None, None)
+
+
+def test_the_rules_say_little_of_the_gold_set_that_is_wrong_and_find_most() -> None:
+    messages, truth = zip(*gold(200, 0), strict=True)
+    found = found_of(truth, [extract(message)[0] for message in messages])
+    for field, (precision, recall) in found.items():
+        assert precision, field
+        assert recall, field
+        assert precision > 0.95, field
+        assert recall > 0.7, field
+    nothing = found_of(truth, [None] * 200)
+    assert nothing == found_of(truth, [NOTHING] * 200)
+    assert set(nothing.values()) == {(None, 0)}
 
 
 def test_the_gold_set_is_the_same_each_time_different_in_each_message_and_has_all_kinds() -> None:

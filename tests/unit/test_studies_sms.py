@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from sklearn.metrics import precision_score, recall_score
 
 from chat.sms_page import Calibration
-from chat.sms_rules import extract
-from studies.sms_arms import Plan, baselines, scores, split, table
-from studies.sms_gold import gold
+from core.sms_rules import extract
+from studies.sms_arms import Plan, baselines_of, scores, split
 from studies.sms_plots import write_report
-from studies.sms_report import arms, best_rate, calibration, extractors, markdown, precision_recall
+from studies.sms_report import arms, best_rate, calibration, extractors, markdown
+from train.tasks.make_sms import rows as made
+from train.tasks.sms_gold import gold
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "studies"
 CONTENT: dict[str, Any] = json.loads((DOCS / "sms" / "results.json").read_text())
@@ -28,7 +26,7 @@ ASKED: dict[str, Any] = CONTENT | {"cells": CONTENT["cells"] | CHAT}
 
 
 def test_a_campaign_and_a_text_are_on_one_side_only_and_another_seed_splits_otherwise() -> None:
-    rows = table(400)
+    rows = list(made(400, 0))
     train, tests = split(rows, 1)
     assert train
     assert tests
@@ -39,7 +37,7 @@ def test_a_campaign_and_a_text_are_on_one_side_only_and_another_seed_splits_othe
 
 
 def test_a_rate_is_chosen_by_campaigns_that_are_neither_trained_on_nor_tested() -> None:
-    plan, rows = Plan("r", 200, 60, 1, 1, (1e-4, 1e-3), 0, rows=800), table(800)
+    plan, rows = Plan("r", 200, 60, 1, 1, (1e-4, 1e-3), 0, rows=800), list(made(800, 0))
     train, tests = plan.sides(rows, 1)
     looked_at = plan.sides(rows, 1, looking=True)
     assert [len(part) for part in (train, tests, *looked_at)] == [200, 60, 200, 60]
@@ -62,40 +60,16 @@ def test_what_a_seed_cost_is_told_of_the_one_that_ran_alone() -> None:
     assert "LoRA, 16 bit reaches" in markdown(content)
 
 
-def test_the_expected_scores_are_the_means_over_many_draws() -> None:
-    rows = table(16)
-    likely = np.linspace(0.05, 0.9, len(rows))
-    true = np.array([row.probability for row in rows])
-    draws = np.random.default_rng(0).random((20_000, len(rows))) < true
-    brier = ((draws - likely) ** 2).mean()
-    log_loss = -np.where(draws, np.log(likely), np.log(1 - likely)).mean()
-    found = scores(rows, likely.tolist())
-    assert found["expected_brier"] == pytest.approx(brier, abs=2e-3)
-    assert found["expected_log_loss"] == pytest.approx(log_loss, abs=4e-3)
-    best = scores(rows, true.tolist())
-    assert best["expected_log_loss"] < found["expected_log_loss"]
-    assert math.isfinite(scores(rows, [0.0] * 8 + [1.0] * 8)["expected_log_loss"])
-
-
-def test_precision_and_recall_are_scikit_learns() -> None:
-    draw = np.random.default_rng(1)
-    truth, found = (draw.random(60) < 0.4 for _ in range(2))
-    wanted = precision_score(truth, found), recall_score(truth, found)
-    assert precision_recall(truth.tolist(), found.tolist()) == pytest.approx(wanted)
-    assert precision_recall([0, 20, 20], [0, 25, 20]) == (0.5, 0.5)  # a wrong size is not found
-    assert precision_recall(["none"], ["none"]) == (None, None)
-
-
 def test_with_many_rows_every_baseline_finds_some_of_the_truth() -> None:
-    rows = table(2000)
+    rows = list(made(2000, 0))
     train, tests = ([rows[i] for i in part] for part in split(rows, 1))
-    found = {name: scores(tests, likely) for name, likely in baselines(train, tests).items()}
+    found = {name: scores(tests, likely) for name, likely in baselines_of(train, tests).items()}
     mean = found.pop("mean rate")["expected_log_loss"]
     assert set(found) == {"logistic regression", "gradient boosting", "TF-IDF"}
     truth = scores(tests, [row.probability for row in tests])["expected_log_loss"]
     assert all(truth < figures["expected_log_loss"] < mean for figures in found.values())
     alike = [row for row in train if row.converted][:8]
-    assert set(baselines(alike, tests)) == {"mean rate"}
+    assert set(baselines_of(alike, tests)) == {"mean rate"}
 
 
 def test_a_reply_that_fills_no_schema_is_counted_and_costs_recall() -> None:

@@ -19,7 +19,7 @@ from convert.source import find_source
 from convert.to_gguf import parse
 from train.folder import disk_errors
 from train.recipe import Recipe
-from train.report import plot_loss, write_card, write_samples
+from train.report import plot_calibration, plot_loss, write_card, write_samples
 
 RECIPE: dict[str, Any] = {
     "name": "tour",
@@ -198,6 +198,35 @@ def test_the_card_declares_synthetic_data_and_shows_the_calibration(tmp_path: Pa
     assert "| 0.3 to 0.4 | 0.340 | 0.300 | 12 |" in text
     assert "| auc |  | 0.7000 |" in text
     assert "bin" not in text
+    assert "![What was said and what happened](calibration.png)" in text
+    assert "no language model" not in text
+
+
+def test_the_card_has_a_line_for_each_baseline_and_none_of_them_among_the_scores(tmp_path: Path) -> None:
+    after = {"auc": 0.7, "brier": 0.2, "mean_rate_auc": 0.5, "tfidf_auc": 0.6, "tfidf_brier": 0.21}
+    write_card(tmp_path / "README.md", Recipe.model_validate(RECIPE), MANIFEST, METRICS, {"after": after}, {})
+    text = (tmp_path / "README.md").read_text()
+    for row in (
+        "| auc |  | 0.7000 |",
+        "|  | auc | log loss | brier | calibration error |",
+        "| this model after | 0.7000 |  | 0.2000 |  |",
+        "| mean rate | 0.5000 |  |  |  |",
+        "| TF-IDF | 0.6000 |  | 0.2100 |  |",
+    ):
+        assert row in text.splitlines()
+    assert "this model before" not in text
+    assert "tfidf" not in text
+    assert "calibration.png" not in text
+
+
+def test_the_calibration_is_a_picture_where_there_are_likelihoods(tmp_path: Path) -> None:
+    plot_calibration({"before": {"test_loss": 2.0}, "after": {"auc": 0.7}}, tmp_path / "calibration.png")
+    assert not list(tmp_path.iterdir())
+    bins = {"bin_0_predicted": 0.05, "bin_0_observed": 0.0, "bin_0_rows": 1.0}
+    bins |= {"bin_9_predicted": 1.0, "bin_9_observed": 1.0, "bin_9_rows": 30.0}
+    plot_calibration({"before": bins, "after": bins}, tmp_path / "calibration.png")
+    with Image.open(tmp_path / "calibration.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
 
 
 def test_the_card_does_without_what_is_not_known(tmp_path: Path) -> None:

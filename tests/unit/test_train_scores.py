@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 
+from core.sms import BASELINES, FIGURES, is_of_baseline, prompt
 from train.examples import Example
 from train.run import score
 from train.tasks.code_instructions import load_problems, program
 from train.tasks.quotes import distinct, parts
 from train.tasks.scored import Chat, sample
-from train.tasks.sms import calibration_bins, figures
+from train.tasks.sms import expected_figures, figures
+from train.tasks.sms_baselines import baselines
+from train.tasks.sms_calibration import bins_in, calibration_bins, interval, scores_of
 
 
 class Answers:
@@ -114,7 +119,7 @@ def test_a_chat_and_plain_texts_have_their_held_out_loss_only() -> None:
     assert score("oasst1", Answers({}), [], TRAIN) == {}
 
 
-def test_the_scores_of_sms_are_of_the_likelihood_beside_two_baselines() -> None:
+def test_the_scores_of_sms_are_of_the_likelihood_beside_baselines() -> None:
     train = [chat(f"sale {i}", "yes") for i in range(10)] + [chat(f"news {i}", "no") for i in range(30)]
     tests = [chat("sale", "yes"), chat("news", "no")]
     scores = score("sms", Answers({}, {"sale": 0.8, "news": 0.3}), tests, train)
@@ -125,7 +130,58 @@ def test_the_scores_of_sms_are_of_the_likelihood_beside_two_baselines() -> None:
     assert scores["mean_rate_brier"] == pytest.approx((0.75**2 + 0.25**2) / 2)
     assert scores["mean_rate_auc"] == 0.5
     assert scores["tfidf_auc"] == 1
+    assert {name for name in scores if is_of_baseline(name)} == {
+        f"{b}_{f}" for b in BASELINES for f in FIGURES
+    }
     assert [scores[f"bin_8_{name}"] for name in ("predicted", "observed", "rows")] == [0.8, 1, 1]
+
+
+def test_a_baseline_reads_the_message_and_its_features_and_not_the_question() -> None:
+    def rows(count: int, ask: Callable[[str], str] = str) -> list[Example]:
+        sold = [
+            chat(ask(f"Tea {i}: 50% off, {'today only' if i % 3 else 'always'}"), "yes") for i in range(count)
+        ]
+        return sold + [chat(ask(f"Our tea {i} is here"), "no") for i in range(count)]
+
+    likely = {example.messages[0]["content"]: 0.5 for example in rows(5) + rows(5, prompt)}
+    plain = score("sms", Answers({}, likely), rows(5), rows(40))
+    asked = score("sms", Answers({}, likely), rows(5, prompt), rows(40, prompt))
+    assert plain == asked
+    assert plain["auc"] == 0.5
+    for name in BASELINES.keys() - {"mean_rate"}:
+        assert plain[f"{name}_auc"] == 1, name
+        assert plain[f"{name}_log_loss"] < plain["mean_rate_log_loss"]
+
+
+def test_where_all_or_none_sold_the_mean_rate_is_the_only_baseline() -> None:
+    assert baselines(["a", "b"], [1, 1], ["c"]) == {"mean_rate": [1]}
+    assert baselines([], [], ["c"]) == {}
+
+
+def test_bins_that_are_scores_are_read_again_as_what_they_were() -> None:
+    bins = calibration_bins([0, 1, 1], [0.2, 0.25, 0.9])
+    assert bins_in(scores_of(bins) | {"auc": 0.5}) == bins
+    assert bins_in({"auc": 0.5}) == {}
+
+
+def test_the_bars_are_wilsons_interval() -> None:
+    low, high = interval(0.3, 40)
+    for end in (low, high):  # where the share that was seen is one standard error away
+        assert abs(end - 0.3) == pytest.approx(math.sqrt(end * (1 - end) / 40))
+    assert interval(1, 1) == (0.5, 1)
+    assert interval(0, 1) == (0, 0.5)
+
+
+def test_the_expected_scores_are_the_means_over_many_draws() -> None:
+    likely, true = np.linspace(0.05, 0.9, 16), np.linspace(0.1, 0.6, 16)[::-1]
+    draws = np.random.default_rng(0).random((20_000, 16)) < true
+    found = expected_figures(true.tolist(), likely.tolist())
+    assert found["expected_brier"] == pytest.approx(((draws - likely) ** 2).mean(), abs=2e-3)
+    log_loss = -np.where(draws, np.log(likely), np.log(1 - likely)).mean()
+    assert found["expected_log_loss"] == pytest.approx(log_loss, abs=4e-3)
+    best = expected_figures(true.tolist(), true.tolist())
+    assert best["expected_log_loss"] < found["expected_log_loss"]
+    assert math.isfinite(expected_figures([0.3, 0.3], [0.0, 1.0])["expected_log_loss"])
 
 
 def test_bins_hold_the_ends_and_one_class_has_no_auc() -> None:

@@ -1,10 +1,8 @@
 """Make synthetic marketing SMS whose conversion follows a known function: train/tasks/make_sms.py
 
 Nothing of it is real: no brand, no message, no customer. What is drawn, and how it sells, is all in this
-file, so that a model can be judged by how much of the known function it finds. Columns: `campaign`,
-`message`, `sends`, `conversions` (how many of the `sends` bought), `converted` (whether one customer more
-did, 0 or 1) and `probability` (the true one, for judging only). Beside the CSV it writes a card, `.md`, that
-says so too.
+file, so that a model can be judged by how much of the known function it finds. The columns are those of
+`Row`. Beside the CSV it writes a card, `.md`, that says so too.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import math
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 if not __package__:  # run as a script: import from the repository, not from this folder
@@ -25,7 +23,6 @@ from core.command import Parser, run
 from core.errors import TrainError
 from core.files import write_whole
 
-COLUMNS = ("campaign", "message", "sends", "conversions", "converted", "probability")
 MESSAGES_OF_A_CAMPAIGN = 8
 
 # In log-odds of a conversion. The campaign's own appeal and the row's noise are normal; no text shows them.
@@ -70,14 +67,26 @@ class Offer:
     opt_out: bool = False
 
 
+@dataclass(frozen=True)
+class Row:
+    """A message and what came of it."""
+
+    campaign: str
+    message: str
+    sends: int
+    conversions: int  # how many of the `sends` bought
+    converted: int  # whether one customer more did, 0 or 1
+    probability: float  # the true one, for judging only
+
+
 def probability(offer: Offer, message: str, noise: float) -> float:
     """The true probability that a customer who gets `message` buys: logistic in the weights above."""
     features: dict[str, float] = vars(offer) | {"characters_over_120": max(0, len(message) - 120)}
     return 1 / (1 + math.exp(-INTERCEPT - noise - sum(WEIGHTS[name] * features[name] for name in WEIGHTS)))
 
 
-def rows(count: int, seed: int) -> Iterator[dict[str, str | int | float]]:
-    """Yield `count` rows by their columns, eight to a campaign; the same for the same seed."""
+def rows(count: int, seed: int) -> Iterator[Row]:
+    """Yield `count` rows, eight to a campaign; the same for the same seed."""
     draw = random.Random(seed)
     for i in range(count):
         if i % MESSAGES_OF_A_CAMPAIGN == 0:
@@ -87,14 +96,14 @@ def rows(count: int, seed: int) -> Iterator[dict[str, str | int | float]]:
         message = _message(draw, offer, brand, product)
         likely = probability(offer, message, appeal + draw.gauss(0, ROW_NOISE))
         sends = draw.randint(200, 400)
-        yield {
-            "campaign": f"c{i // MESSAGES_OF_A_CAMPAIGN:05}",
-            "message": message,
-            "sends": sends,
-            "conversions": sum(draw.random() < likely for _ in range(sends)),
-            "converted": int(draw.random() < likely),
-            "probability": round(likely, 6),
-        }
+        yield Row(
+            campaign=f"c{i // MESSAGES_OF_A_CAMPAIGN:05}",
+            message=message,
+            sends=sends,
+            conversions=sum(draw.random() < likely for _ in range(sends)),
+            converted=int(draw.random() < likely),
+            probability=round(likely, 6),
+        )
 
 
 def _offer(draw: random.Random) -> Offer:
@@ -134,12 +143,12 @@ def _message(draw: random.Random, offer: Offer, brand: str, product: str) -> str
     return text.upper() if offer.capitals else text
 
 
-def card(count: int, seed: int, table: list[dict[str, str | int | float]]) -> str:
+def card(count: int, seed: int, table: list[Row]) -> str:
     """The data's card, in Markdown: that it is synthetic, how it was made, the best scores there can be."""
-    from train.tasks.sms import figures  # scikit-learn takes a second
+    from train.tasks.sms import expected_figures, figures  # scikit-learn takes a second
 
-    truth = [int(row["converted"]) for row in table]
-    best = figures(truth, [float(row["probability"]) for row in table])
+    truth, true = [row.converted for row in table], [row.probability for row in table]
+    best = figures(truth, true) | expected_figures(true, true)
     weights = "".join(f"| {name} | {weight:+} |\n" for name, weight in WEIGHTS.items())
     return (
         "# Synthetic marketing SMS\n\n"
@@ -150,7 +159,7 @@ def card(count: int, seed: int, table: list[dict[str, str | int | float]]) -> st
         f"Log-odds of a conversion: {INTERCEPT}, and for each of\n\n"
         f"| feature | weight |\n|---|---|\n{weights}\n"
         f"and normal noise of {CAMPAIGN_NOISE} for a campaign and {ROW_NOISE} for a row.\n\n"
-        "The true probabilities themselves score, on all rows: "
+        "The true probabilities themselves score, on all rows (expected: over many draws of who buys): "
         + ", ".join(f"{name} {value:.4f}" for name, value in best.items())
         + ".\n"
     )
@@ -171,9 +180,9 @@ def main(argv: list[str]) -> int:
             raise TrainError(f"{given.out} is there already; remove it, or give --out another name")
         table = list(rows(given.rows, given.seed))
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, [column.name for column in fields(Row)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(table)
+        writer.writerows(map(asdict, table))
         made = given.out.with_suffix(".md")
         write_whole(made, card(given.rows, given.seed, table))
         write_whole(given.out, text.getvalue())

@@ -19,10 +19,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
-from sklearn.pipeline import make_pipeline
 
 from core.errors import TrainError
 from core.sms import LABELS, prompt
@@ -30,6 +27,8 @@ from train.examples import Example, Loaded
 from train.sections import Data
 from train.table import Row, Table, group_of, text_of
 from train.tasks.scored import Scored, prompt_of
+from train.tasks.sms_baselines import baselines
+from train.tasks.sms_calibration import calibration_bins, scores_of
 
 YES, NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
 
@@ -97,24 +96,20 @@ def _drawn(message: str, campaign: str, probability: float) -> bool:
     return int.from_bytes(digest[:8]) < probability * 2**64
 
 
-BINS = 10
-
-
 def score(model: Scored, tests: list[Example], train: list[Example]) -> dict[str, float]:
     """Return `auc`, `log_loss` (nats), `brier` and `calibration_error`, those of the baselines, and the bins.
 
-    The baselines' begin with `mean_rate_` and `tfidf_`. A bin of likelihoods that isn't empty gives
-    `bin_<i>_predicted`, `bin_<i>_observed` (shares) and `bin_<i>_rows`, for the calibration's picture.
+    Before the baselines' are their names in core.sms.BASELINES; the bins' are as `scores_of` has them.
     """
     if not tests:
         return {}
     truth = [_converted_sms(example) for example in tests]
     chats = [example.messages[:-1] for example in tests]
     likely = [yes for yes, _ in model.label_probabilities(chats, list(LABELS))]
-    scores = figures(truth, likely)
-    for i, (predicted, observed, rows) in calibration_bins(truth, likely).items():
-        scores |= {f"bin_{i}_predicted": predicted, f"bin_{i}_observed": observed, f"bin_{i}_rows": rows}
-    for name, baseline in _baselines(tests, train).items():
+    scores = figures(truth, likely) | scores_of(calibration_bins(truth, likely))
+    sold = [_converted_sms(example) for example in train]
+    messages, asked = ([_message(example) for example in part] for part in (train, tests))
+    for name, baseline in baselines(messages, sold, asked).items():
         scores |= {f"{name}_{figure}": value for figure, value in figures(truth, baseline).items()}
     return scores
 
@@ -131,30 +126,20 @@ def figures(truth: Sequence[int], likely: Sequence[float]) -> dict[str, float]:
     return {"auc": float(roc_auc_score(truth, likely)), **scores} if len(set(truth)) == 2 else scores
 
 
-def calibration_bins(truth: Sequence[int], likely: Sequence[float]) -> dict[int, tuple[float, float, int]]:
-    """Sort rows into 10 equal bins; mean likelihood, observed rate and number of rows of those with any."""
-    given, happened = np.asarray(likely), np.asarray(truth)
-    places = np.minimum((given * BINS).astype(int), BINS - 1)  # 1.0 belongs to the last
-    bins = {}
-    for i in range(BINS):
-        here = places == i
-        if here.any():
-            bins[i] = float(given[here].mean()), float(happened[here].mean()), int(here.sum())
-    return bins
-
-
-def _baselines(tests: list[Example], train: list[Example]) -> dict[str, list[float]]:
-    """Likelihoods of the test rows by what the trained rows alone tell."""
-    truth = [_converted_sms(example) for example in train]
-    if len(set(truth)) < 2:
-        return {}
-    words = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
-    words.fit([prompt_of(example) for example in train], truth)
+def expected_figures(true: Sequence[float], likely: Sequence[float]) -> dict[str, float]:
+    """The means that log-loss (nats) and Brier score would have over many draws of what happens, where the
+    `true` probabilities are known, as the generator's are: few rows tell more than by what happened once."""
+    known, said = np.array(true), np.clip(likely, 1e-6, 1 - 1e-6)
     return {
-        "mean_rate": [sum(truth) / len(truth)] * len(tests),
-        "tfidf": words.predict_proba([prompt_of(example) for example in tests])[:, 1].tolist(),
+        "expected_log_loss": float(-np.mean(known * np.log(said) + (1 - known) * np.log(1 - said))),
+        "expected_brier": float(np.mean(known * (1 - said) ** 2 + (1 - known) * said**2)),
     }
 
 
 def _converted_sms(example: Example) -> int:
     return int(example.messages[-1]["content"].strip().lower() == LABELS[0])
+
+
+def _message(example: Example) -> str:
+    """The message that is asked about."""
+    return prompt_of(example).removeprefix(prompt(""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from core.sms import Currency, Discount, Features
 
@@ -114,6 +115,11 @@ def extract(message: str) -> tuple[Features, frozenset[str]]:
         name for name, hint in _MAYBE.items() if values[name] in ("none", False) and hint.search(message)
     }
     return found, frozenset(unsure | ({"size"} if "discount" in unsure else set()))
+
+
+def hybrid(found: Features, unsure: Collection[str], read: Features | None) -> Features:
+    """What the rules `found`, but where they are `unsure` as a model has `read` it, if it has."""
+    return found.model_copy(update={name: getattr(read, name) for name in unsure} if read else {})
 
 
 def _discount(message: str) -> tuple[Discount, int, Currency]:

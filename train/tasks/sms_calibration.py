@@ -1,0 +1,71 @@
+"""How given likelihoods came true: in ten bins, as scores of a run have them, and as a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BINS = 10
+
+Bins = dict[int, tuple[float, float, int]]  # mean likelihood, share that happened, rows; by the bin's number
+
+
+def calibration_bins(truth: Sequence[int], likely: Sequence[float]) -> Bins:
+    """Sort rows into 10 equal bins; mean likelihood, observed rate and number of rows of those with any."""
+    given, happened = np.asarray(likely), np.asarray(truth)
+    places = np.minimum((given * BINS).astype(int), BINS - 1)  # 1.0 belongs to the last
+    bins = {}
+    for i in range(BINS):
+        here = places == i
+        if here.any():
+            bins[i] = float(given[here].mean()), float(happened[here].mean()), int(here.sum())
+    return bins
+
+
+def scores_of(bins: Bins) -> dict[str, float]:
+    """The bins as scores: `bin_<i>_predicted`, `bin_<i>_observed` (shares) and `bin_<i>_rows`."""
+    scores: dict[str, float] = {}
+    for i, (predicted, observed, rows) in bins.items():
+        scores |= {f"bin_{i}_predicted": predicted, f"bin_{i}_observed": observed, f"bin_{i}_rows": rows}
+    return scores
+
+
+def bins_in(scores: Mapping[str, float]) -> Bins:
+    """The bins that scores hold; none where they are of something else."""
+    names = {i: [f"bin_{i}_{part}" for part in ("predicted", "observed", "rows")] for i in range(BINS)}
+    found = {i: [scores[name] for name in parts] for i, parts in names.items() if parts[-1] in scores}
+    return {i: (said, was, int(rows)) for i, (said, was, rows) in found.items()}
+
+
+def interval(share: float, rows: int) -> tuple[float, float]:
+    """Between which shares the true one is, two times in three (Wilson's interval of one standard error)."""
+    centre = (share * rows + 0.5) / (rows + 1)
+    half = math.sqrt(share * (1 - share) * rows + 0.25) / (rows + 1)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def draw_calibration(found: Mapping[str, Bins], colours: Mapping[str, str], title: str) -> Figure:
+    """Draw what was said and what happened, a line a model, by its name."""
+    from matplotlib.figure import Figure  # takes half a second; draws on Agg without pyplot's global state
+
+    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", ls="--", lw=1, label="as often as said")
+    for name, bins in found.items():
+        said, was, rows = (list(values) for values in zip(*bins.values(), strict=True))
+        ends = [interval(*of) for of in zip(was, rows, strict=True)]
+        below = [max(0.0, share - low) for share, (low, _) in zip(was, ends, strict=True)]
+        above = [max(0.0, high - share) for share, (_, high) in zip(was, ends, strict=True)]
+        axes.errorbar(said, was, (below, above), fmt="o-", capsize=3, ms=4, color=colours[name], label=name)
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="likelihood of a purchase that was given")
+    axes.set_ylabel("share that bought; bars: where it is, two times in three")
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    return figure
