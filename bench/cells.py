@@ -70,6 +70,11 @@ def read_results(folder: Path, version: int) -> dict[str, Any]:
     return found
 
 
+def number(value: float | None) -> float | None:
+    """As JSON has it: five digits, and no NaN."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One thing to measure. `work` goes to another process where there are several, so it can be pickled."""

@@ -4,7 +4,7 @@ A `Measure` is one figure of several arms: at each place (a task, a learning rat
 has for each arm the values of its seeds. Of measures, a section of a page is some lines:
 
     places = {task: runs(task) for task in TASKS}
-    loss = measured("loss (nats a token)", "task", places, lambda run: run["loss"])
+    loss = measured("loss (nats a token)", "task", places, lambda run, task: run["loss"])
     Section([table_of([loss], ARMS), against(loss, "bf16")], "Tasks after training", [Panel(loss)])
 
 where `runs(task)` is by arm its runs, one a seed, and ARMS has by the arm's name how it is drawn. `draw` in
@@ -116,12 +116,13 @@ def measured(
     name: str,
     x: str,
     places: Mapping[str, Mapping[str, Sequence[Any]]],
-    figure: Callable[[Any], float | None],
+    figure: Callable[[Any, str], float | None],
     **kept: Any,
 ) -> Measure:
-    """The measure that `figure` reads off each run; `places` has by place and arm the runs that there are."""
+    """The measure that `figure` reads off each run, told the run and the place; `places` has by place and arm
+    the runs that there are."""
     rows = {
-        place: {arm: given(map(figure, runs)) for arm, runs in arms.items() if runs}
+        place: {arm: given(figure(run, place) for run in runs) for arm, runs in arms.items() if runs}
         for place, arms in places.items()
     }
     return Measure(name, x, rows, **kept)

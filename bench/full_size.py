@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.inference import number, written
-from bench.memory import PeakMemory, free
+from bench.cells import number
+from bench.inference import written
+from bench.memory import free
+from bench.short_run import WARM, short_run
 from bench.train_documents import documents
 from bench.train_models import CONFIGS, random_base
 from train import forecast
@@ -20,11 +19,9 @@ from train.card import table
 from train.model import Adapted
 from train.recipe import Recipe, changed, load_recipe
 from train.run import load_of
-from train.sft import SFTTrainer
 from train.shape import gpu_of, shape_of
 
 LONGEST = 2048  # tokens of a document
-WARM = 4  # steps that aren't counted: kernels are chosen and memory is taken
 
 
 def measure(
@@ -50,15 +47,11 @@ def measure(
 
 
 def _trained(recipe: Recipe, base: Any, order: Order) -> dict[str, Any]:
-    memory = PeakMemory(True)
     adapted = Adapted(base, recipe, torch.device("cuda"))
-    lines: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        SFTTrainer(adapted, recipe, order, [], Path(folder), lines.append).run()
-    speeds = [line["tokens_per_s"] for line in lines if "loss" in line][WARM:]
+    ran = short_run(adapted, recipe, order)
     return {
-        "training_tokens_per_s": number(statistics.median(speeds)),
-        "training_memory_gb": number(memory.gb()),
+        "training_tokens_per_s": number(ran.tokens_per_s(WARM)),
+        "training_memory_gb": number(ran.memory_gb),
         "trainable": sum(part.numel() for part in adapted.parameters_to_train()),
     }
 

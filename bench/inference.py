@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bench.cells import number
 from bench.memory import PeakMemory, children_peak_gb
 from convert.llamacpp import run, tool
 from convert.quantise import convert_checkpoint, quantise
@@ -67,11 +67,6 @@ def _batch(model: Any, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
         "tokens_per_s": [number(value) for value in speeds],
         "memory_gb": number(memory.gb()),
     }
-
-
-def number(value: float | None) -> float | None:
-    """As JSON has it: five digits, and no NaN."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
 
 
 def lacking() -> str:

@@ -12,7 +12,6 @@ import gc
 import itertools
 import json
 import sys
-import tempfile
 import time
 from datetime import date
 from importlib.metadata import version
@@ -24,6 +23,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
 
 import torch
 
+from bench.short_run import WARM, short_run
 from bench.train_documents import documents
 from bench.train_models import CONFIGS, random_base
 from train import forecast
@@ -31,16 +31,14 @@ from train.batches import Batch, Order
 from train.model import Adapted
 from train.recipe import RECIPES, Recipe, load_recipe
 from train.run import load_of
-from train.sft import SFTTrainer
 from train.shape import gpu_of, shape_of
 
 RESULTS = Path(__file__).with_name("results") / "train-recipes.json"
 STEPS = 20
 KERNELS = 16  # of which the times are kept
-WARM = 4  # steps that aren't counted: kernels are chosen and memory is taken
 
 
-def measure(recipe: Recipe, steps: int, folder: Path) -> dict[str, Any]:
+def measure(recipe: Recipe, steps: int) -> dict[str, Any]:
     """Train `steps` steps; return the forecast and what was measured."""
     device = torch.device("cuda")
     config = CONFIGS[recipe.model.base_model]
@@ -54,11 +52,9 @@ def measure(recipe: Recipe, steps: int, folder: Path) -> dict[str, Any]:
     adapted = Adapted(random_base(recipe, device, config), recipe, device)
     load_seconds = time.perf_counter() - began
     foreseen = forecast.forecast(shape, recipe, load, gpu)
-    lines: list[dict[str, Any]] = []
     torch.cuda.empty_cache()
     loaded = torch.cuda.memory_allocated() / forecast.GB
-    torch.cuda.reset_peak_memory_stats()
-    SFTTrainer(adapted, recipe, order, [], folder, lines.append).run()
+    lines = short_run(adapted, recipe, order).steps
     memory = torch.cuda.memory_stats()["active_bytes.all.peak"] / forecast.GB
     kernels = kernel_times(adapted, order.step(0)[0].to(device))
     speeds = [line["tokens_per_s"] for line in lines[WARM:]]
@@ -118,11 +114,10 @@ def main() -> None:
             recipe = recipe.model_copy(update={"sft": sft})
         if given.memory:
             recipe = recipe.model_copy(update={"memory": given.memory})
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                row = measure(recipe, given.steps, Path(folder)) | about
-            except torch.OutOfMemoryError as error:
-                row = {"recipe": name, "failed": str(error)[:200]} | about
+        try:
+            row = measure(recipe, given.steps) | about
+        except torch.OutOfMemoryError as error:
+            row = {"recipe": name, "failed": str(error)[:200]} | about
         gc.collect()  # of the last base nothing must be left
         torch.cuda.empty_cache()
         print(json.dumps(row), flush=True)

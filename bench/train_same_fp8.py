@@ -28,6 +28,7 @@ if not __package__:  # run as a script: import from the repository, not from thi
 
 import torch
 
+from bench.short_run import short_run
 from bench.train_same_fp8_report import (
     AGAIN,
     BASE16,
@@ -55,7 +56,6 @@ from train.recipe import Recipe, changed, load_recipe, parse
 from train.run import score
 from train.sections import Model
 from train.session import Base, Session
-from train.sft import SFTTrainer
 
 RESULTS = Path(__file__).with_name("results") / "train-same-fp8.json"
 SEEDS = (0, 1, 2)
@@ -154,22 +154,18 @@ def trained(cell: Cell, text: Path) -> dict[str, Any]:
     session = Session(adapted, base.tokenizer, recipe, device)
     args = recipe.sft.model_copy(update={"seed": 0}) if cell.study == TEXT else recipe.sft
     order = Order(data.train, args)
-    lines: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = SFTTrainer(adapted, recipe, order, data.validation, Path(folder), lines.append)
-        trainer.fp8_steps = order.steps - round(ENDS.get(cell.arm, 0) * order.steps)
-        trainer.run()
-        session.load_adapter(Path(folder, "adapter"))
+    fp8_steps = order.steps - round(ENDS.get(cell.arm, 0) * order.steps)
+    ran = short_run(adapted, recipe, order, data.validation, fp8_steps=fp8_steps, best=True)
     found: dict[str, Any] = {
-        "losses": [round(line["loss"], 5) for line in lines if "loss" in line],
-        "held out": {str(line["step"]): round(line["eval_loss"], 5) for line in lines if "eval_loss" in line},
+        "losses": [round(step["loss"], 5) for step in ran.steps],
+        "held out": {str(line["step"]): round(line["eval_loss"], 5) for line in ran.evaluations},
     }
     if cell.study == TOUR:
         examples = data.examples
         found["scores"] = score(data.loaded.layout, session, examples.test, examples.train)
     elif cell.arm == NF4 and cell.seed == SEEDS[0]:
         found["gradients"] = gradient_errors(adapted, *(order.step(n)[0].to(device) for n in (0, 1)))
-    del adapted, session, trainer
+    del adapted, session
     gc.collect()  # the trainer and its callbacks know each other
     torch.cuda.empty_cache()
     return found

@@ -64,3 +64,7 @@ class LeftOut(Exception):
         super().__init__(reason)
         self.seen = seen if isinstance(seen, str) and not seen else repr(seen)
         self.on_purpose = on_purpose
+
+
+class TrainingBroke(TrainError):
+    """A loss or a gradient that is no number: no step after it means anything."""

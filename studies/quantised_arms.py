@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import statistics
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from bench.inference import number, written
-from bench.memory import PeakMemory
-from core.errors import TrainError
-from core.tokenizer import ChatTokenizer
+from bench.cells import number
+from bench.inference import written
+from bench.short_run import forget_bases, fresh_adapter, short_run
 from studies.quantised_tasks import Row, changed_here, judge, load_task, unlike_texts
 from train.batches import Order
 from train.evaluation import evaluate
 from train.examples import Encoded
 from train.labels import encode
-from train.model import Adapted, load_base
+from train.model import load_base
 from train.prompt_changes import measure
 from train.recipe import Recipe, parse
 from train.session import Session
-from train.sft import SFTTrainer
 from train.sweep_grid import scale
 
 ARMS = ("gptq", "nf4", "int8", "bf16")
@@ -74,28 +66,20 @@ class Job:
     batches: tuple[int, ...] = ()  # of chats at once, whose speed is measured
 
 
-_loaded: dict[str, PreTrainedModel] = {}  # bases by arm
-
-
 def run_job(job: Job) -> dict[str, Any]:
     """Do a cell; return what results.json keeps of it. Raises TrainError."""
-    seeded, device = recipe_of(job), torch.device(job.device)
+    recipe, device = recipe_of(job), torch.device(job.device)
     if job.what == "speed":
-        _loaded.clear()
-        model = load_base(job.base, seeded, device)
+        forget_bases()
+        model = load_base(job.base, recipe, device)
         return written(model, job.batches, job.sizes.new_tokens, job.sizes.repeats)
-    tokenizer, base = ChatTokenizer(job.base), _base(job, seeded)
-    adapted = Adapted(base, seeded, device)
-    session = Session(adapted, tokenizer, seeded, device)
-    try:
+    with fresh_adapter(recipe, device) as session:
         if job.what == "untuned":
             return untuned(session, job)
         found = train(session, job)
         if job.what == "task" and not found["diverged"]:
             found |= robustness(session, job)
         return found
-    finally:
-        adapted.unload()
 
 
 def recipe_of(job: Job) -> Recipe:
@@ -127,73 +111,14 @@ def compensated(sizes: Sizes, alpha: int, job_of: Callable[..., Job]) -> float:
     return sizes.rate * scale(usual.lora) / scale(other.lora)
 
 
-def _base(job: Job, recipe: Recipe) -> PreTrainedModel:
-    if job.arm not in _loaded:
-        if job.device == "cuda":
-            free, total = torch.cuda.mem_get_info()
-            if free < total / 4:
-                _loaded.clear()  # others need room, too
-        _loaded[job.arm] = load_base(job.base, recipe, torch.device(job.device))
-    return _loaded[job.arm]
-
-
-class Watched(SFTTrainer):
-    """Tells at each evaluation what the model makes of text that is like none of the tasks."""
-
-    texts: dict[str, list[Encoded]]
-
-    def validated(self, between: Callable[[], None]) -> dict[str, float]:
-        """The validation loss, and one for each kind of other text (nats a token)."""
-        device = self.args.device
-        found = super().validated(between)
-        for kind, rows in self.texts.items():
-            found[f"eval_{kind}"] = evaluate(self.adapted, rows, self.recipe, device, between)
-        return found
-
-
 def train(session: Session, job: Job) -> dict[str, Any]:
     """Train one adapter on the job's task; return its curves and what became of it."""
     sizes, recipe = job.sizes, session.recipe
     rows = _encoded(session, job.task, "train", sizes.train_rows)
     tests = _encoded(session, job.task, "test", sizes.test_rows)
-    lines: list[dict[str, Any]] = []
-    began, broke = time.monotonic(), ""
-    memory = PeakMemory(job.device == "cuda")
-    with tempfile.TemporaryDirectory() as folder:
-        order = Order(rows, recipe.sft)
-        trainer = Watched(session.adapted, recipe, order, tests, Path(folder), lines.append)
-        trainer.texts = _unlike(session, job) if job.what == "task" else {}
-        try:
-            stopped = trainer.run().stopped
-        except TrainError as error:
-            last = [line for line in lines if "loss" in line][-1:]
-            if last and all(math.isfinite(last[0][name]) for name in ("loss", "grad_norm")):
-                raise  # it wasn't that training broke
-            stopped, broke = "diverged: no numbers", str(error)
-    steps = [line for line in lines if "loss" in line]
-    evals = [line for line in lines if "eval_loss" in line]
-    return {
-        "losses": [number(line["loss"]) for line in steps],
-        "grad_norms": [number(line["grad_norm"]) for line in steps],
-        "evals": [
-            {name[5:]: number(value) for name, value in line.items() if name.startswith("eval_")}
-            for line in evals
-        ],
-        "spikes": spikes([line["loss"] for line in steps]),
-        "diverged": stopped.startswith("diverged") or bool(broke),
-        "learning_rate": recipe.sft.learning_rate,
-        "tokens_per_s": number(statistics.median(line["tokens_per_s"] for line in steps)) if steps else None,
-        "memory_gb": number(memory.gb()),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-
-
-def spikes(losses: list[float]) -> int:
-    """How many steps have a loss above SPIKE times the mean of the WINDOW steps before, or no number."""
-    count = 0
-    for at in range(WINDOW, len(losses)):
-        count += not losses[at] <= SPIKE * statistics.fmean(losses[at - WINDOW : at])
-    return count
+    others = _unlike(session, job) if job.what == "task" else {}
+    ran = short_run(session.adapted, recipe, Order(rows, recipe.sft), tests, others, may_break=True)
+    return ran.figures() | {"learning_rate": recipe.sft.learning_rate}
 
 
 def _encoded(session: Session, task: str, split: str, limit: int) -> list[Encoded]:

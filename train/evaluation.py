@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from core.errors import TrainError
+from core.errors import TrainingBroke
 from train.batches import in_order
 from train.examples import Encoded
 from train.model import Adapted
@@ -48,10 +48,10 @@ class Progress:
         return best
 
     def refuse_no_numbers(self, loss: float, norm: float, scaled: bool, learning_rate: float) -> None:
-        """Raise TrainError where training broke; with `scaled`, an overflow's step was left out."""
+        """Raise TrainingBroke for no numbers; with `scaled`, an overflow's step was left out."""
         overflowed = scaled and math.isfinite(loss)
         if not math.isfinite(loss) or not (math.isfinite(norm) or overflowed):
-            raise TrainError(
+            raise TrainingBroke(
                 f"the loss is {loss} and the gradient {norm} at step {self.step}: training broke. "
                 f"{'The best adapter so far is kept. ' if self.best_step else ''}"
                 f"Lower learning_rate ({learning_rate:g})"

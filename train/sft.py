@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,12 +11,18 @@ from trl.trainer.sft_trainer import SFTTrainer as Upstream
 
 from train import sharding
 from train.evaluation import evaluate
+from train.examples import Encoded
 from train.model import Adapted
 from train.trainer import Training
 
 
 class SFTTrainer(Training, Upstream):
-    """The model is `Adapted` itself, which gives the summed loss of a packed batch."""
+    """The model is `Adapted` itself, which gives the summed loss of a packed batch.
+
+    `others` are rows whose losses are told beside the validation's, `eval_<name>`: what else it can still do.
+    """
+
+    others: Mapping[str, Sequence[Encoded]] = MappingProxyType({})
 
     def model_of(self, adapted: Adapted) -> Any:
         """Without PEFT's wrapper, whose hooks take 17 ms a call."""
@@ -34,5 +41,9 @@ class SFTTrainer(Training, Upstream):
         return loss
 
     def validated(self, between: Callable[[], None]) -> dict[str, float]:
-        """The loss in nats over all tokens, and not a mean of batch means."""
-        return {"eval_loss": evaluate(self.adapted, self.validation, self.recipe, self.args.device, between)}
+        """The losses in nats over all tokens, and not means of batch means."""
+        device = self.args.device
+        return {
+            f"eval_{name}": evaluate(self.adapted, rows, self.recipe, device, between)
+            for name, rows in {"loss": self.validation, **self.others}.items()
+        }

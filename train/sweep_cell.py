@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from core.errors import TrainError
+from core.errors import TrainError, TrainingBroke
 from core.files import write_json
 from train import folder as files
 from train.data import prepare
@@ -61,13 +61,11 @@ class Trainer:
             progress = run.train(Session(adapted, base.tokenizer, run.recipe, device), resume=True)
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of many runs it is a lot
             return measured(progress)
-        except TrainError:
+        except TrainingBroke:
             losses = [line["eval_loss"] for line in files.read_metrics(folder) if "eval_loss" in line]
-            last = [line for line in files.read_metrics(folder) if "loss" in line][-1:]
-            if all(math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) for line in last):
-                raise  # it wasn't that training broke
+            steps = [line["step"] for line in files.read_metrics(folder) if "loss" in line]
             start, best = (losses[0], min(losses[1:], default=None)) if losses else (None, None)
-            return row(start, best, None, None, True, last[0]["step"])
+            return row(start, best, None, None, True, steps[-1])
         finally:
             adapted.unload()
 

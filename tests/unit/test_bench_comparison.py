@@ -35,7 +35,7 @@ RUNS: dict[str, dict[str, list[Any]]] = {
     "summary": {"int4": [{"loss": 2.0}], "16 bit": [{"loss": 2.1}, {"loss": 2.3}], "int8": []},
     "nothing": {},
 }
-LOSS = measured("loss", "task", RUNS, lambda run: run["loss"], form="{:.2f}")
+LOSS = measured("loss", "task", RUNS, lambda run, _: run["loss"], form="{:.2f}")
 
 
 def test_a_table_has_what_was_measured_and_no_more() -> None:
@@ -63,7 +63,7 @@ def test_sentences_say_by_how_much_and_whether_seeds_do_as_much() -> None:
     assert across(ends) == "- rise, alpha 512 against 16: a +0.5 (within the spread of the seeds)."
     assert across(LOSS) == across(Measure("loss", "task", {})) == ""
     assert in_short(LOSS, "16 bit", "tasks") == "with int4 by +0.900 on 1 of 1 tasks"
-    assert in_short(measured("loss", "task", {}, float), "16 bit", "tasks") == ""
+    assert in_short(measured("loss", "task", {}, lambda run, _: run), "16 bit", "tasks") == ""
 
 
 def test_a_section_without_figures_says_so_and_draws_nothing() -> None:

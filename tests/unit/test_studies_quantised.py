@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from studies.quantised_arms import spikes
+from bench.short_run import spikes
 from studies.quantised_cells import verdict
 from studies.quantised_plots import draw_alpha, draw_speed
 from studies.quantised_report import report
