@@ -7,14 +7,17 @@ again goes on where it was.
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +103,16 @@ class Runner:
         self.failed = 0
         self._took = deque[float](maxlen=workers)
         self._processes: list[ProcessPoolExecutor] = []  # each of one, which may die with its cell
+        self._pids: list[Future[int]] = []
 
     def __enter__(self) -> Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
+        started = {pid.result() for pid in self._pids if pid.done() and not pid.exception()}
+        for child in active_children():
+            if child.pid in started:  # after Ctrl-C it may be in the middle of a cell
+                child.terminate()
         self._end(wait=False)
 
     @property
@@ -115,8 +123,13 @@ class Runner:
     def start(self, most: int) -> None:
         """Start processes for so many cells; their imports take a while, in which other work can be done."""
         while self.workers > 1 and len(self._processes) < min(self.workers, most):
-            self._processes.append(ProcessPoolExecutor(1, get_context("spawn"), self._prepare))
-            self._processes[-1].submit(int)
+            process = ProcessPoolExecutor(1, get_context("spawn"), partial(_begin, self._prepare))
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the new process inherits
+            try:
+                self._pids.append(process.submit(os.getpid))
+            finally:
+                signal.signal(signal.SIGINT, before)
+            self._processes.append(process)
 
     def do(self, cells: Iterable[Cell]) -> None:
         """Do these cells, those that are timed first; the next ones begin when all have ended."""
@@ -163,6 +176,19 @@ class Runner:
         self.results.put(key, value)
         self._took.append(seconds)
         print(f"{key.replace('|', ' ')}: {seconds:.1f} s", flush=True)
+
+
+def _begin(prepare: Callable[[], None] | None) -> None:
+    """In a new process: end with the one that started it, which alone answers Ctrl-C."""
+
+    def end_too() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_too, daemon=True).start()
+    if prepare:
+        prepare()
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bench.cells import Cell, Results, Runner, read_results
 from bench.comparison import judged, spread
+from core.command import ROOT
 from core.errors import ChatError
 
 
@@ -141,3 +147,59 @@ def test_seeds_say_whether_arms_differ() -> None:
     assert judged([1.0], [2.0, 3.0]) == "one seed, so no spread to judge by"
     assert spread([1.0, 2.0, 3.0], "{:.1f}") == "2.0 (1.0 to 3.0)"
     assert (spread([1.0]), spread([]), spread([], nothing="")) == ("1.000", "none", "")
+
+
+SCRIPT = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from bench.cells import Cell, Results, Runner
+from core.command import run
+from tests.unit.test_studies_results import note
+
+def work():
+    with Runner(Results(out, 1, {}), workers=2) as runner:
+        runner.do([Cell(name, partial(note, out, name, seconds)) for name, seconds in names])
+    return 0
+
+if __name__ == "__main__":
+    out, names = Path(sys.argv[1]), [("quick", 0.0), ("slow", 60.0), ("slower", 60.0)]
+    sys.exit(run(work, "Stopped."))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path, how: signal.Signals) -> None:
+    script = tmp_path / "many.py"
+    script.write_text(SCRIPT)
+    begun = psutil.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    wait_for(lambda: (tmp_path / "results.json").exists())
+    children = begun.children(recursive=True)
+    assert len(children) >= 2
+    if how == signal.SIGINT:  # as a terminal does: all of them
+        os.killpg(begun.pid, how)
+    else:
+        begun.send_signal(how)
+    assert begun.wait(20) == (130 if how == signal.SIGINT else -how)
+    assert not psutil.wait_procs(children, timeout=20)[1]
+    error = begun.communicate()[1]
+    if how == signal.SIGINT:
+        assert error.strip() == "Stopped."
+    assert "Traceback" not in error
+    assert list(json.loads((tmp_path / "results.json").read_text())["cells"]) == ["quick"]
+
+
+def wait_for(there: Callable[[], bool], seconds: float = 60) -> None:
+    """Until it is so."""
+    until = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < until
+        time.sleep(0.05)
