@@ -113,13 +113,18 @@ def test_contributing_stays_on_one_page() -> None:
 
 def test_what_the_studies_found_is_what_their_pages_say() -> None:
     said = " ".join(README.split())
-    arms, sms = (
-        next(line for line in (ROOT / "docs/studies" / name).read_text().splitlines() if "In short" in line)
-        for name in ("quantised.md", "sms.md")
-    )
+
+    def in_short(page: str) -> str:
+        lines = (ROOT / "docs/studies" / page).read_text().splitlines()
+        return next(line for line in lines if "In short" in line)
+
+    arms, sms = in_short("quantised.md"), in_short("sms.md")
     found = re.findall(r"with (\w+) by \+([\d.]+) to \+([\d.]+)", arms)
     assert {arm for arm, _, _ in found} == {"GPTQ", "NF4", "int8"}
     assert all(f"{low} to {high} " in said and f"with {arm}" in said for arm, low, high in found)
+    gemma = in_short("quantised-gemma-3-270m.md")
+    assert re.search(r"with GPTQ on 0 of 4 .* with NF4 by [^,]* on 1 of 4 tasks, with int8 on 0 of 4", gemma)
+    assert "NF4 differs on 1 of 4 tasks, GPTQ and int8 on none." in said
     likely = re.search(r"tuned models find ([\d.]+ to [\d.]+) .*logistic regression, ([\d.]+) ", sms)
     assert likely
     assert f"find {likely[1]} of it, logistic regression on the features {likely[2]}" in said
