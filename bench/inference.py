@@ -58,7 +58,7 @@ def _batch(model: Any, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
         return time.perf_counter() - began
 
     memory = PeakMemory(cuda)
-    seconds(2)  # what is set up once
+    seconds(tokens)  # what is set up once, some of it for each length
     firsts = [seconds(1) for _ in range(repeats)]
     wholes = [seconds(tokens) for _ in range(repeats)]
     speeds = [batch * (tokens - 1) / (whole - first) for whole, first in zip(wholes, firsts, strict=True)]
