@@ -98,12 +98,13 @@ def _scores(scores: Scores) -> str:
         for name in names[:40]
         if name != "test_loss"
     ]
+    columns = [figure for figure in FIGURES if any(score.endswith(f"_{figure}") for score in after)]
     beside = [
-        (label, *(number(after.get(f"{name}_{figure}")) for figure in FIGURES))
+        (label, *(number(after.get(f"{name}_{figure}")) for figure in columns))
         for name, label in BASELINES.items()
-        if any(f"{name}_{figure}" in after for figure in FIGURES)
+        if any(f"{name}_{figure}" in after for figure in columns)
     ]
-    heads = ("", *(figure.replace("_", " ") for figure in FIGURES))
+    heads = ("", *(column.replace("_", " ") for column in columns))
     made = table("Scores on held-out rows", ("", "before", "after"), rows)
     return made + table("Without a language model, on the same rows", heads, beside)
 

@@ -34,7 +34,7 @@ class Features(BaseModel):
 FIELDS = tuple(Features.model_fields)
 
 # What a run's scores have of likelihoods, and of what needs no language model: as <baseline>_<figure>.
-FIGURES = ("auc", "log_loss", "brier", "calibration_error")
+FIGURES = ("auc", "log_loss", "brier", "calibration_error", "share_of_truth_reached")
 BASELINES = {
     "mean_rate": "mean rate",
     "logistic_regression": "logistic regression",

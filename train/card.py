@@ -59,7 +59,7 @@ def write_card(
         "What was trained": table(("", ""), _trained(recipe, manifest)),
         "Loss on the validation rows": table(("", unit_of(recipe)), _losses(manifest, metrics)),
         "Scores on the test rows": table(("", "before", "after"), _scores(scores)),
-        "Beside what needs no language model": table(("", *map(_spaced, FIGURES)), _baselines(scores)),
+        "Beside what needs no language model": _beside(scores),
         "Calibration": table(("likelihood", "said", "happened", "rows"), _calibration(scores)),
         "Forecast and actual": table(("", "forecast", "actual"), _forecast(manifest)),
         "Checks that were waived": "\n".join(checks),
@@ -206,16 +206,19 @@ def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[Row]:
     ]
 
 
-def _baselines(scores: Mapping[str, Mapping[str, float]]) -> list[Row]:
+def _beside(scores: Mapping[str, Mapping[str, float]]) -> str:
     """The model before and after, and the baselines, by what is told of likelihoods."""
     before, after = scores.get("before", {}), scores.get("after", {})
+    if not any(map(is_of_baseline, after)):
+        return ""
     found = {"this model before": (before, ""), "this model after": (after, "")}
     found |= {label: (after, f"{name}_") for name, label in BASELINES.items()}
+    columns = [figure for figure in FIGURES if any(score.endswith(figure) for score in after)]
     rows = [
-        (label, *(f"{side[begins + f]:.4f}" if begins + f in side else "" for f in FIGURES))
+        (label, *(f"{side[begins + f]:.4f}" if begins + f in side else "" for f in columns))
         for label, (side, begins) in found.items()
     ]
-    return [row for row in rows if any(row[1:])] if any(map(is_of_baseline, after)) else []
+    return table(("", *map(_spaced, columns)), [row for row in rows if any(row[1:])])
 
 
 def _calibration(scores: Mapping[str, Mapping[str, float]]) -> list[Row]:

@@ -16,8 +16,9 @@ class Example:
     that are context only. A text begins with `prompt`, which isn't trained; its control tokens are tokens
     where it is `rendered`, and characters where it isn't. `pair` is a prompt with its completion as they
     came, of which `messages` is the chat. `split` is what the data itself says. `row` is the row's number,
-    from 1; of equal examples it may differ. Of a preference, this is what people chose, and `rejected` the
-    same with the other answer.
+    from 1; of equal examples it may differ. `true` is how likely the answer was to be what the task asks
+    about, where whoever made the data up knows it. Of a preference, this is what people chose, and `rejected`
+    the same with the other answer.
     """
 
     messages: list[dict[str, str]]
@@ -29,6 +30,7 @@ class Example:
     pair: tuple[str, str] | None = field(default=None, compare=False)
     split: str = field(default="", compare=False)
     row: int = field(default=0, compare=False)
+    true: float | None = field(default=None, compare=False)
     rejected: Example | None = None
 
 

@@ -31,6 +31,8 @@ def test_a_run_says_its_likelihoods_beside_the_baselines_and_draws_how_they_came
     folder = tmp_path / "outputs" / "sms"
     scores = json.loads((folder / "manifest.json").read_text())["scores"]
     assert {f"{name}_{figure}" for name in BASELINES for figure in FIGURES} <= set(scores["after"])
+    assert scores["after"]["mean_rate_share_of_truth_reached"] == 0
+    assert scores["after"]["share_of_truth_reached"] < 1
     text = (folder / "README.md").read_text()
     beside = text.partition("## Beside what needs no language model\n")[2].partition("\n## ")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in beside.strip().splitlines()[2:]]

@@ -10,7 +10,7 @@ from sklearn.metrics import precision_score, recall_score
 
 from core.sms import FIELDS, Features, capitals, segments
 from core.sms_rules import extract, hybrid
-from train.tasks.sms_gold import NOTHING, found_of, gold, precision_recall
+from train.tasks.sms_gold import NOTHING, compared, found_of, gold, precision_recall
 
 FOUND: list[tuple[str, dict[str, Any]]] = [
     ("20% off all shoes", {"discount": "percent", "size": 20}),
@@ -108,6 +108,25 @@ def test_the_rules_say_little_of_the_gold_set_that_is_wrong_and_find_most() -> N
     nothing = found_of(truth, [None] * 200)
     assert nothing == found_of(truth, [NOTHING] * 200)
     assert set(nothing.values()) == {(None, 0)}
+
+
+def test_a_reading_that_fills_no_schema_is_counted_and_costs_recall() -> None:
+    messages, truth = zip(*gold(20, 0), strict=True)
+    found, unsure = zip(*map(extract, messages), strict=True)
+    whole = compared(truth, found, unsure, list(truth), (0.25, [2.0] * 20))
+    assert whole["model"].unfilled == whole["hybrid"].unfilled == 0
+    assert all(recall in (1, None) for _, recall in whole["model"].fields.values())
+    doubtful = next(n for n in range(20) if unsure[n] and truth[n].deadline)
+    certain = next(n for n in range(20) if not unsure[n])
+    read = [None if n in (doubtful, certain) else truth[n] for n in range(20)]
+    broken = compared(truth, found, unsure, read, (0.25, [2.0] * 20))
+    assert broken["model"].unfilled == 2
+    assert broken["hybrid"].unfilled == 1  # who wasn't asked about the other
+    assert (broken["model"].fields["deadline"][1] or 0) < 1
+    asked = sum(map(bool, unsure))
+    assert [each.asked for each in whole.values()] == [0, 20, asked]
+    assert whole["hybrid"].seconds == pytest.approx(2.0 * asked / 20 + 0.25)
+    assert whole["rules"].fields == found_of(truth, found)
 
 
 def test_the_gold_set_is_the_same_each_time_different_in_each_message_and_has_all_kinds() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from chat.sms_page import Calibration
 from core.sms import BASELINES, FIGURES, is_of_baseline, prompt
 from train.examples import Example
 from train.run import score
@@ -16,7 +18,7 @@ from train.tasks.quotes import distinct, parts
 from train.tasks.scored import Chat, sample
 from train.tasks.sms import expected_figures, figures
 from train.tasks.sms_baselines import baselines
-from train.tasks.sms_calibration import bins_in, calibration_bins, interval, scores_of
+from train.tasks.sms_calibration import bins_in, calibration, calibration_bins, interval, scores_of
 
 
 class Answers:
@@ -131,7 +133,9 @@ def test_the_scores_of_sms_are_of_the_likelihood_beside_baselines() -> None:
     assert scores["mean_rate_auc"] == 0.5
     assert scores["tfidf_auc"] == 1
     assert {name for name in scores if is_of_baseline(name)} == {
-        f"{b}_{f}" for b in BASELINES for f in FIGURES
+        f"{b}_{f}"
+        for b in BASELINES
+        for f in FIGURES[:4]  # no truth is known
     }
     assert [scores[f"bin_8_{name}"] for name in ("predicted", "observed", "rows")] == [0.8, 1, 1]
 
@@ -151,6 +155,32 @@ def test_a_baseline_reads_the_message_and_its_features_and_not_the_question() ->
     for name in BASELINES.keys() - {"mean_rate"}:
         assert plain[f"{name}_auc"] == 1, name
         assert plain[f"{name}_log_loss"] < plain["mean_rate_log_loss"]
+
+
+def test_where_the_truth_is_known_it_is_said_how_much_of_it_was_found() -> None:
+    train = [chat(f"sale {i}", "yes") for i in range(10)] + [chat(f"news {i}", "no") for i in range(30)]
+    tests = [replace(chat(text, "no"), true=true) for text, true in (("sale", 0.9), ("news", 0.05))]
+    found = score("sms", Answers({}, {"sale": 0.9, "news": 0.05}), tests, train)
+    assert found["share_of_truth_reached"] == pytest.approx(1)
+    assert found["mean_rate_share_of_truth_reached"] == 0
+    assert 0 < found["tfidf_share_of_truth_reached"] < 1
+    wrong = Answers({}, {"sale": 0.1, "news": 0.9})
+    assert score("sms", wrong, tests, train)["share_of_truth_reached"] < 0
+    flat = [replace(example, true=0.25) for example in tests]  # the mean rate is all that there is to know
+    assert "share_of_truth_reached" not in score("sms", wrong, flat, train)
+    partly = [tests[0], chat("news", "no")]
+    assert "share_of_truth_reached" not in score("sms", wrong, partly, train)
+
+
+def test_the_calibration_that_the_page_reads_is_a_line_in_log_odds() -> None:
+    draw = np.random.default_rng(0)
+    log_odds = draw.normal(0, 2, 4000)
+    truth = (draw.random(4000) < 1 / (1 + np.exp(-(0.5 * log_odds - 0.3)))).astype(int).tolist()
+    found = calibration("m", truth, (1 / (1 + np.exp(-log_odds))).tolist())
+    assert found["slope"] == pytest.approx(0.5, abs=0.1)
+    assert found["intercept"] == pytest.approx(-0.3, abs=0.1)
+    assert Calibration.model_validate(found).calibrated(0.5) == pytest.approx(0.43, abs=0.03)
+    assert calibration("m", [1, 1], [0.2, 0.3]) == {}
 
 
 def test_where_all_or_none_sold_the_mean_rate_is_the_only_baseline() -> None:

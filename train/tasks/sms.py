@@ -6,11 +6,12 @@
 | `conversion_rate` | the share of readers who bought: 0.031 or 3.1% |
 | `sends`, `conversions` | the same share as two numbers |
 | `campaign` | its messages stay in one split; without it, equal messages do |
+| `probability` | how likely the reader truly was to buy, as a generator knows: for judging only |
 
-Of several, the first in this table counts. The assistant answers with one word of LABELS, so the model's
-likelihood of a purchase is that of `yes` against `no`. A share becomes one answer by a draw: `yes` with that
-probability, decided by a hash of the row, the same each time. So the shares themselves are what the trained
-likelihoods aim at; a threshold would make them something else.
+Of the ways to say what came of it, the first in this table counts. The assistant answers with one word of
+LABELS, so the model's likelihood of a purchase is that of `yes` against `no`. A share becomes one answer by a
+draw: `yes` with that probability, decided by a hash of the row, the same each time. So the shares themselves
+are what the trained likelihoods aim at; a threshold would make them something else.
 """
 
 from __future__ import annotations
@@ -48,10 +49,17 @@ def read(table: Table, data: Data, loaded: Loaded) -> None:
             loaded.leave_out("no share of conversions between 0 and 1", number, repr(value))
         else:
             label = LABELS[0] if _drawn(message, text_of(row, "campaign"), value) else LABELS[1]
-            turns = [("user", prompt(message)), ("assistant", label)]
             group = group_of(row, data, text_of(row, campaign) or message)
-            chat = [{"role": role, "content": content} for role, content in turns]
-            loaded.examples.append(Example(chat, "", group, row=number))
+            true = _number(text_of(row, "probability")) if "probability" in table.columns else None
+            known = true if true is not None and 0 <= true <= 1 else None
+            loaded.examples.append(example_of(message, label, group, number, known))
+
+
+def example_of(message: str, label: str, group: str, row: int = 0, true: float | None = None) -> Example:
+    """The question about a message, with its answer."""
+    turns = [("user", prompt(message)), ("assistant", label)]
+    chat = [{"role": role, "content": content} for role, content in turns]
+    return Example(chat, "", group, row=row, true=true)
 
 
 def _find_share(table: Table) -> Callable[[Row], float | None]:
@@ -97,7 +105,8 @@ def _drawn(message: str, campaign: str, probability: float) -> bool:
 
 
 def score(model: Scored, tests: list[Example], train: list[Example]) -> dict[str, float]:
-    """Return `auc`, `log_loss` (nats), `brier` and `calibration_error`, those of the baselines, and the bins.
+    """Return `auc`, `log_loss` (nats), `brier` and `calibration_error`, those of the baselines, and the bins;
+    where the true probabilities are known, how much of what they tell is found too.
 
     Before the baselines' are their names in core.sms.BASELINES; the bins' are as `scores_of` has them.
     """
@@ -106,11 +115,18 @@ def score(model: Scored, tests: list[Example], train: list[Example]) -> dict[str
     truth = [_converted_sms(example) for example in tests]
     chats = [example.messages[:-1] for example in tests]
     likely = [yes for yes, _ in model.label_probabilities(chats, list(LABELS))]
-    scores = figures(truth, likely) | scores_of(calibration_bins(truth, likely))
     sold = [_converted_sms(example) for example in train]
     messages, asked = ([_message(example) for example in part] for part in (train, tests))
-    for name, baseline in baselines(messages, sold, asked).items():
-        scores |= {f"{name}_{figure}": value for figure, value in figures(truth, baseline).items()}
+    others = baselines(messages, sold, asked)
+    true = [example.true for example in tests if example.true is not None]
+
+    def found(given: Sequence[float]) -> dict[str, float]:
+        known = of_truth(true, given, others["mean_rate"]) if len(true) == len(tests) and others else {}
+        return figures(truth, given) | known
+
+    scores = found(likely) | scores_of(calibration_bins(truth, likely))
+    for name, baseline in others.items():
+        scores |= {f"{name}_{figure}": value for figure, value in found(baseline).items()}
     return scores
 
 
@@ -134,6 +150,19 @@ def expected_figures(true: Sequence[float], likely: Sequence[float]) -> dict[str
         "expected_log_loss": float(-np.mean(known * np.log(said) + (1 - known) * np.log(1 - said))),
         "expected_brier": float(np.mean(known * (1 - said) ** 2 + (1 - known) * said**2)),
     }
+
+
+def reached(loss: float, of_rate: float, of_truth: float) -> float | None:
+    """The share of what can be known that is found, by expected log-losses: 0 is that of the mean rate, 1
+    that of the true probabilities; None where these tell nothing more."""
+    return (of_rate - loss) / (of_rate - of_truth) if of_rate > of_truth else None
+
+
+def of_truth(true: Sequence[float], likely: Sequence[float], rate: Sequence[float]) -> dict[str, float]:
+    """`share_of_truth_reached` by likelihoods, beside those by the mean `rate`."""
+    losses = (expected_figures(true, given)["expected_log_loss"] for given in (likely, rate, true))
+    share = reached(*losses)
+    return {} if share is None else {"share_of_truth_reached": share}
 
 
 def _converted_sms(example: Example) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from core.sms import logit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +44,22 @@ def bins_in(scores: Mapping[str, float]) -> Bins:
     names = {i: [f"bin_{i}_{part}" for part in ("predicted", "observed", "rows")] for i in range(BINS)}
     found = {i: [scores[name] for name in parts] for i, parts in names.items() if parts[-1] in scores}
     return {i: (said, was, int(rows)) for i, (said, was, rows) in found.items()}
+
+
+def calibration(model: str, truth: Sequence[int], likely: Sequence[float]) -> dict[str, Any]:
+    """What the chat's page /sms reads of a model: bins, and a line in log-odds (Platt 1999), which is pulled
+    a little towards none; empty where all or none happened. The data must be synthetic, as it says so."""
+    if len(set(truth)) < 2:
+        return {}
+    line = LogisticRegression(C=1.0).fit([[logit(p)] for p in likely], truth)
+    return {
+        "synthetic": True,
+        "model": model,
+        "rows": len(truth),
+        "slope": float(line.coef_[0, 0]),
+        "intercept": float(line.intercept_[0]),
+        "bins": [list(values) for values in calibration_bins(truth, likely).values()],
+    }
 
 
 def interval(share: float, rows: int) -> tuple[float, float]:

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+import statistics
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.sms import FIELDS, Features
+from core.sms_rules import hybrid
 
 PARTS = Path(__file__).with_suffix(".json")
 FLAGS = ("deadline", "link", "call_to_action", "personal", "emoji", "opt_out")
@@ -39,6 +42,42 @@ def gold(count: int, seed: int) -> list[tuple[str, Features]]:
 
 
 Both = tuple[float | None, float | None]  # precision and recall; None where nothing counts
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """What one found of the gold set's messages, and what it cost."""
+
+    fields: dict[str, Both]
+    seconds: float  # a message
+    messages: int
+    unfilled: int = 0  # readings that weren't to be had
+    asked: int = 0  # messages that a model had to read
+
+
+def compared(
+    truth: Sequence[Features],
+    found: Sequence[Features],
+    unsure: Sequence[Collection[str]],
+    read: Sequence[Features | None],
+    seconds: tuple[float, Sequence[float]],
+) -> dict[str, Extractor]:
+    """Rules, a model and the hybrid side by side on the same messages.
+
+    What the rules `found` and where they are `unsure`; how the model `read` each; `seconds` a message of the
+    rules, and those of each reading.
+    """
+    by_rule, by_model = seconds
+    both = [hybrid(*each) for each in zip(found, unsure, read, strict=True)]
+    needed = [second if doubts else 0.0 for second, doubts in zip(by_model, unsure, strict=True)]
+    failed = sum(bool(doubts) and told is None for doubts, told in zip(unsure, read, strict=True))
+    mean, count = by_rule + statistics.fmean(needed), len(truth)
+    asked = sum(map(bool, unsure))
+    return {
+        "rules": Extractor(found_of(truth, found), by_rule, count),
+        "model": Extractor(found_of(truth, read), statistics.fmean(by_model), count, read.count(None), count),
+        "hybrid": Extractor(found_of(truth, both), mean, count, failed, asked),
+    }
 
 
 def found_of(truth: Sequence[Features], read: Sequence[Features | None]) -> dict[str, Both]:
