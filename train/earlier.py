@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.errors import TrainError
 from core.files import ADAPTER_CONFIG, file_hash
@@ -12,9 +12,6 @@ from train.recipe import Recipe, changed, parse, read_yaml
 from train.refused import REFUSED
 from train.sections import Lora
 from train.upstream import keywords
-
-if TYPE_CHECKING:
-    from train.model import Adapted
 
 WEIGHTS = "adapter_model.safetensors"
 # What is written anew into each adapter, or says nothing of its form.
@@ -47,18 +44,6 @@ def with_earlier(recipe: Recipe, outputs: Path) -> Recipe:
     return changed(recipe, {"LoraConfig": lora, "model.adapter": str(folder)}, "model.adapter")
 
 
-def begin_from(adapted: Adapted, recipe: Recipe) -> None:
-    """Give a fresh adapter the weights of the one that the recipe goes on from. Raises TrainError."""
-    folder = Path(recipe.model.adapter)
-    try:
-        left = adapted.load(folder)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TrainError(f"the adapter {folder} doesn't fit this base: {reason}") from None
-    if left:
-        raise TrainError(f"the adapter {folder} doesn't fit this base: it has no place for {left[0]}")
-
-
 def content_of(recipe: Recipe) -> dict[str, str]:
     """The hash of the adapter that training goes on from, by which a run that goes on knows it."""
     return {"adapter": file_hash(Path(recipe.model.adapter) / WEIGHTS)} if recipe.model.adapter else {}
@@ -84,10 +69,13 @@ def _found(given: str, outputs: Path) -> Path:
             if not (path / WEIGHTS).is_file():
                 raise TrainError(f"model.adapter: {path} has no {WEIGHTS}")
             return path.resolve()
+    raise TrainError(f"model.adapter: no run and no folder is called {given!r}; runs: {runs_in(outputs)}")
+
+
+def runs_in(outputs: Path) -> str:
+    """The names of the runs that have an adapter, for a message."""
     runs = sorted(path.parent.parent.name for path in outputs.glob(f"*/adapter/{ADAPTER_CONFIG}"))
-    raise TrainError(
-        f"model.adapter: no run and no folder is called {given!r}; runs: {', '.join(runs) or 'none yet'}"
-    )
+    return ", ".join(runs) or "none yet"
 
 
 def _lora(folder: Path, given: str) -> Lora:

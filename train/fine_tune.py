@@ -19,10 +19,10 @@ from train import folder as files
 from train.card import form
 from train.data import load_file, prepare
 from train.earlier import with_earlier
+from train.finished import reopen
 from train.fused.supports import fp8_obstacle
 from train.layers import adapted_layers
-from train.model import Adapted
-from train.recipe import LAST_IN_16_BIT, Recipe, parse, read_yaml
+from train.recipe import LAST_IN_16_BIT, Recipe
 from train.run import Run, load_of, order_of
 from train.session import Base, Session, device_of
 from train.shape import GPUS, Load, gpu_of
@@ -202,23 +202,11 @@ MAX_NEW_TOKENS = 256
 
 def answer(folder: Path, prompt: str | None) -> str:
     """The adapter's greedy reply. Raises TrainError."""
-    if not (folder / "adapter" / "adapter_model.safetensors").is_file():
-        runs = sorted(path.parent.parent.name for path in folder.parent.glob("*/adapter/adapter_config.json"))
-        raise TrainError(f"no run is called {folder.name!r}; runs: {', '.join(runs) or 'none yet'}")
-    recipe = parse(read_yaml(folder / files.RECIPE), folder / files.RECIPE)
-    # A reply is one process's work, and in 16 bit.
-    recipe = recipe.model_copy(update={"fully_shard": False, "precision": "16-bit"})
+    recipe, base = reopen(folder)
     before = files.read_json(folder / files.BEFORE) or {}
     chats = before.get("prompts") or [[{"role": "user", "content": "Hello!"}]]
     chat = [{"role": "user", "content": prompt}] if prompt else chats[0]
-    base, device = Base(recipe), device_of(PartialState())
-    begun: files.Inputs = files.read_json(folder / files.INPUTS) or {}
-    if "base" in begun and base.content not in ("", begun["base"]):
-        raise TrainError(
-            f"{base.folder} has other content than when {folder.name!r} was trained on it, and its adapter "
-            "is worth nothing on another base; bring back what it was"
-        )
-    session = Session(Adapted(base.load(recipe, device), recipe, device), base.tokenizer, recipe, device)
+    session = base.adapted(recipe, device_of(PartialState()))
     session.load_adapter(folder / "adapter")
     asked = "" if prompt else f"> {chat[-1]['content']}\n"
     return asked + session.answer([chat], MAX_NEW_TOKENS)[0]

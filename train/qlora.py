@@ -82,8 +82,9 @@ def main(argv: list[str]) -> int:
     def work() -> int:
         if recipe is None:
             from train.fine_tune import answer
+            from train.finished import find_run
 
-            print(answer(outputs / given.ask, given.prompt))
+            print(answer(find_run(given.ask, outputs), given.prompt))
             return 0
         # torch takes seconds: not before the mistakes above are out of the way
         from accelerate import PartialState

@@ -19,7 +19,7 @@ from train.batches import Order
 from train.checks import check_reading
 from train.data import lost
 from train.dpo import DPOTrainer
-from train.earlier import begin_from, check_base, content_of
+from train.earlier import check_base, content_of
 from train.evaluation import Progress, evaluate
 from train.examples import Encoded, Example, sides
 from train.layers import trainable
@@ -125,12 +125,11 @@ class Run:
         return load_of(self.order)
 
     def adapt(self) -> Session:
-        """Load the base and put a fresh adapter on it."""
-        model = self.base.load(self.recipe, self.device)
-        adapted = Adapted(model, self.recipe, self.device)
+        """Load the base, with a fresh adapter or the one that training goes on from."""
+        session = self.base.adapted(self.recipe, self.device)
         if self.recipe.model.adapter:
-            begin_from(adapted, self.recipe)
-        return Session(adapted, self.base.tokenizer, self.recipe, self.device)
+            session.load_adapter(Path(self.recipe.model.adapter))
+        return session
 
     def check_first_loss(self, session: Session) -> None:
         """Whether the base reads the rows at all, before a step. Raises TrainError."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from core.command import command_line
@@ -63,6 +64,11 @@ class Base:
         self.check_device(device)
         with hub_errors(self.folder, recipe.model.revision):
             return load_base(self.folder, recipe, device)
+
+    def adapted(self, recipe: Recipe, device: torch.device) -> Session:
+        """The base in memory, with a fresh adapter that changes nothing yet. Raises TrainError."""
+        adapted = Adapted(self.load(recipe, device), recipe, device)
+        return Session(adapted, self.tokenizer, recipe, device)
 
 
 def _check_method(config: Any, recipe: Recipe, folder: str) -> None:
@@ -119,5 +125,11 @@ class Session:
         return evaluate(self.adapted, rows, self.recipe, self.device)
 
     def load_adapter(self, folder: Path) -> None:
-        """Give the adapter the weights of a saved one."""
-        self.adapted.load(folder)
+        """Give the adapter the weights of a saved one. Raises TrainError."""
+        try:
+            left = self.adapted.load(folder)
+        except (RuntimeError, ValueError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainError(f"the adapter {folder} doesn't fit this base: {reason}") from None
+        if left:
+            raise TrainError(f"the adapter {folder} doesn't fit this base: it has no place for {left[0]}")

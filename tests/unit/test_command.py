@@ -17,6 +17,7 @@ SCRIPTS = {
     "app.py": [],
     "train/data.py": ["a-recipe"],
     "train/qlora.py": ["a-recipe"],
+    "train/robustness.py": ["a-run"],
     "train/sweep.py": ["a-sweep"],
     "convert/from_gguf.py": ["a.gguf", "--out", "a-folder"],
     "convert/merge.py": ["a-run"],

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
+from core.errors import TrainError
 from train.examples import Example
 from train.prompt_changes import CHANGES, INJECTION, changed, measure, with_typos
+from train.robustness_run import held_out
+from train.split import Splits
 from train.tasks.scored import Chat
 
 
@@ -68,3 +72,18 @@ def test_what_changes_cost_is_measured_beside_the_prompts_as_they_are() -> None:
     assert costs.rise("injection") == len(INJECTION) + 1
     assert (costs.changed["case"], costs.changed["another domain"]) == (2, 1)
     assert costs.obeyed == 0.5
+
+
+def test_the_rows_that_are_asked_are_held_out_chats_that_answer_a_user() -> None:
+    context = replace(chat("Hi", "Hello."), untrained=frozenset({1}))  # whose author doesn't want it trained
+    told = Example([{"role": "system", "content": "Say a."}, {"role": "assistant", "content": "a"}], "", "")
+    text = Example([], "A text.", "")
+    splits = Splits(train=[chat("a", "b")], validation=[chat("c", "d")], test=[*CHATS, context, told, text])
+    split, rows = held_out(splits, "mine")
+    assert split == "test"
+    assert sorted(map(str, rows)) == sorted(map(str, CHATS))
+    assert held_out(replace(splits, test=[]), "mine") == ("validation", splits.validation)
+    with pytest.raises(TrainError, match="mine has neither test nor validation rows"):
+        held_out(Splits(train=CHATS), "mine")
+    with pytest.raises(TrainError, match="the test rows of mine have no prompt that could be changed"):
+        held_out(Splits(test=[text]), "mine")

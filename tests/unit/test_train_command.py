@@ -20,7 +20,7 @@ from bench.train_models import CONFIGS
 from core.command import command_line
 from core.errors import TrainError
 from tests.unit.letters import CHAT, make_tokenizer
-from train import qlora
+from train import qlora, robustness
 from train.folder import dump
 from train.recipe import parse
 
@@ -252,6 +252,12 @@ def test_the_users_own_file_is_looked_at_before_the_base_and_in_the_users_words(
 def test_no_run_to_ask(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = refusal(capsys, "--try", "nothing", "--root", tmp_path, code=1)
     assert text == "no run is called 'nothing'; runs: none yet"
+    with pytest.raises(SystemExit) as left:
+        robustness.main(["nothing", "--rows", "0"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith(
+        "error: --rows 0 is not above 0; see python train/robustness.py"
+    )
 
 
 def test_every_check_and_key_has_an_option(tmp_path: Path, chats: Path) -> None:
