@@ -3,11 +3,11 @@
 A `Measure` is one figure of several arms: at each place (a task, a learning rate; "" if there is but one) it
 has for each arm the values of its seeds. Of measures, a section of a page is some lines:
 
-    places = {task: runs(task) for task in TASKS}
-    loss = measured("loss (nats a token)", "task", places, lambda run, task: run["loss"])
-    Section([table_of([loss], ARMS), against(loss, "bf16")], "Tasks after training", [Panel(loss)])
+    places = {task: by_arm(cells, f"task|{task}", ARMS) for task in TASKS}
+    loss = measured("loss (nats a token)", "task", places, "loss")
+    Section.of([loss], [loss], ARMS, "bf16", "Tasks after training", [Panel(loss)])
 
-where `runs(task)` is by arm its runs, one a seed, and ARMS has by the arm's name how it is drawn. `draw` in
+where ARMS has by an arm's name what it is called in the cells' keys (bench/figures.py reads them). `draw` in
 bench/comparison_plots.py makes the plot. With many arms, `table_by_arm` has a line for each of them.
 """
 
@@ -106,26 +106,21 @@ class Measure:
         """Whether there is any value."""
         return any(values for arms in self.rows.values() for values in arms.values())
 
-    def lacking(self, arms: Iterable[str]) -> list[str]:
-        """The arms that aren't measured anywhere, where others are."""
+    def lacking(self, arms: Iterable[str], where: str = "") -> str:
+        """Which arms aren't measured at any place, where others are."""
         there = {arm for values in self.rows.values() for arm in values}
-        return [arm for arm in arms if arm not in there] if there else []
+        missing = ", ".join(arm for arm in arms if arm not in there)
+        return f"Not measured yet{where}: {missing}." if there and missing else ""
 
 
-def measured(
-    name: str,
-    x: str,
-    places: Mapping[str, Mapping[str, Sequence[Any]]],
-    figure: Callable[[Any, str], float | None],
-    **kept: Any,
-) -> Measure:
-    """The measure that `figure` reads off each run, told the run and the place; `places` has by place and arm
-    the runs that there are."""
-    rows = {
-        place: {arm: given(figure(run, place) for run in runs) for arm, runs in arms.items() if runs}
-        for place, arms in places.items()
-    }
-    return Measure(name, x, rows, **kept)
+def share(values: Sequence[float]) -> str:
+    """How many of them are so, of those that are so (1) or not (0): shown in a table in place of the mean."""
+    return f"{sum(values):g} of {len(values)}"
+
+
+def total(values: Sequence[float]) -> str:
+    """Their sum, shown in a table in place of the mean."""
+    return f"{sum(values):g}"
 
 
 def table_of(measures: Sequence[Measure], arms: Iterable[str]) -> str:
@@ -135,7 +130,7 @@ def table_of(measures: Sequence[Measure], arms: Iterable[str]) -> str:
         [measure.name, place, *(measure.text(place, arm) for arm in columns)]
         for measure in measures
         for place, values in measure.rows.items()
-        if values
+        if any(values.values())
     ]
     return table(["figure", measures[0].x, *columns], rows)
 
@@ -169,9 +164,9 @@ def _listed(gaps: Mapping[str, str]) -> str:
     return "; ".join(f"{arm} {gap}" for arm, gap in gaps.items())
 
 
-def in_short(measure: Measure, control: str, places: str) -> str:
-    """At how many places each arm differs from the control by more than the seeds do, and by how much; ""
-    before there are seeds."""
+def in_short(measure: Measure, control: str, what: str) -> str:
+    """A sentence: at how many places each arm differs from the control by more than the seeds do, and by how
+    much; "" before there are seeds. It begins with `what` is measured."""
     said = []
     for arm in dict.fromkeys(arm for values in measure.rows.values() for arm in values if arm != control):
         sides = [(values.get(arm, ()), values.get(control, ())) for values in measure.rows.values()]
@@ -180,8 +175,13 @@ def in_short(measure: Measure, control: str, places: str) -> str:
         range_ = " to ".join(dict.fromkeys(f"{gap:+.3f}" for gap in (min(gaps), max(gaps)))) if gaps else ""
         if pairs:
             by = f"by {range_} " if gaps else ""
-            said.append(f"with {arm} {by}on {len(gaps)} of {len(pairs)} {places}")
-    return ", ".join(said)
+            said.append(f"with {arm} {by}on {len(gaps)} of {len(pairs)} {measure.x}s")
+    if not said:
+        return ""
+    return (
+        f"**In short: where the ranges over the seeds don't overlap, {what} {measure.name} differs from "
+        f"{control}'s {', '.join(said)}.**"
+    )
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,7 @@ class Panel:
     log: bool = False  # the y axis
     limits: tuple[float, float] | None = None  # of the y axis
     zero: bool = False  # a line at 0
+    ticks: Sequence[str] = ()  # what the places are called, if otherwise than in tables
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,22 @@ class Section:
     said: Sequence[str]
     title: str = ""  # of the plot
     panels: Sequence[Panel] = ()
+
+    @classmethod
+    def of(
+        cls,
+        measures: Sequence[Measure],
+        compared: Sequence[Measure],
+        arms: Iterable[str],
+        control: str,
+        title: str = "",
+        panels: Sequence[Panel] = (),
+        ends: bool = False,
+    ) -> Section:
+        """The table of `measures`, with sentences on those that are `compared` with the control; `ends` also
+        compares the last place with the first."""
+        said = [line for each in compared for line in (against(each, control), across(each) if ends else "")]
+        return cls([table_of(measures, arms), "\n".join(filter(None, said))], title, panels)
 
     @property
     def text(self) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from bench.comparison import Arms, Measure, Panel, Section
 from core.files import write_whole
 
+TOGETHER = 36  # letters that have room below axes, or beside them
 BESIDE = 0.72  # of the room between two places is for the arms there
 
 
@@ -46,9 +49,14 @@ def _draw_panel(axes: Any, panel: Panel, arms: Arms) -> None:
         bars(axes, at, values, middle=measure.middle, **drawn)
         for x, of, place in zip(at, values, places, strict=True):
             if of and measure.marks.get(place, {}).get(arm):
-                axes.plot(x, max(of), "x", color=drawn["color"], ms=11, mew=2, label=measure.mark)
-    axes.set_xticks(range(len(places)), places, fontsize="small", rotation=20 if len(places) > 5 else 0)
-    axes.set(xlabel=measure.x, ylabel=measure.name, title=panel.title)
+                axes.plot(x, max(of), "x", color=drawn["color"], ms=11, mew=2)
+    if any(each for each in measure.marks.values()):
+        axes.plot([], [], "x", color="black", ms=9, mew=2, label=measure.mark)
+    ticks = panel.ticks or places
+    leaning = 20 if sum(len(tick.partition("\n")[0]) for tick in ticks) > TOGETHER else 0
+    axes.set_xticks(range(len(places)), ticks, fontsize="small", rotation=leaning)
+    axes.set(xlabel=measure.x, ylabel=textwrap.fill(measure.name, TOGETHER))
+    axes.set_title(panel.title, fontsize="medium")
     axes.set_yscale("log" if panel.log else "linear")
     if panel.limits:
         axes.set_ylim(panel.limits)
@@ -113,6 +121,7 @@ def legend_below(made: Figure, axes: Sequence[Any]) -> None:
         for each in axes
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True)
     }
+    found = dict(sorted(found.items(), key=lambda each: isinstance(each[1], Line2D)))  # the arms come first
     made.legend(found.values(), found.keys(), frameon=False, loc="outside lower center", ncols=4)
 
 

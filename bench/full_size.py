@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from bench.cells import number
+from bench.cells import Cell, number
+from bench.comparison import Section, table_of
 from bench.inference import written
+from bench.inference_report import measures
 from bench.memory import free
 from bench.short_run import WARM, short_run
 from bench.train_documents import documents
@@ -46,6 +49,21 @@ def measure(
     return found | {"tokens_a_batch": round(load.tokens), "pace": recipe.pace} | _trained(recipe, base, order)
 
 
+def cells(
+    name: str,
+    steps: int,
+    arms: Mapping[str, Mapping[str, Any]],
+    batches: Sequence[int] = (),
+    tokens: int = 32,
+) -> list[Cell]:
+    """A cell full|<arm> for each arm, by how it says that the recipe's base is quantised."""
+    plain = {"GPTQConfig": None, "BitsAndBytesConfig": None}
+    return [
+        Cell(f"full|{arm}", partial(measure, name, plain | dict(values), steps, batches, tokens), alone=True)
+        for arm, values in arms.items()
+    ]
+
+
 def _trained(recipe: Recipe, base: Any, order: Order) -> dict[str, Any]:
     adapted = Adapted(base, recipe, torch.device("cuda"))
     ran = short_run(adapted, recipe, order)
@@ -71,3 +89,9 @@ def training_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     head = ["base", "memory", "tokens a batch", "tokens/s of training", "GB at the peak"]
     return table([*head, "trained parameters"], rows)
+
+
+def section(found: Mapping[str, Mapping[str, Any]], arms: Iterable[str], device: str) -> Section:
+    """Inference and training of what was measured, by what the arms are called."""
+    made = measures(found)
+    return Section([table_of(made, found), training_table(found), made[0].lacking(arms, f" on {device}")])

@@ -1,21 +1,29 @@
-"""Speed and memory of inference: a model of transformers, and files of llama.cpp by its own benchmark."""
+"""Speed and memory of inference: a model of transformers, and files of llama.cpp by its own benchmark.
+
+What is measured has `weights_gb`, and by batch in `batches` seconds to the first token (`first_s`),
+`tokens_per_s` and `memory_gb`, its peak; a processor's is the process's.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.cells import number
+from bench.cells import Cell, number
 from bench.memory import PeakMemory, children_peak_gb
+from bench.short_run import forget_bases
 from convert.llamacpp import run, tool
 from convert.quantise import convert_checkpoint, quantise
 from core.errors import ConvertError
 from core.machine import thread_count
+from train.model import load_base
+from train.recipe import Recipe
 
 GGUF_TYPES = ("F16", "Q8_0", "Q5_K_M", "Q4_K_M")
 TOOLS = ("llama-batched-bench", "llama-quantize")
@@ -23,11 +31,7 @@ TOOLS = ("llama-batched-bench", "llama-quantize")
 
 @torch.no_grad()
 def written(model: Any, batches: Sequence[int], tokens: int, repeats: int) -> dict[str, Any]:
-    """Have a frozen model write `tokens` after a prompt of as many (random ids), for each batch.
-
-    Returns `weights_gb` and by batch seconds to the first token, tokens/s and the memory at its peak
-    (`memory_gb`; a processor's is the process's).
-    """
+    """Have a frozen model write `tokens` after a prompt of as many (random ids), for each batch."""
     attention = model.config._attn_implementation
     model.set_attn_implementation("sdpa")  # which reads masks
     model.config.use_cache = True
@@ -36,6 +40,25 @@ def written(model: Any, batches: Sequence[int], tokens: int, repeats: int) -> di
     model.config.use_cache = False
     model.set_attn_implementation(attention)
     return {"weights_gb": number(stored / 1e9), "batches": found}
+
+
+def written_by(
+    recipe: Recipe, device: str, batches: Sequence[int], tokens: int, repeats: int
+) -> dict[str, Any]:
+    """The same of the recipe's base, which is a folder. Raises TrainError."""
+    forget_bases()
+    base = load_base(recipe.model.base_model, recipe, torch.device(device))
+    return written(base, batches, tokens, repeats)
+
+
+def speed_cells(
+    kind: str, recipes: Mapping[str, Recipe], device: str, batches: Sequence[int], tokens: int, repeats: int
+) -> list[Cell]:
+    """A cell <kind>|<arm> for the base of each arm's recipe."""
+    return [
+        Cell(f"{kind}|{arm}", partial(written_by, recipe, device, batches, tokens, repeats), alone=True)
+        for arm, recipe in recipes.items()
+    ]
 
 
 def _batch(model: Any, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
@@ -77,6 +100,16 @@ def lacking() -> str:
     except ConvertError as error:
         return str(error)
     return ""
+
+
+def gguf_cells(base: Path, work: Path, batches: Sequence[int], tokens: int, repeats: int) -> list[Cell]:
+    """A cell gguf|<type> for each type of file, where llama.cpp's tools are there."""
+    if lacking():
+        return []
+    given = (work, batches, tokens, repeats)
+    return [
+        Cell(f"gguf|{kind}", partial(gguf_written, base, kind, *given), alone=True) for kind in GGUF_TYPES
+    ]
 
 
 def gguf_written(

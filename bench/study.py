@@ -19,15 +19,18 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
-from bench.cells import FILE, Results, read_results
-from bench.comparison_plots import save
+from bench.cells import FILE, Cell, Results, Runner, read_results
+from bench.comparison import Arms, Section
+from bench.comparison_plots import drawn, save
 from core.command import ROOT, Parser, command_line, run
 from core.files import write_json, write_whole
 from core.machine import thread_count
@@ -35,6 +38,8 @@ from train.recipe import full_path
 
 Content = Mapping[str, Any]  # of results.json
 REPORT = "report.md"
+QUICK = "**This is the quick look, with so few rows that it shows the way only, whatever the seeds say.**\n\n"
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "trl")
 SPARE_S = 15.0  # of --minutes, for the report
 _OF_NO_INTEREST = r" --(?:out|minutes|workers)[ =](?:'[^']*'|\S+)"  # elsewhere
 
@@ -49,24 +54,44 @@ class Study:
     draw: Callable[[Content], Mapping[str, Figure]]
     files: Callable[[Content], Mapping[str, Any]] = lambda _: {}  # JSON beside the report, by their names
 
+    @classmethod
+    def of(
+        cls, name: str, version: int, sections: Callable[[Content], Mapping[str, Section]], arms: Arms
+    ) -> Study:
+        """One whose page is studies/<name>_page.md with these sections, and whose plots are theirs."""
+        template = ROOT / "studies" / f"{name}_page.md"
+
+        def page(content: Content, pictures: Mapping[str, str]) -> str:
+            return filled(template, content, sections(content), pictures)
+
+        return cls(name, version, page, lambda content: drawn(sections(content), arms))
+
     @property
     def script(self) -> str:
         """The command's file."""
         return f"studies/{self.name}.py"
 
+    def folder(self, which: str = "") -> Path:
+        """Where results are if nothing else is said; `which` tells those of one kind from another's."""
+        return ROOT / "outputs" / "studies" / f"{self.name}{which}"
+
     def parser(self, doc: str) -> Parser:
         """The options that each study has; `doc` begins with what it asks."""
         parser = Parser(prog=f"python {self.script}", description=doc.splitlines()[0], allow_abbrev=False)
         add = parser.add_argument
-        out = ROOT / "outputs" / "studies" / self.name
-        add("--out", type=full_path, default=out, help=f"where {FILE} is (outputs/studies/{self.name})")
+        add(
+            "--out",
+            type=full_path,
+            default=self.folder(),
+            help=f"where {FILE} is (outputs/studies/{self.name})",
+        )
         add("--minutes", type=float, default=math.inf, help="begin no cell that would end later")
         add("--workers", type=int, default=1, choices=range(1, 33), metavar="N", help="train side by side")
         add("--page", type=full_path, metavar="FOLDER", help="write docs/studies of its results")
         add("--name", type=_file_name, default=self.name, help="of the page")
         return parser
 
-    def about(self, argv: Iterable[str], libraries: Iterable[str]) -> dict[str, Any]:
+    def about(self, argv: Iterable[str], libraries: Iterable[str] = LIBRARIES) -> dict[str, Any]:
         """By what, when and on what something is measured now."""
         words = [Path(word).name if Path(word).is_absolute() else word for word in argv]
         return {
@@ -79,11 +104,11 @@ class Study:
 
     def write(self, content: Content, folder: Path, page: str = REPORT, pictures: str = "") -> str:
         """Write the page into `folder` and its plots into `folder`/`pictures`; say where."""
-        drawn = self.draw(content)
-        save(drawn, folder / pictures)
+        plots = self.draw(content)
+        save(plots, folder / pictures)
         for name, value in self.files(content).items():
             write_json(folder / pictures / name, value)
-        files = {name: (Path(pictures) / f"{name}.png").as_posix() for name in drawn}
+        files = {name: (Path(pictures) / f"{name}.png").as_posix() for name in plots}
         write_whole(folder / page, self.page(content, files))
         return f"{folder / page} is written, from {len(content['cells'])} cells."
 
@@ -96,14 +121,35 @@ class Study:
         print(self.write(content, pages, f"{name}.md", name))
         return 0
 
+    def measure(
+        self,
+        results: Results,
+        lines: Callable[[], Iterable[list[Cell]]],
+        until: float = math.inf,
+        workers: int = 1,
+        before: Callable[[], None] = lambda: None,
+    ) -> tuple[Results, int, int]:
+        """Do the cells that aren't there yet, line by line, after `before`, while which the workers start.
+
+        Returns the results, how many cells failed, and how many aren't measured yet.
+        """
+
+        def left() -> int:
+            return sum(not results.done(cell.key) for line in lines() for cell in line)
+
+        threads = max(1, thread_count() // workers)
+        with Runner(results, until, workers, partial(torch.set_num_threads, threads)) as runner:
+            runner.start(left())
+            before()
+            for line in lines():
+                runner.do(line)
+        return results, runner.failed, left()
+
     def main(
         self, given: Namespace, argv: list[str], measure: Callable[[float], tuple[Results, int, int]]
     ) -> int:
-        """Publish, or measure and report; return the exit code.
-
-        `measure(until)` begins nothing that would end after `until` (of time.monotonic). It returns the
-        results, how many cells failed, and how many aren't measured yet.
-        """
+        """Publish, or measure and report; return the exit code. `measure(until)` begins nothing that would
+        end after `until` (of time.monotonic), and returns what `Study.measure` does."""
         until = time.monotonic() + 60 * given.minutes - SPARE_S
         again = command_line(self.script, argv)
 
@@ -117,6 +163,31 @@ class Study:
             return 1 if failed else 0
 
         return run(work, f"Stopped; finished cells are kept. Go on with: {again}")
+
+
+def filled(
+    template: Path,
+    content: Content,
+    sections: Mapping[str, Section],
+    pictures: Mapping[str, str],
+) -> str:
+    """A page: the template with each section by its name, and its picture below it.
+
+    What it has beside them: the cell `about`, the settings' `sizes`, $device, $count of cells, and $quick.
+    """
+    about, settings = content["cells"]["about"], content["settings"]
+    known = {name: f"{size:g}" for name, size in settings["sizes"].items()} | about
+    known |= {
+        "versions": ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
+        "device": settings["device"],
+        "quick": QUICK if "--quick" in about["command"] else "",
+        "count": sum(not key.startswith("about") for key in content["cells"]),
+    }
+    parts = {
+        name: section.text + (f"\n\n![{name.capitalize()}]({pictures[name]})" if name in pictures else "")
+        for name, section in sections.items()
+    }
+    return Template(template.read_text(encoding="utf-8")).substitute(known | parts)
 
 
 def shown(command: str) -> str:

@@ -50,6 +50,15 @@ def find_base(model: Model, bases: Path = BASES) -> str:
     return str(out)
 
 
+def model_at(path: Path, license: str) -> Model:
+    """A base on this disk: a 16-bit checkpoint's folder, or a GGUF that becomes one. Raises TrainError."""
+    if path.suffix == ".gguf":
+        return Model(base_model=str(path.parent), gguf_file=path.name, license=license)
+    if not (path / "config.json").is_file():
+        raise TrainError(f"{str(path)!r} is no checkpoint, as it has no config.json, and no GGUF")
+    return Model(base_model=str(path), license=license)
+
+
 def package_folder(name: str) -> Path:
     """The folder of an installed Python package, which isn't imported. Raises TrainError."""
     spec = importlib.util.find_spec(name) if name.isidentifier() else None  # a dotted one imports its parent

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -14,31 +14,33 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from bench.cells import FILE, Results, Runner, read_results
+from bench.short_run import forget_bases, fresh_adapter
+from bench.task_runs import tuned
+from bench.task_sets import TEST, judge, load_tasks
 from core.errors import ChatError, TrainError
 from core.gptq import open_checkpoint
-from core.tokenizer import ChatTokenizer
-from studies.quantised import FEW, QUICK, VERSION, Study, main, on_processor, publish
-from studies.quantised_arms import ARMS, Sizes, recipe_of, run_job
-from studies.quantised_report import report, write_report
-from studies.quantised_tasks import TASKS, judge, load_task
+from studies.quantised import ARMS, PLAN, STUDY, Plan, begin, main, on_processor
+from studies.quantised_report import DATA
 from train.gptq import GptqLinear, load
-from train.model import Adapted, load_base
-from train.session import Session
 from train.to_gptq import GROUP, gptq, layer_calls, quantise_checkpoint, round_to_nearest, windows_of
 
 CPU = torch.device("cpu")
-TWO_STEPS = Sizes(train_rows=4, test_rows=2, epochs=1, batch=2, unlike_tokens=32, new_tokens=4, repeats=1)
+QUICK = PLAN["quick"]
+TWO_STEPS = QUICK["sizes"] | {"train_rows": 4, "test_rows": 2, "epochs": 1, "batch": 2, "unlike_tokens": 32}
+TWO_STEPS |= {"new_tokens": 4, "repeats": 1}
 ABOUT = {"command": "c", "base": "b", "date": "d", "cores": 2, "versions": {"torch": "2"}}
-SMALL = FEW | {"alphas": (32,), "windows": (2, 32), "rates": (), "batches": (1,)}
+SMALL = QUICK | {"sizes": TWO_STEPS, "alphas": [32], "windows": [2, 32], "rates": [], "batches": [1]}
+TASKS = load_tasks(DATA)
 
 
 @pytest.fixture(scope="module")
-def study(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """A study that was stopped before its first cell: only the GPTQ base is made."""
-    made = Study(base, tmp_path_factory.mktemp("study"), "cpu", TWO_STEPS, SMALL)
+    made = begin(base, tmp_path_factory.mktemp("study"), "cpu", SMALL)
     made.results.put("about", ABOUT)
-    assert made.run(until=time.monotonic()) == 0
-    assert made.left
+    _, failed, left = STUDY.measure(made.results, made.lines, time.monotonic(), before=made.quantise)
+    assert not failed
+    assert left == sum(len(line) for line in made.lines())
     assert list(made.results.content["cells"]) == ["about", "gptq"]
     return made
 
@@ -108,8 +110,8 @@ def test_too_little_to_calibrate_on_is_refused() -> None:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_each_arm_trains_two_steps(arm: str, study: Study) -> None:
-    found = run_job(study.job("task", arm, task="sentiment", seed=1))
+def test_each_arm_trains_two_steps(arm: str, study: Plan) -> None:
+    found = tuned(study.recipe(arm, seed=1), "cpu", TASKS["sentiment"], TWO_STEPS)
     assert len(found["losses"]) == len(found["grad_norms"]) == 2
     assert not found["diverged"]
     assert [set(each) for each in found["evals"]] == [{"loss", "licence", "code", "manual"}] * 2
@@ -121,22 +123,30 @@ def test_each_arm_trains_two_steps(arm: str, study: Study) -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_all_tasks_judged_together_are_as_each_alone(base: Path, study: Study) -> None:
-    job = study.job("untuned", "bf16", tasks=TASKS)
-    recipe = recipe_of(job)
-    session = Session(
-        Adapted(load_base(str(base), recipe, CPU), recipe, CPU), ChatTokenizer(base), recipe, CPU
-    )
-    rows = [row for task in TASKS for row in load_task(task, "test", 3)]
-    together = judge(session, rows)
-    assert set(together) == set(TASKS)
-    for task in TASKS:
-        alone = [judge(session, [row])[task] for row in rows if row.task == task]
-        assert together[task] == pytest.approx(fmean(alone))
+def test_all_tasks_judged_together_are_as_each_alone(study: Plan) -> None:
+    with fresh_adapter(study.recipe("bf16"), CPU) as session:
+        rows = [row for task in TASKS.values() for row in task.rows(TEST, 3)]
+        together = judge(session, rows)
+        assert set(together) == set(TASKS)
+        for task in TASKS:
+            alone = [judge(session, [row])[task] for row in rows if row.task.name == task]
+            assert together[task] == pytest.approx(fmean(alone))
 
 
-def test_a_rate_that_breaks_training_is_a_result(study: Study) -> None:
-    found = run_job(replace(study.job("rate", "bf16", rate=1e6), sizes=replace(TWO_STEPS, epochs=4)))
+def test_a_base_is_loaded_once_for_adapters_that_begin_anew(study: Plan) -> None:
+    forget_bases()
+    found = [tuned(study.recipe("bf16", seed=1), "cpu", TASKS["quotes"], TWO_STEPS, False) for _ in range(2)]
+    assert found[0]["losses"] == found[1]["losses"]
+    with fresh_adapter(study.recipe("bf16"), CPU) as one:
+        weights = one.adapted.base
+    with fresh_adapter(study.recipe("bf16"), CPU) as other:
+        assert other.adapted.base is weights
+
+
+def test_a_rate_that_breaks_training_is_a_result(study: Plan) -> None:
+    study.sizes = TWO_STEPS | {"epochs": 4}
+    found = tuned(study.recipe("bf16", rate=0.999), "cpu", TASKS["quotes"], TWO_STEPS, judged=False)
+    study.sizes = TWO_STEPS
     assert found["diverged"]
     json.dumps(found, allow_nan=False)
 
@@ -144,8 +154,8 @@ def test_a_rate_that_breaks_training_is_a_result(study: Study) -> None:
 def test_arms_run_side_by_side_and_one_that_fails_is_told_of(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = Study(base, tmp_path, "cpu", TWO_STEPS, SMALL | {"tasks": ()}, workers=2)
-    study.run(until=time.monotonic())
+    study = begin(base, tmp_path, "cpu", SMALL | {"tasks": []})
+    STUDY.measure(study.results, study.lines, time.monotonic(), 2, study.quantise)
     (tmp_path / "gptq" / "model.safetensors").write_bytes(b"not whole")
     with Runner(study.results, workers=2) as runner:
         alphas = [cell for line in study.lines() for cell in line if cell.key.startswith("alpha|fixed|")]
@@ -157,11 +167,11 @@ def test_arms_run_side_by_side_and_one_that_fails_is_told_of(
 
 
 def test_speed_is_measured_here_and_added_to_results_from_elsewhere(base: Path, tmp_path: Path) -> None:
-    study = Study(base, tmp_path, "cpu", TWO_STEPS, SMALL)
+    study = begin(base, tmp_path, "cpu", SMALL)
     study.results.content["settings"]["device"] = "a GPU"
     study.results.put("about", ABOUT)
-    assert on_processor(base, tmp_path) == 0
-    found = read_results(tmp_path, VERSION)["cells"]
+    assert on_processor(base, tmp_path)[1:] == (0, 0)
+    found = read_results(tmp_path, STUDY.version)["cells"]
     assert {f"processor|{arm}" for arm in ARMS} <= set(found)
     for key in ("processor|nf4", "gguf|Q4_K_M"):
         (batch,) = found[key]["batches"].values()
@@ -169,43 +179,49 @@ def test_speed_is_measured_here_and_added_to_results_from_elsewhere(base: Path, 
         assert 0.01 < batch["memory_gb"] < 16
     assert found["gguf|Q4_K_M"]["weights_gb"] < found["gguf|F16"]["weights_gb"] < 0.2
     assert found["processor|gptq"]["weights_gb"] < found["processor|bf16"]["weights_gb"]
-    text = report(json.loads((tmp_path / FILE).read_text()), {})
-    assert "| llama.cpp, processor (" in text
+    text = STUDY.page(json.loads((tmp_path / FILE).read_text()), {})
+    assert re.search(r"On processor \(\d+ cores\):\n\n\|.* int8 \| bf16 \| llama.cpp F16 \| .*Q4", text)
     with pytest.raises(ChatError, match=r"other settings .base"):
         on_processor(tmp_path / "gptq", tmp_path)
 
 
-def test_a_study_goes_on_and_its_report_comes_from_the_file_alone(study: Study, base: Path) -> None:
+def test_a_study_goes_on_and_its_report_comes_from_the_file_alone(study: Plan, base: Path) -> None:
     key = "task|quotes|nf4|1"
     for arm in ("nf4", "bf16"):
-        kept = run_job(study.job("task", arm, seed=1))
+        kept = tuned(study.recipe(arm, seed=1), "cpu", TASKS["quotes"], TWO_STEPS)
         study.results.put(f"task|quotes|{arm}|1", kept)
     kept = study.results.content["cells"][key]
-    again = Study(base, study.out, "cpu", TWO_STEPS, SMALL)
+    again = begin(base, study.out, "cpu", SMALL)
     assert again.results.content["cells"][key] == json.loads(json.dumps(kept))
     todo = [cell.key for line in again.lines() for cell in line if not again.results.done(cell.key)]
     assert key not in todo
     assert "task|quotes|nf4|2" in todo
-    write_report(again.results.content, study.out)
+    STUDY.write(again.results.content, study.out)
     written = (study.out / "report.md").read_text(encoding="utf-8")
     (study.out / "report.md").unlink()
-    write_report(json.loads((study.out / FILE).read_text(encoding="utf-8")), study.out)
+    STUDY.write(json.loads((study.out / FILE).read_text(encoding="utf-8")), study.out)
     assert (study.out / "report.md").read_text(encoding="utf-8") == written
     assert f"{kept['loss']:.3f}" in written
     assert "one seed, so no spread to judge by" in written
     assert (study.out / "tasks.png").stat().st_size > 10_000
     pages = study.out / "pages"
-    assert publish(study.out, pages) == 0
-    assert (pages / "quantised.md").read_text(encoding="utf-8") == written.replace("](", "](quantised-")
-    assert json.loads((pages / "quantised.json").read_text(encoding="utf-8")) == again.results.content
+    assert STUDY.publish(study.out, pages, "quantised-small") == 0
+    published = (pages / "quantised-small.md").read_text(encoding="utf-8")
+    assert published == written.replace("](", "](quantised-small/")
+    kept_there = json.loads((pages / "quantised-small" / FILE).read_text(encoding="utf-8"))
+    assert kept_there == again.results.content
 
 
 def test_results_of_another_version_or_study_are_refused(tmp_path: Path, base: Path) -> None:
+    begin(base, tmp_path, "cpu", SMALL).results.put("about", ABOUT)
+    with pytest.raises(ChatError, match=r"other settings .alphas \[32\], and now \[16, 512\]"):
+        begin(base, tmp_path, "cpu", SMALL | {"alphas": [16, 512]})
+    (tmp_path / FILE).unlink()
     Results(tmp_path, 0, {}).put("gptq", {})
     with pytest.raises(ChatError, match="another version"):
-        Study(base, tmp_path, "cpu", TWO_STEPS, SMALL)
+        begin(base, tmp_path, "cpu", SMALL)
     with pytest.raises(ChatError, match="another version"):
-        publish(tmp_path, tmp_path / "pages")
+        STUDY.publish(tmp_path, tmp_path / "pages", "quantised")
 
 
 def test_the_command_says_so_in_a_line(
@@ -214,17 +230,29 @@ def test_the_command_says_so_in_a_line(
     Results(tmp_path, 0, {}).put("gptq", {})
     assert main(["--quick", "--base", str(base), "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    assert error.splitlines()[-1].startswith("error: ")
     assert "another version" in error
+    assert "Traceback" not in error
     with pytest.raises(SystemExit) as left:
         main(["--base", str(tmp_path)])
     assert left.value.code == 2
+    assert f"--base '{tmp_path}' is no checkpoint, as it has no config.json" in capsys.readouterr().err
 
 
-def test_a_report_without_cells_says_what_there_is(base: Path, tmp_path: Path) -> None:
-    study = Study(base, tmp_path, "cpu", QUICK, FEW)
-    study.results.put("about", ABOUT)
-    text = report(study.results.content, {})
-    assert "## Four arms" in text
-    assert text.count("Not measured yet.") == text.count("\n## ") == 8
+def test_the_command_without_time_leaves_a_report_that_says_how_to_go_on(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of cells that begin; the GPTQ base is made in any case."""
+    words = ["--quick", "--base", str(base), "--out", str(tmp_path / "out"), "--minutes", "0"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"\d+ cells aren't measured yet; go on with: .*quantised.py --quick .*--minutes 0", printed
+    )
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert f"`python studies/quantised.py --quick --base {base.name}` on CPU" in text
+    assert f"The base is {base.name} (licence not given)" in text
+    assert "This is the quick look" in text
+    assert text.count("Not measured yet.") == 8
+    assert "Calibrated on 16 windows of 128 tokens" in text
     assert "nan" not in text

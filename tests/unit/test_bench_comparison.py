@@ -18,11 +18,11 @@ from bench.comparison import (
     across,
     against,
     in_short,
-    measured,
     table_by_arm,
     table_of,
 )
 from bench.comparison_plots import draw, draw_by_arm, drawn
+from bench.figures import by_arm, by_seed, measured
 from bench.study import Study, shown
 from core.errors import ChatError
 
@@ -35,7 +35,7 @@ RUNS: dict[str, dict[str, list[Any]]] = {
     "summary": {"int4": [{"loss": 2.0}], "16 bit": [{"loss": 2.1}, {"loss": 2.3}], "int8": []},
     "nothing": {},
 }
-LOSS = measured("loss", "task", RUNS, lambda run, _: run["loss"], form="{:.2f}")
+LOSS = measured("loss", "task", RUNS, "loss", form="{:.2f}")
 
 
 def test_a_table_has_what_was_measured_and_no_more() -> None:
@@ -46,8 +46,8 @@ def test_a_table_has_what_was_measured_and_no_more() -> None:
         "| loss | quotes | 3.00 (2.50 to 3.50), 1 diverged | 2.10 (2.00 to 2.20) |  |",
         "| loss | summary | 2.00 | 2.20 (2.10 to 2.30) |  |",
     ]
-    assert LOSS.lacking(ARMS) == ["int8"]
-    assert Measure("loss", "task", {}).lacking(ARMS) == []
+    assert LOSS.lacking([*ARMS, "GPTQ"], " here") == "Not measured yet here: int8, GPTQ."
+    assert LOSS.lacking(["16 bit"]) == Measure("loss", "task", {}).lacking(ARMS) == ""
     counts = replace(LOSS, name="runs", shown=lambda values: str(len(values)))
     assert table_by_arm([LOSS, counts], ["16 bit"], "summary").endswith(
         "| 16 bit | 2.20 (2.10 to 2.30) | 2 |"
@@ -62,8 +62,44 @@ def test_sentences_say_by_how_much_and_whether_seeds_do_as_much() -> None:
     ends = Measure("rise", "alpha", {"16": {"a": [1.0, 2.0]}, "512": {"a": [1.5, 2.5]}}, "{:+z.1f}")
     assert across(ends) == "- rise, alpha 512 against 16: a +0.5 (within the spread of the seeds)."
     assert across(LOSS) == across(Measure("loss", "task", {})) == ""
-    assert in_short(LOSS, "16 bit", "tasks") == "with int4 by +0.900 on 1 of 1 tasks"
-    assert in_short(measured("loss", "task", {}, lambda run, _: run), "16 bit", "tasks") == ""
+    assert in_short(LOSS, "16 bit", "a trained model's") == (
+        "**In short: where the ranges over the seeds don't overlap, a trained model's loss differs from "
+        "16 bit's with int4 by +0.900 on 1 of 1 tasks.**"
+    )
+    assert in_short(measured("loss", "task", {}, "loss"), "16 bit", "a") == ""
+
+
+CELLS = {
+    f"task|{task}|{arm}|{seed}": {"evals": [{"loss": 2.0}, {"loss": 1.0 + seed}], "diverged": seed == 2}
+    for task in ("quotes", "summary")
+    for arm in ("gptq", "nf4")
+    for seed in (1, 2, 3)
+}
+CELLS["task|quotes|gptq|3"] = {"evals": [], "diverged": True, "norms": [1.0, None, 7.0]}
+KEYS = {"GPTQ": "gptq", "NF4": "nf4", "int8": "int8"}
+
+
+def test_a_measure_is_read_off_the_cells() -> None:
+    places = {"quotes": by_arm(CELLS, "task|quotes", KEYS)}
+    last = measured("last", "task", places, "evals.-1.loss", marked="diverged")
+    assert last.rows == {"quotes": {"GPTQ": [2.0, 3.0], "NF4": [2.0, 3.0, 4.0]}}
+    assert last.marks == {"quotes": {"GPTQ": "2 diverged", "NF4": "1 diverged"}}
+    assert last.mark == "a run diverged"
+    rise = measured("rise", "what", {"loss": places["quotes"]}, "evals.-1.{}", "evals.0.{}")
+    assert rise.rows["loss"]["NF4"] == [0.0, 1.0, 2.0]
+    largest = measured("norm", "task", places, "norms.max")
+    assert largest.rows == {"quotes": {"GPTQ": [7.0], "NF4": []}}
+    assert not measured("none", "task", places, "evals.5.loss.more").there
+    few = by_arm(CELLS, "task|quotes", KEYS, (2,))
+    assert measured("count", "task", {"": few}, lambda run: len(run["evals"])).rows[""]["GPTQ"] == [2]
+
+
+def test_cells_of_a_seed_are_one_value() -> None:
+    seeds = by_seed(CELLS, ["task|quotes", "task|summary"], KEYS)
+    assert [len(each) for each in seeds["GPTQ"]] == [2, 2, 2]
+    assert seeds["int8"] == []
+    last = measured("last", "", {"": seeds}, "evals.-1.loss")
+    assert last.rows == {"": {"GPTQ": [2.0, 3.0, 4.0], "NF4": [2.0, 3.0, 4.0]}}
 
 
 def test_a_section_without_figures_says_so_and_draws_nothing() -> None:

@@ -197,6 +197,13 @@ def test_a_file_is_short_and_says_what_it_is_for(path: Path) -> None:
             )
 
 
+@pytest.mark.parametrize("study", ["quantised"])
+def test_a_study_is_short_as_what_it_needs_is_the_products_or_in_bench(study: str) -> None:
+    lines = {path.name: path.read_text().count("\n") for path in (ROOT / "studies").glob(f"{study}*.py")}
+    assert lines
+    assert sum(lines.values()) < 300, f"{lines}: what measures, tells and draws is in bench/"
+
+
 def test_app_only_assembles_and_importing_it_loads_nothing() -> None:
     assert (ROOT / "app.py").read_text().count("\n") < 60
     code = "import sys, app; print(sorted({'torch', 'llama_cpp'} & set(sys.modules)))\n"
