@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,14 @@ class Runner:
         self.failed = 0
         self._took = deque[float](maxlen=workers)
         self._processes: list[ProcessPoolExecutor] = []  # each of one, which may die with its cell
-        self._pids: list[Future[int]] = []
+        self._children: list[BaseProcess] = []  # what runs in them, also before it answers
 
     def __enter__(self) -> Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        started = {pid.result() for pid in self._pids if pid.done() and not pid.exception()}
-        for child in active_children():
-            if child.pid in started:  # after Ctrl-C it may be in the middle of a cell
+        for child in self._children:
+            if child.is_alive():  # after Ctrl-C it may be in the middle of a cell
                 child.terminate()
         self._end(wait=False)
 
@@ -124,11 +124,13 @@ class Runner:
         """Start processes for so many cells; their imports take a while, in which other work can be done."""
         while self.workers > 1 and len(self._processes) < min(self.workers, most):
             process = ProcessPoolExecutor(1, get_context("spawn"), partial(_begin, self._prepare))
+            others = active_children()
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the new process inherits
             try:
-                self._pids.append(process.submit(os.getpid))
+                process.submit(os.getpid)
             finally:
                 signal.signal(signal.SIGINT, before)
+            self._children += [child for child in active_children() if child not in others]
             self._processes.append(process)
 
     def do(self, cells: Iterable[Cell]) -> None:
