@@ -24,13 +24,17 @@ def by_arm(
     }
 
 
-def by_seed(cells: Mapping[str, Any], begins: Sequence[str], arms: Mapping[str, str]) -> dict[str, list[Any]]:
-    """For each arm, a seed's cells `begins`|arm|seed together: what is measured of them is their mean."""
-    found = {
-        name: [[cells[key] for each in begins if (key := f"{each}|{arm}|{seed}") in cells] for seed in SEEDS]
-        for name, arm in arms.items()
-    }
-    return {name: [together for together in seeds if together] for name, seeds in found.items()}
+def by_seed(
+    cells: Mapping[str, Any], begins: Sequence[str], arms: Mapping[str, str], having: str
+) -> dict[str, list[list[Any]]]:
+    """For each arm, a seed's cells `begins`|arm|seed together: what is measured of them is their mean. Cells
+    without what is called `having` are left out."""
+
+    def together(arm: str, seed: int) -> list[Any]:
+        found = [cells.get(f"{each}|{arm}|{seed}", {}) for each in begins]
+        return [cell for cell in found if having in cell]
+
+    return {name: [of for seed in SEEDS if (of := together(arm, seed))] for name, arm in arms.items()}
 
 
 def measured(

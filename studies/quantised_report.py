@@ -56,6 +56,12 @@ def over(content: Content, values: Iterable[float], usual: float, *begins: str) 
     return {f"{each:g}": again if each == usual else runs(content, *begins, f"{each:g}") for each in values}
 
 
+def seeds_of(content: Content) -> dict[str, Any]:
+    """For each arm and seed its runs of all tasks, without those that diverged."""
+    begins = [f"task|{task}" for task in content["settings"]["tasks"]]
+    return by_seed(content["cells"], begins, ARMS, having="loss")
+
+
 def tasks(content: Content) -> Section:
     """Loss and score of each task, untuned and tuned."""
     sets = {name: task for name, task in load_tasks(DATA).items() if name in content["settings"]["tasks"]}
@@ -94,18 +100,14 @@ def stability(content: Content) -> Section:
     norm = look("largest gradient norm of a run", figure="grad_norms.max", form="{:.3g}")
     last = look(f"last {LOSS}", figure=LAST, form="{:.2f}")
     panels = [Panel(diverged, limits=(-0.05, 1.05)), Panel(norm, log=True)]
-    return section_of(
-        [diverged, spikes, norm, last], [norm], title="Stability by learning rate", panels=panels
-    )
+    return section_of([diverged, spikes, norm, last], [norm], title="Learning rates", panels=panels)
 
 
 def robustness(content: Content) -> Section:
     """What a changed prompt costs a tuned model: the mean over the tasks, for each seed."""
-    seeds = by_seed(content["cells"], [f"task|{task}" for task in content["settings"]["tasks"]], ARMS)
+    seeds = seeds_of(content)
     places = dict.fromkeys(CHANGES, seeds)
-    rises = measured(
-        "rise of the loss (nats a token)", "change", places, "changed.{}.loss", "loss", form=RISE
-    )
+    rises = measured(f"rise of the {LOSS}", "change", places, "changed.{}.loss", "loss", form=RISE)
     obeyed = measured("obeys the injected line (share)", "change", {"": seeds}, "obeyed", form="{:.2f}")
     title = "What a changed prompt costs a tuned model"
     return section_of([rises, obeyed], [rises], title=title, panels=[Panel(rises, zero=True)])
@@ -115,12 +117,10 @@ def forgetting(content: Content) -> Section:
     """What becomes of the loss on other text: over all tasks, and by epoch of the first one."""
     settings = content["settings"]
     first = next(iter(settings["tasks"]), "")
-    seeds = by_seed(content["cells"], [f"task|{task}" for task in settings["tasks"]], ARMS)
+    places = dict.fromkeys(UNLIKE, seeds_of(content))
     untuned = dict.fromkeys(UNLIKE, runs(content, "untuned"))
     before = measured(f"{LOSS}, untuned", "text", untuned, "unlike.{}")
-    rises = measured(
-        "rise by training", "text", dict.fromkeys(UNLIKE, seeds), "evals.-1.{}", "evals.0.{}", form=RISE
-    )
+    rises = measured("rise by training", "text", places, "evals.-1.{}", "evals.0.{}", form=RISE)
     epochs = dict.fromkeys(map(str, range(settings["sizes"]["epochs"] + 1)), runs(content, "task", first))
     look = partial(measured, LOSS, "epoch", epochs)
     panels = [Panel(look(f"evals.{{}}.{kind}"), joined=True, title=kind) for kind in UNLIKE]

@@ -95,8 +95,13 @@ def test_a_measure_is_read_off_the_cells() -> None:
 
 
 def test_cells_of_a_seed_are_one_value() -> None:
-    seeds = by_seed(CELLS, ["task|quotes", "task|summary"], KEYS)
+    seeds = by_seed(CELLS, ["task|quotes", "task|summary"], KEYS, having="evals")
     assert [len(each) for each in seeds["GPTQ"]] == [2, 2, 2]
+    assert by_seed(CELLS, ["task|quotes", "task|summary"], KEYS, having="norms") == {
+        "GPTQ": [[CELLS["task|quotes|gptq|3"]]],
+        "NF4": [],
+        "int8": [],
+    }
     assert seeds["int8"] == []
     last = measured("last", "", {"": seeds}, "evals.-1.loss")
     assert last.rows == {"": {"GPTQ": [2.0, 3.0, 4.0], "NF4": [2.0, 3.0, 4.0]}}

@@ -117,7 +117,11 @@ def test_each_figure_of_the_page_is_where_it_belongs() -> None:
         cells[f"rate|0.01|gptq|{seed}"]["spikes"] = 708
         cells[f"rate|0.01|gptq|{seed}"]["grad_norms"][2] = 709.0
     cells["alpha|fixed|64|gptq|2"]["diverged"] = cells["rate|0.01|gptq|2"]["diverged"] = True
+    lost = cells["task|quotes|bf16|2"]  # it diverged: it tells nothing of what is forgotten
+    del lost["loss"]
+    lost["evals"][-1]["manual"] = 999.0
     text = STUDY.page(content, {})
+    assert not re.search(r"\| rise by training \| manual \|.*\d{2}\.\d", text)
     for line in (
         r"\| loss .*, untuned \| summary \| \S+ \| 7.001 \|",
         r"\| loss .*, untuned \| licence \| \S+ \| 7.002 \|",
