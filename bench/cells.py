@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +59,18 @@ class Results:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.content)
 
+    def begin(self, key: str, about: dict[str, Any], name: str, cure: str) -> None:
+        """Keep under `key` what the cells that follow are measured by; who goes on has the same `name` (a
+        device, a model). Raises ChatError for another one; in the `cure`, {} stands for that of before."""
+        before, now = self.content["cells"].get(key, about)[name], about[name]
+        if before != now:
+            raise ChatError(
+                f"{self.path} was begun with the {name} {before}, and this is {now}: a table of both means "
+                f"nothing. {cure.format(shlex.quote(before))}, or give another folder: --out FOLDER"
+            )
+        if not self.done(key):
+            self.put(key, about)
+
 
 def read_results(folder: Path, version: int) -> dict[str, Any]:
     """What is in `folder`/results.json: `version`, `settings` and `cells`. Raises ChatError, also for those
@@ -72,6 +85,12 @@ def read_results(folder: Path, version: int) -> dict[str, Any]:
     if not all(isinstance(found.get(name), dict) for name in ("settings", "cells")):
         raise ChatError(f"{path} has no settings or no cells. Move it away: it is measured anew")
     return found
+
+
+def of_kind(content: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The cells whose keys begin with `kind`/, by the rest of the key."""
+    found = content["cells"].items()
+    return {key.removeprefix(f"{kind}/"): cell for key, cell in found if key.startswith(f"{kind}/")}
 
 
 def number(value: float | None) -> float | None:

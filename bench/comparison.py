@@ -92,7 +92,7 @@ class Measure:
 
     def gap(self, one: Sequence[float], other: Sequence[float]) -> str:
         """How far apart two arms' means are, and whether that is more than the seeds make."""
-        form = "{:+z" + self.form.removeprefix("{:").removeprefix("+z")
+        form = "{:+z" + self.form.removeprefix("{:").lstrip("+z")
         return f"{form.format(statistics.fmean(one) - statistics.fmean(other))} ({judged(one, other)})"
 
     def gaps(self, place: str, control: str) -> dict[str, str]:

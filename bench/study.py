@@ -190,6 +190,33 @@ def filled(
     return Template(template.read_text(encoding="utf-8")).substitute(known | parts)
 
 
+def paragraphs(template: Path, values: Mapping[str, Any], sections: Mapping[str, Section]) -> str:
+    """A page: the template's paragraphs, but for those of which a value is None, "", or isn't there yet.
+
+    In the text, $name stands for a value or a section, ${name_plot} for a plot's file, given as a value.
+    """
+    known = {name: value for name, value in values.items() if value not in (None, "")}
+    known |= {name: section.text for name, section in sections.items()}
+    parts = [Template(text) for text in template.read_text(encoding="utf-8").split("\n\n")]
+    told = [part for part in parts if known.keys() >= set(part.get_identifiers())]
+    return "\n\n".join(part.substitute(known).strip("\n") for part in told) + "\n"
+
+
+def between(least: float, most: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """The type of an option whose number is from `least` to `most`."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} is no number of the kind that is wanted") from None
+        if not least <= value <= most:
+            raise ArgumentTypeError(f"{text} is not from {least:,} to {most:,}")
+        return value
+
+    return read
+
+
 def shown(command: str) -> str:
     """Without the folder, the time and the processes that somebody had."""
     return re.sub(_OF_NO_INTEREST, "", command)

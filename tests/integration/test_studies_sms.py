@@ -19,16 +19,15 @@ from bench.cells import FILE
 from chat.model_host import Host
 from chat.reply import Sessions
 from chat.sms import ask_features, likelihood, without_each_word
+from core.command import ROOT
 from core.entry import Entry, Source
 from core.errors import ChatError
 from core.from_gguf import checkpoint_from_gguf
 from core.registry import Registry
-from studies.sms import ROOT, SCRIPT, main
-from studies.sms_arms import CSV, Arm, Plan, recipe_of, tune
+from studies.sms import STUDY, Plan, main, tune
 from tests.integration.elsewhere import endpoints, opened
 from tests.integration.openai_app import KEY, NAME, end, serve
 from tests.integration.stranger import EVENTS, Answer, Stranger, event, models
-from train.tasks.make_sms import main as make_csv
 
 MESSAGE = "Lumovi: 20% off tea. Today only!"
 GOOD: dict[str, Any] = dict.fromkeys(("call_to_action", "personal", "emoji", "opt_out", "link"), False)
@@ -67,12 +66,14 @@ def recipe(short_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_arm_trains_two_steps_and_checkpointing_changes_only_what_it_costs(
     recipe: Path, tmp_path: Path, bits: int
 ) -> None:
-    assert make_csv(["--out", str(tmp_path / CSV), "--rows", "80"]) == 0
-    plan = Plan(str(recipe), 8, 6, 1.0, 1, (1e-3,), 0, rows=80)
+    plan = Plan(str(recipe), 8, 6, 1.0, 1, [1e-3], 0, rows=80)
     made = []
-    for checkpointing in (False, True):
-        arm = Arm(bits, checkpointing)
-        assert recipe_of(plan, tmp_path / CSV, arm, 1, 1e-3).fast is not checkpointing
+    for arm in (f"{bits} bit", f"{bits} bit, checkpointing"):
+        of_arm = plan.recipe_of(arm, 1, 1e-3)
+        assert of_arm.fast is ("checkpointing" not in arm)
+        held = of_arm.bnb and {8: of_arm.bnb.load_in_8bit, 4: of_arm.bnb.load_in_4bit}[bits]
+        assert held is (None if bits == 16 else True)
+        assert of_arm.sft.seed == 1
         made.append(tune(plan, tmp_path, arm, 1, 1e-3))
     for cell in made:
         assert cell["steps"] == 2
@@ -85,7 +86,7 @@ def test_an_arm_trains_two_steps_and_checkpointing_changes_only_what_it_costs(
     assert made[0]["loss"] == pytest.approx(made[1]["loss"], rel=1e-3)
     assert made[0]["likely"] == pytest.approx(made[1]["likely"], abs=1e-3)
     assert os.listdir(tmp_path / "run") == []
-    looked = tune(plan, tmp_path, Arm(bits, False), 1, 1e-3, looking=True)
+    looked = tune(plan, tmp_path, f"{bits} bit", 1, 1e-3, looking=True)
     assert looked["likely"] != made[0]["likely"]
 
 
@@ -150,14 +151,15 @@ def test_a_likelihood_is_the_same_again_and_each_word_is_left_out_once(sessions:
 
 
 def command(*options: str) -> list[str]:
-    return [sys.executable, str(ROOT / SCRIPT), *options]
+    return [sys.executable, str(ROOT / STUDY.script), *options]
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--train", "3"], "--train 3 is not from 8 to 1,500"),
-        (["--rates", "0"], "--rates 0.0 is not above 0"),
+        (["--train", "3"], "--train: 3 is not from 8 to 1,500"),
+        (["--test", "few"], "--test: 'few' is no number"),
+        (["--rates", "0"], "--rates: 0 is not from 1e-08 to 1"),
         (["--model", "none.gguf"], "none.gguf"),
         (["--engine", "http://127.0.0.1:1"], "no engine can be used: http://127.0.0.1:1"),
         (["--engine", "ftp://somewhere"], "it has the form http://HOST:PORT"),
@@ -210,7 +212,10 @@ def test_a_study_that_was_interrupted_goes_on(
     renamed.symlink_to(short_model)
     capsys.readouterr()
     assert main([*chat, str(renamed)]) == 1
-    assert f"has replies of {found['chat_made']['model']}, and this is Other" in capsys.readouterr().err
+    assert f"begun with the model {found['chat_made']['model']}, and this is Other" in (
+        err := capsys.readouterr().err
+    )
+    assert f"Choose --model {found['chat_made']['model']}, or give another folder" in err
 
 
 def test_cells_of_another_device_are_not_added(
@@ -234,4 +239,4 @@ def test_cells_of_another_device_are_not_added(
     content["cells"]["made"]["device"] = "a GPU"
     (tmp_path / FILE).write_text(json.dumps(content))
     assert main(given) == 1
-    assert "was begun on a GPU" in capsys.readouterr().err
+    assert "was begun with the device a GPU, and this is" in capsys.readouterr().err

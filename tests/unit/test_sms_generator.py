@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import statistics
 from dataclasses import fields
 from pathlib import Path
@@ -31,6 +32,10 @@ def test_its_card_says_in_its_first_lines_that_it_is_synthetic(tmp_path: Path) -
     assert card.startswith("# Synthetic marketing SMS\n\nThis data is synthetic")
     assert "auc" in card
     assert "expected_log_loss" in card
+    assert "| logistic regression, " in card
+    assert re.search(r"\| the generator's truth \| 0\.\d{4} \| 1\.00 \|", card)
+    main(["--out", str(tmp_path / "few.csv"), "--rows", "8"])  # one campaign, which can't be apart
+    assert "campaigns apart" not in (tmp_path / "few.md").read_text()
 
 
 def test_what_was_drawn_agrees_with_the_true_probabilities() -> None:

@@ -161,7 +161,28 @@ def card(count: int, seed: int, table: list[Row]) -> str:
         f"and normal noise of {CAMPAIGN_NOISE} for a campaign and {ROW_NOISE} for a row.\n\n"
         "The true probabilities themselves score, on all rows (expected: over many draws of who buys): "
         + ", ".join(f"{name} {value:.4f}" for name, value in best.items())
-        + ".\n"
+        + f".\n{_baselines(table, seed)}"
+    )
+
+
+def _baselines(table: list[Row], seed: int) -> str:
+    """What baselines find of it on campaigns that they didn't see; "" where there are too few."""
+    from train.card import table as table_of
+    from train.tasks.sms_truth import of_baselines, share_reached, split
+
+    train, tests = split(table, seed)
+    if not train or not tests:
+        return ""
+    found = of_baselines(tests, train)
+    shares = {name: share_reached(scores, found) for name, scores in found.items()}
+    rows = [
+        (name, f"{scores['expected_log_loss']:.4f}", "" if shares[name] is None else f"{shares[name]:.2f}")
+        for name, scores in found.items()
+    ]
+    return (
+        f"\nOn {len(tests)} rows of campaigns apart, what needs no language model finds of that truth "
+        "(0 is the mean rate, 1 the truth):\n\n"
+        f"{table_of(('', 'expected log-loss, nats', 'share of truth reached'), rows)}\n"
     )
 
 
