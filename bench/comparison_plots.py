@@ -53,8 +53,10 @@ def _draw_panel(axes: Any, panel: Panel, arms: Arms) -> None:
     if any(each for each in measure.marks.values()):
         axes.plot([], [], "x", color="black", ms=9, mew=2, label=measure.mark)
     ticks = panel.ticks or places
-    leaning = 20 if sum(len(tick.partition("\n")[0]) for tick in ticks) > TOGETHER else 0
+    leaning = 35 if sum(len(tick.partition("\n")[0]) for tick in ticks) > TOGETHER else 0
     axes.set_xticks(range(len(places)), ticks, fontsize="small", rotation=leaning)
+    for label in axes.get_xticklabels() if leaning else ():  # which ends where its tick is
+        label.set(ha="right", rotation_mode="anchor")
     axes.set(xlabel=measure.x, ylabel=textwrap.fill(measure.name, TOGETHER))
     axes.set_title(panel.title, fontsize="medium")
     axes.set_yscale("log" if panel.log else "linear")
