@@ -14,12 +14,13 @@ from bench.comparison import Measure, Panel, Section, given, table_of
 from core.command import ROOT
 from core.sms import FIELDS, Features
 from core.sms_rules import extract
-from train.tasks.make_sms import Row
+from train.tasks.sms_generator import Row
 from train.tasks.sms_gold import Extractor, compared, found_of, gold
 from train.tasks.sms_truth import judged
 
 if TYPE_CHECKING:
     from chat.model_host import Host
+    from chat.reply import Sessions
 
 GOLD = 200  # messages
 ALL = "rules, all messages"
@@ -58,23 +59,29 @@ def by_rules() -> dict[str, Any]:
 def asked(host: Host, tests: Mapping[int, Callable[[], Sequence[Row]]], most: int) -> Iterator[Cell]:
     """Cells of what the menu's first model says: `chat`/seed, the likelihoods of the seed's tests, and
     `asked`/number, its reading of `most` messages of the gold set."""
-    from chat.reply import Sessions
-    from chat.sms import ask_features, likelihood
-
-    sessions, model = Sessions(host), host.default
-
-    def likelihoods(seed: int) -> dict[str, Any]:
-        rows, began = tests[seed](), time.perf_counter()
-        likely = [likelihood(sessions, model, row.message) for row in rows]
-        return {"seconds": (time.perf_counter() - began) / len(rows)} | judged(rows, likely)
+    model = host.default
 
     @cache
-    def begin() -> None:
-        ask_features(sessions, model, "Hello.")  # waits for the model: that isn't a message's cost
+    def sessions() -> Sessions:
+        from chat.reply import Sessions  # late: an arm's memory is that of the process, which may be ours
+        from chat.sms import ask_features
+
+        made = Sessions(host)
+        ask_features(made, model, "Hello.")  # waits for the model: that isn't a message's cost
+        return made
+
+    def likelihoods(seed: int) -> dict[str, Any]:
+        from chat.sms import likelihood
+
+        asked, rows = sessions(), tests[seed]()
+        began = time.perf_counter()
+        likely = [likelihood(asked, model, row.message) for row in rows]
+        return {"seconds": (time.perf_counter() - began) / len(rows)} | judged(rows, likely)
 
     def features(message: str) -> dict[str, Any]:
-        begin()
-        reply = ask_features(sessions, model, message)
+        from chat.sms import ask_features
+
+        reply = ask_features(sessions(), model, message)
         return asdict(reply) | {"features": reply.features and reply.features.model_dump()}
 
     for seed in tests:

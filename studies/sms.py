@@ -38,8 +38,8 @@ try:
     from core.sms import LABELS
     from studies.sms_page import best_rate, calibration_json, draw, page
     from train.recipe import Recipe, changed, load_recipe
-    from train.tasks.make_sms import Row, rows
     from train.tasks.sms import example_of
+    from train.tasks.sms_generator import Row, rows
     from train.tasks.sms_truth import judged, of_baselines, split
 except ModuleNotFoundError as error:
     sys.exit(missing(error))

@@ -90,14 +90,14 @@ def page(content: Content, pictures: Mapping[str, str]) -> str:
     settings, tried, found = content["settings"], looks(content), runs(content)
     values: dict[str, Any] = settings | answer(found, settings["train"])
     values |= {f"{name}_plot": path for name, path in pictures.items()}
-    for name in ("made", "chat_made"):
-        cell = content["cells"].get(name, {})
+    for name, kind in (("made", "tuned"), ("chat_made", "chat")):
+        cell = content["cells"].get(name, {}) if of_kind(content, kind) else {}
         values |= {f"{name}_{what}": said for what, said in cell.items()}
         values[f"{name}_command"] = shown(cell.get("command", ""))
     values |= {"epochs": f"{settings['epochs']:g}", "rate": f"{best_rate(content):g}"}
     values["looks"] = ", ".join(f"{loss:.3f} at {rate:g}" for rate, loss in tried.items())
     values |= {"runs": len(of_kind(content, "tuned")), "sized": len(of_kind(content, "full"))}
-    values["planned"] = 3 * (len(SEEDS) + settings["checkpointed_seeds"])
+    values["planned"] = 3 * (len(SEEDS) + settings["checkpointed_seeds"])  # at 16, 8 and 4 bit
     return paragraphs(PAGE, values, sections(content))
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from train.tasks.make_sms import Offer, Row, main, probability, rows
+from train.tasks.make_sms import main
+from train.tasks.sms_generator import Offer, Row, probability, rows
 
 
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from chat.sms_page import Calibration
 from core.sms_rules import extract
 from studies.sms import ARMS, STUDY, Plan, baselines
 from studies.sms_page import PAGE, best_rate, calibration_json, page, runs
-from train.tasks.make_sms import rows as generated
+from train.tasks.sms_generator import rows as generated
 from train.tasks.sms_gold import gold
 from train.tasks.sms_truth import of_baselines, scores, share_reached, split
 

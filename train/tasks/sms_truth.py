@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.sms import BASELINES
-from train.tasks.make_sms import Row
 from train.tasks.sms import expected_figures, figures, reached
 from train.tasks.sms_baselines import baselines
+from train.tasks.sms_generator import Row
 
 TRUTH = "the generator's truth"
 MEAN_RATE = BASELINES["mean_rate"]
