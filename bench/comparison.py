@@ -46,11 +46,6 @@ def spread(
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
-def section(head: Sequence[str], rows: Sequence[Sequence[str]], said: Iterable[str] = ()) -> str:
-    """A table, and sentences about it."""
-    return "\n\n".join(filter(None, [table(list(head), [list(row) for row in rows]), "\n".join(said)]))
-
-
 def apart(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether the ranges of two arms don't overlap; never so for a single seed, which has none."""
     return min(len(one), len(other)) > 1 and (min(one) > max(other) or min(other) > max(one))

@@ -127,10 +127,10 @@ def legend_below(made: Figure, axes: Sequence[Any]) -> None:
     made.legend(found.values(), found.keys(), frameon=False, loc="outside lower center", ncols=4)
 
 
-def save(figures: Mapping[str, Figure], folder: Path, begins: str = "") -> None:
-    """Write each as `<begins><name>.png`, the same bytes for the same figure."""
+def save(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Write each as `<name>.png`, the same bytes for the same figure."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, made in figures.items():
         picture = io.BytesIO()
         made.savefig(picture, format="png", dpi=100, metadata={"Software": None})
-        write_whole(folder / f"{begins}{name}.png", picture.getvalue())
+        write_whole(folder / f"{name}.png", picture.getvalue())

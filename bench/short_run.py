@@ -77,7 +77,8 @@ def short_run(
     TrainError; where it `may_break`, a loss that is no number is a result.
     """
     lines: list[dict[str, Any]] = []
-    memory, began = PeakMemory(torch.cuda.is_available()), time.monotonic()
+    device = next(iter(adapted.parameters_to_train())).device
+    memory, began = PeakMemory(device.type == "cuda"), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(adapted, recipe, order, validation, Path(folder), lines.append)
         trainer.others = others

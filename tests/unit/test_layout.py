@@ -197,7 +197,7 @@ def test_a_file_is_short_and_says_what_it_is_for(path: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("study", ["quantised"])
+@pytest.mark.parametrize("study", ["quantised", "sms"])
 def test_a_study_is_short_as_what_it_needs_is_the_products_or_in_bench(study: str) -> None:
     lines = {path.name: path.read_text().count("\n") for path in (ROOT / "studies").glob(f"{study}*.py")}
     assert lines
