@@ -14,7 +14,7 @@ bench/comparison_plots.py makes the plot. With many arms, `table_by_arm` has a l
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -206,16 +206,17 @@ class Section:
         cls,
         measures: Sequence[Measure],
         compared: Sequence[Measure],
-        arms: Iterable[str],
+        arms: Collection[str],
         control: str,
         title: str = "",
         panels: Sequence[Panel] = (),
         ends: bool = False,
     ) -> Section:
-        """The table of `measures`, with sentences on those that are `compared` with the control; `ends` also
-        compares the last place with the first."""
+        """The table of `measures`, with sentences on those that are `compared` with the control, and on what
+        isn't measured of them; `ends` also compares the last place with the first."""
         said = [line for each in compared for line in (against(each, control), across(each) if ends else "")]
-        return cls([table_of(measures, arms), "\n".join(filter(None, said))], title, panels)
+        lacking = dict.fromkeys(each.lacking(arms) for each in compared)
+        return cls([table_of(measures, arms), "\n".join(filter(None, said)), *lacking], title, panels)
 
     @property
     def text(self) -> str:

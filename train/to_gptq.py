@@ -222,9 +222,10 @@ def said_of(made: Mapping[str, Any] | None) -> str:
     ratios, (count, length) = made["ratios"], made["windows"]
     better = sum(ratio < 1 for ratio in ratios)
     return (
-        f"Calibrated on {count} windows of {length} tokens; on those, the squared error of a layer's outputs "
-        f"is below that of rounding to nearest in {better} of {len(ratios)} layers, and in the median "
-        f"{statistics.median(ratios):.2f} times that ({min(ratios):.2f} to {max(ratios):.2f})."
+        f"On the {count} windows of {length} tokens that it was calibrated on, the squared error of a "
+        "layer's outputs is below that of rounding to nearest in "
+        f"{better} of {len(ratios)} layers, and in the median {statistics.median(ratios):.2f} times that "
+        f"({min(ratios):.2f} to {max(ratios):.2f})."
     )
 
 

@@ -254,5 +254,5 @@ def test_the_command_without_time_leaves_a_report_that_says_how_to_go_on(
     assert f"The base is {base.name} (licence not given)" in text
     assert "This is the quick look" in text
     assert text.count("Not measured yet.") == 8
-    assert "Calibrated on 16 windows of 128 tokens" in text
+    assert "On the 16 windows of 128 tokens that it was calibrated on" in text
     assert "nan" not in text

@@ -107,6 +107,13 @@ def test_cells_of_a_seed_are_one_value() -> None:
     assert last.rows == {"": {"GPTQ": [2.0, 3.0, 4.0], "NF4": [2.0, 3.0, 4.0]}}
 
 
+def test_a_section_says_what_it_lacks() -> None:
+    text = Section.of([LOSS], [LOSS], [*ARMS, "GPTQ"], "16 bit", ends=True).text
+    assert text.startswith("| figure | task | int4 | 16 bit | int8 | GPTQ |\n")
+    assert "\n\n- loss, quotes. Against 16 bit: int4 +0.90 " in text
+    assert text.endswith(".\n\nNot measured yet: int8, GPTQ.")
+
+
 def test_a_section_without_figures_says_so_and_draws_nothing() -> None:
     empty = Measure("loss", "task", {"quotes": {}})
     section = Section([table_of([empty], ARMS), against(empty, "16 bit")], "Tasks", [Panel(empty)])

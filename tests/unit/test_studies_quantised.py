@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.cells import Results
 from bench.short_run import spikes
 from bench.task_sets import OTHER, TEST, TRAIN, Row, content_of, load_tasks, reworded
-from studies.quantised import CALIBRATION, PLAN, STUDY
+from studies.quantised import CALIBRATION, PLAN, STUDY, Plan
 from studies.quantised_report import ARMS, DATA
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "studies"
@@ -81,6 +82,14 @@ def test_what_was_measured_is_gone_on_with(results: Path) -> None:
     settings = json.loads(results.read_text(encoding="utf-8"))["settings"]
     kept = {name: settings[name] for name in ("base", "device")}
     assert settings == PLAN["full"] | {"data": content_of(DATA, CALIBRATION)} | kept
+    plan = Plan(Path("base"), Results(results.parent, STUDY.version, settings), "cuda")
+    planned = {cell.key: cell.work for line in plan.lines() for cell in line}
+    measured = plan.results.content["cells"]
+    assert planned.keys() <= measured.keys()
+    for key, work in planned.items():
+        if "learning_rate" in measured[key]:
+            (recipe, *_) = work.args  # type: ignore[attr-defined]
+            assert recipe.sft.learning_rate == measured[key]["learning_rate"]
 
 
 def test_the_answer_tells_of_gaps_that_the_seeds_do_not_make() -> None:
