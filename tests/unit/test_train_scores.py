@@ -18,7 +18,14 @@ from train.tasks.quotes import distinct, parts
 from train.tasks.scored import Chat, sample
 from train.tasks.sms import expected_figures, figures
 from train.tasks.sms_baselines import baselines
-from train.tasks.sms_calibration import bins_in, calibration, calibration_bins, interval, scores_of
+from train.tasks.sms_calibration import (
+    bins_in,
+    calibration,
+    calibration_bins,
+    draw_calibration,
+    interval,
+    scores_of,
+)
 
 
 class Answers:
@@ -200,6 +207,18 @@ def test_the_bars_are_wilsons_interval() -> None:
         assert abs(end - 0.3) == pytest.approx(math.sqrt(end * (1 - end) / 40))
     assert interval(1, 1) == (0.5, 1)
     assert interval(0, 1) == (0, 0.5)
+
+
+def test_bins_of_few_rows_are_drawn_hollow_and_on_no_line() -> None:
+    bins = {0: (0.05, 0.1, 40), 3: (0.35, 0.3, 5), 7: (0.75, 1.0, 4)}
+    made = draw_calibration({"after": bins}, {"after": "#0072b2"}, "Calibration")
+    points = [line for line in made.axes[0].lines if line.get_marker() == "o" and line.get_label() != "after"]
+    drawn = [np.array(line.get_xdata()).tolist() for line in points]
+    assert drawn == [[0.05, 0.35], [0.75], []]  # the last is the legend's
+    assert [line.get_markerfacecolor() for line in points] == ["#0072b2", "white", "white"]
+    assert "fewer than 5 rows" in [text.get_text() for text in made.legends[0].get_texts()]
+    whole = draw_calibration({"after": {0: bins[0]}}, {"after": "#0072b2"}, "Calibration")
+    assert "fewer than 5 rows" not in [text.get_text() for text in whole.legends[0].get_texts()]
 
 
 def test_the_expected_scores_are_the_means_over_many_draws() -> None:

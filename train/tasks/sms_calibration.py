@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 10
+FEW = 5  # rows; the share of fewer says little
 
 Bins = dict[int, tuple[float, float, int]]  # mean likelihood, share that happened, rows; by the bin's number
 
@@ -70,7 +71,7 @@ def interval(share: float, rows: int) -> tuple[float, float]:
 
 
 def draw_calibration(found: Mapping[str, Bins], colours: Mapping[str, str], title: str) -> Figure:
-    """Draw what was said and what happened, a line a model, by its name."""
+    """Draw what was said and what happened, a line a model, by its name; bins of few rows hollow, apart."""
     from matplotlib.figure import Figure  # takes half a second; draws on Agg without pyplot's global state
 
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")
@@ -79,12 +80,22 @@ def draw_calibration(found: Mapping[str, Bins], colours: Mapping[str, str], titl
     axes.grid(alpha=0.3)
     axes.plot([0, 1], [0, 1], color="#bbbbbb", ls="--", lw=1, label="as often as said")
     for name, bins in found.items():
-        said, was, rows = (list(values) for values in zip(*bins.values(), strict=True))
-        ends = [interval(*of) for of in zip(was, rows, strict=True)]
-        below = [max(0.0, share - low) for share, (low, _) in zip(was, ends, strict=True)]
-        above = [max(0.0, high - share) for share, (_, high) in zip(was, ends, strict=True)]
-        axes.errorbar(said, was, (below, above), fmt="o-", capsize=3, ms=4, color=colours[name], label=name)
+        drawn: dict[str, Any] = {"capsize": 3, "ms": 4, "color": colours[name]}
+        many = [each for each in bins.values() if each[-1] >= FEW]
+        few = [each for each in bins.values() if each[-1] < FEW]
+        _draw_bins(axes, many, fmt="o-", label=name, **drawn)
+        _draw_bins(axes, few, fmt="o", mfc="white", elinewidth=0.8, **drawn)
+    if any(rows < FEW for bins in found.values() for _, _, rows in bins.values()):
+        axes.plot([], [], "o", ms=4, color="black", mfc="white", label=f"fewer than {FEW} rows")
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="likelihood of a purchase that was given")
     axes.set_ylabel("share that bought; bars: where it is, two times in three")
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     return figure
+
+
+def _draw_bins(axes: Any, bins: Sequence[tuple[float, float, int]], **drawn: Any) -> None:
+    said, was, _ = zip(*bins, strict=True) if bins else ((), (), ())
+    ends = [interval(share, rows) for _, share, rows in bins]
+    below = [max(0.0, share - low) for share, (low, _) in zip(was, ends, strict=True)]
+    above = [max(0.0, high - share) for share, (_, high) in zip(was, ends, strict=True)]
+    axes.errorbar(said, was, (below, above), **drawn)
