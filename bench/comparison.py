@@ -63,8 +63,9 @@ class Measure:
     """One figure: by place and arm the values of its seeds. An arm that isn't measured there is left out; one
     without values there was measured and has none.
 
-    `shown` says in a table what `form` and `middle` don't; `marks` are notes beside what is shown, by place
-    and arm, and `mark` names in a plot the crosses that stand for them.
+    `shown` says in a table what `form` and `middle` don't; `marks` tell, by place and arm, of runs that are
+    not among the values ("2 diverged"), and such an arm isn't compared there; `mark` names the crosses that
+    stand for them in a plot.
     """
 
     name: str  # with its unit, as tables and axes call it
@@ -81,9 +82,15 @@ class Measure:
         values = self.rows.get(place, {}).get(arm)
         if values is None:
             return ""
+        mark = self.marked(place, arm)
+        if mark and not values:
+            return mark
         said = self.shown(values) if self.shown else spread(values, self.form, middle=self.middle)
-        mark = self.marks.get(place, {}).get(arm)
         return f"{said}, {mark}" if mark else said
+
+    def marked(self, place: str, arm: str) -> str:
+        """What is noted of the arm there; "" for nothing."""
+        return self.marks.get(place, {}).get(arm, "")
 
     def gap(self, one: Sequence[float], other: Sequence[float]) -> str:
         """How far apart two arms' means are, and whether that is more than the seeds make."""
@@ -91,10 +98,25 @@ class Measure:
         return f"{form.format(statistics.fmean(one) - statistics.fmean(other))} ({judged(one, other)})"
 
     def gaps(self, place: str, control: str) -> dict[str, str]:
-        """By arm, how it differs from the control there."""
-        values = self.rows.get(place, {})
-        other = values.get(control)
-        return {arm: self.gap(of, other) for arm, of in values.items() if arm != control and of and other}
+        """By arm, how it differs from the control there; of one that is marked, what is noted."""
+        values, found = self.rows.get(place, {}), {}
+        other = [] if self.marked(place, control) else values.get(control)
+        for arm, of in values.items():
+            if mark := self.marked(place, arm):
+                found[arm] = mark
+            elif arm != control and of and other:
+                found[arm] = self.gap(of, other)
+        return found
+
+    def pairs(self, control: str) -> dict[str, list[tuple[Sequence[float], Sequence[float]]]]:
+        """By arm, its values beside the control's at each place where both have seeds and none is marked."""
+        found: dict[str, list[tuple[Sequence[float], Sequence[float]]]] = {}
+        for place, values in self.rows.items():
+            other = [] if self.marked(place, control) else values.get(control, ())
+            for arm, of in values.items():
+                if arm != control and not self.marked(place, arm) and min(len(of), len(other)) > 1:
+                    found.setdefault(arm, []).append((of, other))
+        return found
 
     @property
     def there(self) -> bool:
@@ -125,7 +147,7 @@ def table_of(measures: Sequence[Measure], arms: Iterable[str]) -> str:
         [measure.name, place, *(measure.text(place, arm) for arm in columns)]
         for measure in measures
         for place, values in measure.rows.items()
-        if any(values.values())
+        if any(values.values()) or any(measure.marked(place, arm) for arm in values)
     ]
     return table(["figure", measures[0].x, *columns], rows)
 
@@ -146,12 +168,33 @@ def against(measure: Measure, control: str) -> str:
     )
 
 
+def verdict(measures: Sequence[Measure], control: str) -> str:
+    """A sentence: how many of the arms' differences from the control the seeds don't make, and of which arms
+    they are; "" before there are seeds."""
+    found: dict[str, list[bool]] = {}
+    for measure in measures:
+        for arm, pairs in measure.pairs(control).items():
+            found.setdefault(arm, []).extend(apart(*pair) for pair in pairs)
+    if not found:
+        return ""
+    differ = {arm: f"{arm} {sum(of)} of {len(of)}" for arm, of in found.items()}
+    one_each = all(len(of) == 1 for of in found.values())
+    by_arm = "" if one_each or len(found) == 1 else f": {', '.join(differ.values())}"
+    every = [each for of in found.values() for each in of]
+    count = f"{sum(every)} of {len(every)} differences from {control}"
+    return f"**Beyond the spread of the seeds are {count}{by_arm}.**"
+
+
 def across(measure: Measure) -> str:
     """A sentence: how each arm differs at the last place from itself at the first; "" without both."""
     if not measure.rows:
         return ""
     (first, before), (last, after) = (list(measure.rows.items())[at] for at in (0, -1))
-    gaps = {arm: measure.gap(after[arm], of) for arm, of in before.items() if of and after.get(arm)}
+    gaps = {
+        arm: measure.marked(first, arm) or measure.marked(last, arm) or measure.gap(after[arm], of)
+        for arm, of in before.items()
+        if of and (after.get(arm) or measure.marked(last, arm))
+    }
     return f"- {measure.name}, {measure.x} {last} against {first}: {_listed(gaps)}." if gaps else ""
 
 
@@ -159,24 +202,26 @@ def _listed(gaps: Mapping[str, str]) -> str:
     return "; ".join(f"{arm} {gap}" for arm, gap in gaps.items())
 
 
-def in_short(measure: Measure, control: str, what: str) -> str:
-    """A sentence: at how many places each arm differs from the control by more than the seeds do, and by how
-    much; "" before there are seeds. It begins with `what` is measured."""
-    said = []
-    for arm in dict.fromkeys(arm for values in measure.rows.values() for arm in values if arm != control):
-        sides = [(values.get(arm, ()), values.get(control, ())) for values in measure.rows.values()]
-        pairs = [pair for pair in sides if min(map(len, pair)) > 1]
-        gaps = [statistics.fmean(one) - statistics.fmean(other) for one, other in pairs if apart(one, other)]
-        range_ = " to ".join(dict.fromkeys(f"{gap:+.3f}" for gap in (min(gaps), max(gaps)))) if gaps else ""
-        if pairs:
-            by = f"by {range_} " if gaps else ""
-            said.append(f"with {arm} {by}on {len(gaps)} of {len(pairs)} {measure.x}s")
+def in_short(measures: Sequence[Measure], control: str, what: str) -> str:
+    """For each measure a sentence: at how many places each arm differs from the control by more than the
+    seeds do, and by how much; "" before there are seeds. `what` has it: "a trained model's"."""
+    told = {measure.name: _counted(measure, control) for measure in measures}
+    said = [f"{what} {name} differs from {control}'s {counts}." for name, counts in told.items() if counts]
     if not said:
         return ""
-    return (
-        f"**In short: where the ranges over the seeds don't overlap, {what} {measure.name} differs from "
-        f"{control}'s {', '.join(said)}.**"
-    )
+    first, *others = said
+    others = [f" {each[0].upper()}{each[1:]}" for each in others]
+    return f"**In short: where the ranges over the seeds don't overlap, {first}{''.join(others)}**"
+
+
+def _counted(measure: Measure, control: str) -> str:
+    form, said = "{:+z" + measure.form.removeprefix("{:").lstrip("+z"), []
+    for arm, pairs in measure.pairs(control).items():
+        gaps = [statistics.fmean(one) - statistics.fmean(other) for one, other in pairs if apart(one, other)]
+        ends = dict.fromkeys(form.format(gap) for gap in (min(gaps), max(gaps))) if gaps else ()
+        by = f"by {' to '.join(ends)} " if gaps else ""
+        said.append(f"with {arm} {by}on {len(gaps)} of {len(pairs)} {measure.x}s")
+    return ", ".join(said)
 
 
 @dataclass(frozen=True)
@@ -216,7 +261,8 @@ class Section:
         isn't measured of them; `ends` also compares the last place with the first."""
         said = [line for each in compared for line in (against(each, control), across(each) if ends else "")]
         lacking = dict.fromkeys(each.lacking(arms) for each in compared)
-        return cls([table_of(measures, arms), "\n".join(filter(None, said)), *lacking], title, panels)
+        sentences = [verdict(compared, control), "\n".join(filter(None, said))]
+        return cls([table_of(measures, arms), *sentences, *lacking], title, panels)
 
     @property
     def text(self) -> str:

@@ -38,8 +38,8 @@ def _draw_panel(axes: Any, panel: Panel, arms: Arms) -> None:
     there = {arm for values in measure.rows.values() for arm in values}
     shown = [arm for arm in arms if arm in there]
     for number, arm in enumerate(shown):
-        aside = 0.0 if panel.joined else (number - (len(shown) - 1) / 2) * BESIDE / len(shown)
-        at = [place + aside for place in range(len(places))]
+        aside = (number - (len(shown) - 1) / 2) * BESIDE / len(shown)
+        at = [place + (0.0 if panel.joined else aside) for place in range(len(places))]
         values = [measure.rows[place].get(arm, ()) for place in places]
         drawn = {"marker": "o", "linestyle": "-", "label": arm} | dict(arms[arm])
         drawn |= {} if panel.joined else {"linestyle": "none"}
@@ -47,11 +47,14 @@ def _draw_panel(axes: Any, panel: Panel, arms: Arms) -> None:
             before = [panel.before.rows.get(place, {}).get(arm, ()) for place in places]
             bars(axes, at, before, **drawn | {"mfc": "white", "label": None})
         bars(axes, at, values, middle=measure.middle, **drawn)
-        for x, of, place in zip(at, values, places, strict=True):
-            if of and measure.marks.get(place, {}).get(arm):
-                axes.plot(x, max(of), "x", color=drawn["color"], ms=11, mew=2)
+        crossed = [x + aside for x, place in enumerate(places) if measure.marked(place, arm)]
+        if crossed:  # at the top edge: where runs diverged to would stretch the axis
+            over = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 3}
+            axes.plot(crossed, [1.0] * len(crossed), "x", color=drawn["color"], ms=8, mew=2, **over)
     if any(each for each in measure.marks.values()):
         axes.plot([], [], "x", color="black", ms=9, mew=2, label=measure.mark)
+    for place in range(0, 0 if panel.joined else len(places), 2):  # which arms belong together
+        axes.axvspan(place - 0.5, place + 0.5, color="#f1f1f1", lw=0, zorder=0)
     ticks = panel.ticks or places
     leaning = 35 if sum(len(tick.partition("\n")[0]) for tick in ticks) > TOGETHER else 0
     axes.set_xticks(range(len(places)), ticks, fontsize="small", rotation=leaning)

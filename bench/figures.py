@@ -43,7 +43,7 @@ def measured(
     """The measure whose values are `figure` of each run, or how much more it is than `minus`.
 
     `places` has by place and arm the runs that there are, or lists of runs, of which it is the mean. `marked`
-    is the name of what some runs are (diverged): how many, is noted beside their values.
+    is the name of what some runs are (diverged): they are left out, and how many is noted.
     """
 
     def value(run: Any, place: str) -> float | None:
@@ -55,7 +55,10 @@ def measured(
 
     there = {place: {arm: runs for arm, runs in arms.items() if runs} for place, arms in places.items()}
     rows = {
-        place: {arm: given(value(run, place) for run in runs) for arm, runs in arms.items()}
+        place: {
+            arm: given(value(run, place) for run in runs if not (marked and run[marked]))
+            for arm, runs in arms.items()
+        }
         for place, arms in there.items()
     }
     marks = {
@@ -66,7 +69,7 @@ def measured(
         }
         for place, arms in there.items()
     }
-    return Measure(name, x, rows, marks=marks, mark=f"a run {marked}", **kept)
+    return Measure(name, x, rows, marks=marks, mark=f"a run {marked} (not in the mean)", **kept)
 
 
 def _found(run: Any, figure: Figure, place: str) -> float | None:

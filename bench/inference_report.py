@@ -76,5 +76,6 @@ def section(cells: Mapping[str, Any], device: str, arms: Mapping[str, str], core
     if made:
         lacking = measures(found["speed"])[0].lacking(arms, f" on {device}")
         said += [lacking, "" if found["gguf"] else NO_GGUF, _said_of_load(about) if about else ""]
+        said.append(cells.get("about", {}).get("note", ""))  # on how these figures were measured
     panels = [Panel(each[0], joined=True, log=True, title=where) for where, each in made.items()]
     return Section(said, "Writing speed by precision and batch", panels)

@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench.comparison import SEEDS, Arms, Measure, Section, given, table_by_arm
+from bench.comparison import SEEDS, Arms, Measure, Section, given, table_by_arm, verdict
 from bench.comparison_plots import draw_by_arm
 from train.tasks.sms_calibration import calibration_bins, draw_calibration
 
@@ -35,7 +35,7 @@ def measures(runs: Runs) -> list[Measure]:
     return [
         read("reached", runs, lambda run: run["reached"], "{:z.2f}"),
         *(read(name.replace("_", " "), runs, partial(_of, name)) for name in FIGURES),
-        read("last training loss, nats", tuned, lambda run: run["loss"][-1]),
+        read("last logged training loss, nats a token", tuned, lambda run: run["loss"][-1]),
         read("tokens/s", alone, lambda run: run["tokens_per_s"], "{:,.0f}"),
         read("memory, GB", alone, lambda run: run["memory_gb"], "{:.2f}"),
     ]
@@ -51,7 +51,14 @@ def section(runs: Runs, told: Sequence[str], control: str) -> Section:
     seeds = Measure("seeds", "", {"": {arm: [len(of)] for arm, of in runs.items()}}, "{:.0f}")
     few = Measure(share.name, "", {"": {arm: share.rows[""][arm] for arm in told}}, share.form)
     said = [f"- {arm} reaches {gap} against {control}." for arm, gap in few.gaps("", control).items()]
-    return Section([table_by_arm([seeds, share, *others], runs), "\n".join(said)])
+    return Section([table_by_arm([seeds, share, *others], runs), verdict([few], control), "\n".join(said)])
+
+
+def edge(tried: Mapping[float, float]) -> str:
+    """Which end of the learning rates that were tried, by their losses, the best one is; "" for none."""
+    rates, best = sorted(tried), min(tried, key=tried.__getitem__, default=0.0)
+    ends = {rates[0]: "lowest", rates[-1]: "highest"} if len(rates) > 1 else {}
+    return ends.get(best, "")
 
 
 def pooled(runs: Runs, arms: Sequence[str]) -> dict[str, tuple[list[int], list[float]]]:

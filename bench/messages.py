@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 GOLD = 200  # messages
 ALL = "rules, all messages"
 DRAWN = {
-    name: {"color": colour}
-    for name, colour in ((ALL, "#9db7d5"), ("rules", "#4f7fb8"), ("model", "#b8420c"), ("hybrid", "#2f7d4f"))
+    name: {"color": colour, "marker": marker}
+    for name, colour, marker in (
+        (ALL, "#9db7d5", "o"),
+        ("rules", "#4f7fb8", "o"),
+        ("model", "#b8420c", "s"),
+        ("hybrid", "#2f7d4f", "^"),
+    )
 }
 SIDES = ("precision", "recall")
 COSTS = {

@@ -31,7 +31,7 @@ def sections(content: Content) -> dict[str, Section]:
     cells, device = content["cells"], content["settings"]["device"]
     full = {name: of[0] for name, of in runs(content, "full").items() if of}
     made = tasks(content)
-    answer = in_short(made.panels[0].measure, CONTROL, "a trained model's")
+    answer = in_short([panel.measure for panel in made.panels], CONTROL, "a trained model's")
     return {
         "answer": Section([answer]),
         "gptq": Section([said_of(cells.get("gptq"))]),
@@ -98,7 +98,7 @@ def stability(content: Content) -> Section:
     diverged = look("runs that diverged (share)", figure="diverged", shown=share)
     spikes = look("spikes of all runs", figure="spikes", shown=total)
     norm = look("largest gradient norm of a run", figure="grad_norms.max", form="{:.3g}")
-    last = look(f"last {LOSS}", figure=LAST, form="{:.2f}")
+    last = look(f"last {LOSS}", figure=LAST, form="{:.2f}", marked="diverged")
     panels = [Panel(diverged, limits=(-0.05, 1.05)), Panel(norm, log=True)]
     return section_of([diverged, spikes, norm, last], [norm], title="Learning rates", panels=panels)
 

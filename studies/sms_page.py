@@ -97,6 +97,7 @@ def page(content: Content, pictures: Mapping[str, str]) -> str:
     values |= {"epochs": f"{settings['epochs']:g}", "rate": f"{best_rate(content):g}"}
     values["looks"] = ", ".join(f"{loss:.3f} at {rate:g}" for rate, loss in tried.items())
     values |= {"runs": len(of_kind(content, "tuned")), "sized": len(of_kind(content, "full"))}
+    values["edge"] = likelihoods.edge(tried)
     values["planned"] = 3 * (len(SEEDS) + settings["checkpointed_seeds"])  # at 16, 8 and 4 bit
     return paragraphs(PAGE, values, sections(content))
 

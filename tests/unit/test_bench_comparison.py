@@ -20,6 +20,7 @@ from bench.comparison import (
     in_short,
     table_by_arm,
     table_of,
+    verdict,
 )
 from bench.comparison_plots import draw, draw_by_arm, drawn
 from bench.figures import by_arm, by_seed, measured
@@ -62,11 +63,55 @@ def test_sentences_say_by_how_much_and_whether_seeds_do_as_much() -> None:
     ends = Measure("rise", "alpha", {"16": {"a": [1.0, 2.0]}, "512": {"a": [1.5, 2.5]}}, "{:+z.1f}")
     assert across(ends) == "- rise, alpha 512 against 16: a +0.5 (within the spread of the seeds)."
     assert across(LOSS) == across(Measure("loss", "task", {})) == ""
-    assert in_short(LOSS, "16 bit", "a trained model's") == (
+    same = Measure("score", "task", {"quotes": {"int4": [0.1, 0.3], "16 bit": [0.2, 0.4]}})
+    assert in_short([LOSS, same], "16 bit", "a trained model's") == (
         "**In short: where the ranges over the seeds don't overlap, a trained model's loss differs from "
-        "16 bit's with int4 by +0.900 on 1 of 1 tasks.**"
+        "16 bit's with int4 by +0.90 on 1 of 1 tasks. A trained model's score differs from 16 bit's "
+        "with int4 on 0 of 1 tasks.**"
     )
-    assert in_short(measured("loss", "task", {}, "loss"), "16 bit", "a") == ""
+    assert in_short([measured("loss", "task", {}, "loss")], "16 bit", "a") == ""
+
+
+def test_a_verdict_counts_what_the_sentences_say() -> None:
+    begins = "**Beyond the spread of the seeds are "
+    assert verdict([LOSS], "16 bit") == f"{begins}1 of 1 differences from 16 bit.**"
+    rows = {
+        "a": {"x": [1.0, 2.0], "y": [3.0, 4.0], "z": [1.0, 1.0]},
+        "b": {"x": [1.0, 2.0], "y": [1.5, 1.6], "z": [5.0]},
+    }
+    measure = Measure("loss", "task", rows)
+    counted = f"{begins}1 of 3 differences from x: y 1 of 2, z 0 of 1.**"
+    assert verdict([measure], "x") == counted
+    assert against(measure, "x").count("beyond the spread") == 1
+    assert verdict([measure, measure], "x").startswith(f"{begins}2 of 6 ")
+    assert verdict([Measure("loss", "task", {"a": {"x": [1.0], "y": [2.0]}})], "x") == ""
+
+
+def test_an_arm_of_which_runs_diverged_is_not_compared() -> None:
+    rows = {
+        "16": {"a": [1.0, 2.0], "b": [5.0, 6.0], "c": [1.0, 2.0]},
+        "512": {"a": [1.0, 2.0], "b": [5.0], "c": []},
+    }
+    marks = {"512": {"b": "1 diverged", "c": "2 diverged"}}
+    measure = Measure("loss", "alpha", rows, "{:.1f}", marks=marks)
+    beyond = "(beyond the spread of the seeds)"
+    assert measure.gaps("512", "a") == {"b": "1 diverged", "c": "2 diverged"}
+    assert measure.gaps("512", "c") == {"b": "1 diverged", "c": "2 diverged"}  # nor beside such a control
+    assert measure.gaps("16", "a")["b"] == f"+4.0 {beyond}"
+    assert "a +0.0 (within the spread of the seeds); b 1 diverged; c 2 diverged." in across(measure)
+    assert verdict([measure], "a").endswith(" 1 of 2 differences from a.**")
+    assert measure.pairs("c") == {"a": [([1.0, 2.0], [1.0, 2.0])], "b": [([5.0, 6.0], [1.0, 2.0])]}
+    assert table_of([measure], "abc").splitlines()[-1] == (
+        "| loss | 512 | 1.5 (1.0 to 2.0) | 5.0, 1 diverged | 2 diverged |"
+    )
+    none_left = Measure("loss", "alpha", {"512": {"c": []}}, marks=marks)
+    assert "| loss | 512 | 2 diverged |" in table_of([none_left], "c")
+    panel = Panel(Measure("loss", "alpha", rows, marks=marks, mark="a run diverged"), joined=True)
+    (axes,) = draw("Alphas", [panel], {"a": {"color": "k"}, "b": {"color": "b"}, "c": {"color": "r"}}).axes
+    crosses = [line for line in axes.lines if line.get_marker() == "x" and len(np.array(line.get_xdata()))]
+    assert [line.get_color() for line in crosses] == ["b", "r"]
+    assert {float(np.array(line.get_ydata())[0]) for line in crosses} == {1.0}  # of the axes' height
+    assert axes.get_ylim()[1] < 7
 
 
 CELLS = {
@@ -82,9 +127,9 @@ KEYS = {"GPTQ": "gptq", "NF4": "nf4", "int8": "int8"}
 def test_a_measure_is_read_off_the_cells() -> None:
     places = {"quotes": by_arm(CELLS, "task|quotes", KEYS)}
     last = measured("last", "task", places, "evals.-1.loss", marked="diverged")
-    assert last.rows == {"quotes": {"GPTQ": [2.0, 3.0], "NF4": [2.0, 3.0, 4.0]}}
+    assert last.rows == {"quotes": {"GPTQ": [2.0], "NF4": [2.0, 4.0]}}  # without the diverged
     assert last.marks == {"quotes": {"GPTQ": "2 diverged", "NF4": "1 diverged"}}
-    assert last.mark == "a run diverged"
+    assert last.mark == "a run diverged (not in the mean)"
     rise = measured("rise", "what", {"loss": places["quotes"]}, "evals.-1.{}", "evals.0.{}")
     assert rise.rows["loss"]["NF4"] == [0.0, 1.0, 2.0]
     largest = measured("norm", "task", places, "norms.max")

@@ -122,9 +122,19 @@ def test_what_the_studies_found_is_what_their_pages_say() -> None:
     found = re.findall(r"with (\w+) by \+([\d.]+) to \+([\d.]+)", arms)
     assert {arm for arm, _, _ in found} == {"GPTQ", "NF4", "int8"}
     assert all(f"{low} to {high} " in said and f"with {arm}" in said for arm, low, high in found)
+    counts = re.findall(r"with \w+ by \S+ to \S+ on (\d) of 4 tasks", arms.partition("score")[0])
+    assert re.search(
+        "with GPTQ on {} of 4 tasks, .* with NF4 on {}, .* with int8 on {}:".format(*counts), said
+    )
     gemma = in_short("quantised-gemma-3-270m.md")
-    assert re.search(r"with GPTQ on 0 of 4 .* with NF4 by [^,]* on 1 of 4 tasks, with int8 on 0 of 4", gemma)
-    assert "NF4 differs on 1 of 4 tasks, GPTQ and int8 on none." in said
+    assert re.search(
+        r"loss .* with GPTQ on 0 of 4 .* with NF4 by [^,]* on 1 of 4 tasks, with int8 on 0 of 4 tasks\. ",
+        gemma,
+    )
+    assert "NF4 differs in loss on 1 of 4 tasks, GPTQ and int8 on none." in said
     likely = re.search(r"tuned models find ([\d.]+ to [\d.]+) .*logistic regression, ([\d.]+) ", sms)
     assert likely
     assert f"find {likely[1]} of it, logistic regression on the features {likely[2]}" in said
+    edge = "The learning rate of the tuned models is the highest that was tried"
+    assert edge in (ROOT / "docs/studies/sms.md").read_text()
+    assert "theirs is the highest learning rate that was tried" in said

@@ -55,6 +55,19 @@ def test_a_rate_is_chosen_by_campaigns_that_are_neither_trained_on_nor_tested() 
     assert best_rate(content) == 2e-5
 
 
+def test_the_page_says_that_the_best_rate_is_at_an_end_of_those_that_were_tried() -> None:
+    content = copy.deepcopy(CONTENT)
+    tried = {2e-4: 0.6, 5e-4: 0.5, 1e-3: 0.7}
+    assert "tuned models is the highest that was tried" in markdown(content)
+    for best, said in ((2e-4, "lowest"), (5e-4, ""), (1e-3, "highest")):
+        losses = tried | {best: 0.4}
+        assert likelihoods.edge(losses) == said
+        content["cells"] |= {f"rate/{rate:g}": {"log_loss": loss} for rate, loss in losses.items()}
+        assert (f"is the {said} that was tried" in markdown(content)) is bool(said)
+        assert ("that was tried" in markdown(content)) is bool(said)
+    assert likelihoods.edge({1e-3: 0.5}) == likelihoods.edge({}) == ""  # nothing to choose from
+
+
 def test_baselines_and_rules_are_what_they_were_when_the_committed_results_were_made() -> None:
     plan = Plan(**CONTENT["settings"])
     made, before = baselines(plan, 1), CONTENT["cells"]["baselines/1"]
