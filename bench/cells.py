@@ -14,14 +14,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from core.errors import ChatError
 from core.files import read_json, write_json
@@ -32,22 +35,24 @@ FILE = "results.json"
 class Results:
     """The cells of a study by their keys, in `folder`/results.json."""
 
-    def __init__(self, folder: Path, version: int, settings: dict[str, Any]) -> None:
-        """Read what is there. Raises ChatError for results of another version or of other settings."""
+    def __init__(self, folder: Path, version: int, settings: dict[str, Any], study: str = "") -> None:
+        """Read what is there. Raises ChatError for results of another study or version, or of other settings;
+        without its name, of any study."""
         self.path = folder / FILE
-        self.content: dict[str, Any] = {"version": version, "settings": settings, "cells": {}}
+        named = {"study": study} if study else {}
+        self.content: dict[str, Any] = {"version": version} | named | {"settings": settings, "cells": {}}
         if not self.path.exists():
             return
-        found = read_results(folder, version)
+        found = read_results(folder, version, study)
         if found["settings"] != settings:
             then, now = found["settings"], settings
             apart = [name for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
             said = ", ".join(f"{name} {then.get(name)!r}, and now {now.get(name)!r}" for name in apart)
             raise ChatError(
                 f"{self.path} holds results of other settings ({said}): a table of both means nothing. "
-                "Move it away, or give another folder: --out FOLDER"
+                + _cure("--out")
             )
-        self.content = found
+        self.content |= found
 
     def done(self, key: str) -> bool:
         """Whether the cell is there."""
@@ -62,29 +67,76 @@ class Results:
     def begin(self, key: str, about: dict[str, Any], name: str, cure: str) -> None:
         """Keep under `key` what the cells that follow are measured by; who goes on has the same `name` (a
         device, a model). Raises ChatError for another one; in the `cure`, {} stands for that of before."""
-        before, now = self.content["cells"].get(key, about)[name], about[name]
-        if before != now:
-            raise ChatError(
-                f"{self.path} was begun with the {name} {before}, and this is {now}: a table of both means "
-                f"nothing. {cure.format(shlex.quote(before))}, or give another folder: --out FOLDER"
-            )
+        with reading(self.path):
+            before, now = self.content["cells"].get(key, about)[name], about[name]
+            if before != now:
+                raise ChatError(
+                    f"{self.path} was begun with the {name} {before}, and this is {now}: a table of both "
+                    f"means nothing. {cure.format(shlex.quote(before))}, or give another folder: --out FOLDER"
+                )
         if not self.done(key):
             self.put(key, about)
 
 
-def read_results(folder: Path, version: int) -> dict[str, Any]:
-    """What is in `folder`/results.json: `version`, `settings` and `cells`. Raises ChatError, also for those
-    of another version."""
+def read_results(folder: Path, version: int, study: str = "", option: str = "--out") -> dict[str, Any]:
+    """What is in `folder`/results.json, which `option` gave: `version`, `settings`, `cells` and, but for old
+    ones, `study`. Raises ChatError, also for those of another study or version."""
     path = folder / FILE
-    found = read_json(path)
+    if not path.exists():
+        raise ChatError(f"there is no {path}. {_cure(option)}")
+    try:
+        found = read_json(path)
+    except ChatError as error:
+        raise ChatError(f"{error}. {_cure(option)}") from None
+    if study and found.get("study", study) != study:
+        raise ChatError(
+            f"{path} holds results of another study ({found['study']!r}, and this is {study!r}). "
+            + _cure(option)
+        )
     if found.get("version") != version:
         raise ChatError(
             f"{path} holds results of another version ({found.get('version')!r}, and now {version!r}): "
-            "its figures may mean something else. Move it away, or give another folder: --out FOLDER"
+            f"its figures may mean something else. {_cure(option)}"
         )
     if not all(isinstance(found.get(name), dict) for name in ("settings", "cells")):
-        raise ChatError(f"{path} has no settings or no cells. Move it away: it is measured anew")
+        raise ChatError(f"{path} has no settings or no cells. {_cure(option)}")
     return found
+
+
+@contextmanager
+def reading(path: Path, option: str = "--out") -> Iterator[None]:
+    """Around what uses the content of `path`, and measures nothing: raise ChatError where it is damaged."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ChatError(
+            f"{path} is damaged: something in it is missing, or of another kind ({said}). {_cure(option)}"
+        ) from error
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Have the folder, made if need be, for this process alone. Raises ChatError where another has it."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (FileExistsError, NotADirectoryError):
+        raise ChatError(f"{folder} is no folder: a file is there. Give another one: --out FOLDER") from None
+    except Timeout:
+        raise ChatError(
+            f"another process measures in {folder} right now. Wait, or give another folder: --out FOLDER"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _cure(option: str) -> str:
+    """What to do about a file that can't be used; only where it would be written is it in the way."""
+    return f"{'Move it away, or give' if option == '--out' else 'Give'} another folder: {option} FOLDER"
 
 
 def of_kind(content: Mapping[str, Any], kind: str) -> dict[str, Any]:

@@ -6,14 +6,12 @@ import io
 import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.comparison import Arms, Measure, Panel, Section
-from core.files import write_whole
 
 TOGETHER = 36  # letters that have room below axes, or beside them
 BESIDE = 0.72  # of the room between two places is for the arms there
@@ -130,10 +128,8 @@ def legend_below(made: Figure, axes: Sequence[Any]) -> None:
     made.legend(found.values(), found.keys(), frameon=False, loc="outside lower center", ncols=4)
 
 
-def save(figures: Mapping[str, Figure], folder: Path) -> None:
-    """Write each as `<name>.png`, the same bytes for the same figure."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, made in figures.items():
-        picture = io.BytesIO()
-        made.savefig(picture, format="png", dpi=100, metadata={"Software": None})
-        write_whole(folder / f"{name}.png", picture.getvalue())
+def png(made: Figure) -> bytes:
+    """The same bytes for the same figure."""
+    picture = io.BytesIO()
+    made.savefig(picture, format="png", dpi=100, metadata={"Software": None})
+    return picture.getvalue()

@@ -5,7 +5,8 @@
     sys.exit(STUDY.main(given, argv, measure))
 
 A report is made of the results alone: `draw` gives its plots, and `page` its text, told the file of each.
-In docs/studies a page is <name>.md, and <name>/ has its plots and results.json.
+In docs/studies a page is <name>.md, and <name>/ has its plots and results.json. All of it is made before any
+of it is written.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from bench.cells import FILE, Cell, Results, Runner, read_results
+from bench.cells import FILE, Cell, Results, Runner, claimed, read_results, reading
 from bench.comparison import Arms, Section
-from bench.comparison_plots import drawn, save
+from bench.comparison_plots import drawn, png
 from core.command import ROOT, Parser, command_line, run
-from core.files import write_json, write_whole
+from core.files import write_whole
 from core.machine import thread_count
 from train.recipe import full_path
 
@@ -85,10 +86,11 @@ class Study:
             default=self.folder(),
             help=f"where {FILE} is (outputs/studies/{self.name})",
         )
-        add("--minutes", type=float, default=math.inf, help="begin no cell that would end later")
-        add("--workers", type=int, default=1, choices=range(1, 33), metavar="N", help="train side by side")
+        minutes = between(0, math.inf, float)
+        add("--minutes", type=minutes, default=math.inf, help="begin no cell that would end later")
+        add("--workers", type=between(1, 32), default=1, metavar="N", help="train side by side, at most 32")
         add("--page", type=full_path, metavar="FOLDER", help="write docs/studies of its results")
-        add("--name", type=_file_name, default=self.name, help="of the page")
+        add("--name", type=_file_name, default="", help=f"of the page ({self.name}, or its FOLDER's there)")
         return parser
 
     def about(self, argv: Iterable[str], libraries: Iterable[str] = LIBRARIES) -> dict[str, Any]:
@@ -102,23 +104,43 @@ class Study:
             "versions": {name: version(name) for name in libraries},
         }
 
+    def results(self, folder: Path, settings: dict[str, Any]) -> Results:
+        """Those in `folder`, begun or not. Raises ChatError for those of something else."""
+        return Results(folder, self.version, settings, self.name)
+
+    def read(self, folder: Path, option: str = "--out") -> dict[str, Any]:
+        """What `folder`, given by this option, holds of this study. Raises ChatError, also where its report
+        can't be made."""
+        content = read_results(folder, self.version, self.name, option)
+        with reading(folder / FILE, option):
+            self.made(content)
+        return content
+
+    def made(self, content: Content, page: str = REPORT, pictures: str = "") -> dict[str, str | bytes]:
+        """The page, and in the folder `pictures` its plots and JSON: content by file."""
+        plots = {name: (f"{name}.png", figure) for name, figure in self.draw(content).items()}
+        files: dict[str, str | bytes] = {file: png(figure) for file, figure in plots.values()}
+        for name, value in self.files(content).items():
+            files[name] = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        inside = {name: (Path(pictures) / name).as_posix() for name in files}
+        text = self.page(content, {name: inside[file] for name, (file, _) in plots.items()})
+        return {inside[name]: made for name, made in files.items()} | {page: text}
+
     def write(self, content: Content, folder: Path, page: str = REPORT, pictures: str = "") -> str:
         """Write the page into `folder` and its plots into `folder`/`pictures`; say where."""
-        plots = self.draw(content)
-        save(plots, folder / pictures)
-        for name, value in self.files(content).items():
-            write_json(folder / pictures / name, value)
-        files = {name: (Path(pictures) / f"{name}.png").as_posix() for name in plots}
-        write_whole(folder / page, self.page(content, files))
+        for name, made in self.made(content, page, pictures).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / name, made)
         return f"{folder / page} is written, from {len(content['cells'])} cells."
 
-    def publish(self, folder: Path, pages: Path, name: str) -> int:
+    def publish(self, folder: Path, pages: Path, name: str = "") -> int:
         """Write `folder`'s results as `pages`/<name>.md, with plots and JSON in `pages`/<name>. Raises
-        ChatError."""
-        content = read_results(folder, self.version)
-        (pages / name).mkdir(parents=True, exist_ok=True)
-        write_whole(pages / name / FILE, json.dumps(content, ensure_ascii=False) + "\n")
+        ChatError. Those of a page have its name, if none is given."""
+        content = self.read(folder, "--page")
+        of_page = folder.resolve().parent == pages.resolve()
+        name = name or (folder.name if of_page else self.name)
         print(self.write(content, pages, f"{name}.md", name))
+        write_whole(pages / name / FILE, json.dumps(content, ensure_ascii=False) + "\n")
         return 0
 
     def measure(
@@ -146,18 +168,28 @@ class Study:
         return results, runner.failed, left()
 
     def main(
-        self, given: Namespace, argv: list[str], measure: Callable[[float], tuple[Results, int, int]]
+        self,
+        given: Namespace,
+        argv: list[str],
+        measure: Callable[[float], tuple[Results, int, int]],
+        option: str = "--out",
     ) -> int:
         """Publish, or measure and report; return the exit code. `measure(until)` begins nothing that would
-        end after `until` (of time.monotonic), and returns what `Study.measure` does."""
+        end after `until` (of time.monotonic), and returns what `Study.measure` does.
+
+        `given.out` is what the `option` gave: but for --out, there are results in it.
+        """
         until = time.monotonic() + 60 * given.minutes - SPARE_S
         again = command_line(self.script, argv)
 
         def work() -> int:
             if given.page:
                 return self.publish(given.page, ROOT / "docs" / "studies", given.name)
-            results, failed, left = measure(until)
-            print(self.write(results.content, results.path.parent))
+            if option != "--out" or (given.out / FILE).exists():
+                self.read(given.out, option)  # before anything is measured for it
+            with claimed(given.out):
+                results, failed, left = measure(until)
+                print(self.write(results.content, results.path.parent))
             if left:
                 print(f"{left} cells aren't measured yet; go on with: {again}")
             return 1 if failed else 0
@@ -223,6 +255,6 @@ def shown(command: str) -> str:
 
 
 def _file_name(text: str) -> str:
-    if not text or Path(text).name != text:
+    if text in ("", ".", "..") or {*text} & {*"/\\"} or not text.isprintable():
         raise ArgumentTypeError(f"{text!r} can't be a file's")
     return text

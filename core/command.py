@@ -8,8 +8,10 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,6 +47,28 @@ def missing(error: ModuleNotFoundError) -> str:
         f"error: the package {package!r} isn't installed: "
         "pip install -r requirements.txt -r convert/requirements.txt -r train/requirements.txt"
     )
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around imports that take seconds: a package that isn't installed, or Ctrl-C, ends the program with one
+    line."""
+
+    def stop(*_: object) -> None:  # raised inside a library's import, it may come out as an ImportError
+        os.write(2, b"\nStopped; nothing was begun.\n")
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    ours = before is signal.default_int_handler  # not in a process of several, whose first one answers
+    if ours:
+        signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        sys.exit(missing(error))
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def run(work: Callable[[], int], stopped: str) -> int:

@@ -22,14 +22,14 @@ from typing import Any
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from core.command import missing
+from core.command import importing
 
-try:
+with importing():
     import torch
 
     from bench import full_size, inference
     from bench.bases import add_base, base_of
-    from bench.cells import Cell, Results, read_results
+    from bench.cells import FILE, Cell, Results, reading
     from bench.comparison import SEEDS
     from bench.inference_report import ABOUT, processor_now
     from bench.study import Study
@@ -39,8 +39,6 @@ try:
     from train.base import find_base, fingerprint
     from train.recipe import Recipe, changed, full_path, parse, read_yaml
     from train.to_gptq import quantise_on_text
-except ModuleNotFoundError as error:
-    sys.exit(missing(error))
 
 STUDY = Study.of("quantised", 2, sections, DRAWN)
 PLAN = read_yaml(Path(__file__).with_suffix(".yaml"))
@@ -120,7 +118,7 @@ def begin(base: Path, out: Path, device: str, asked: dict[str, Any]) -> Plan:
     """The plan in a folder, begun or not. Raises ChatError for results of another study there."""
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     known = {"base": fingerprint(str(base)), "data": content_of(DATA, CALIBRATION), "device": name}
-    return Plan(base, Results(out, STUDY.version, known | asked), device)
+    return Plan(base, STUDY.results(out, known | asked), device)
 
 
 def read(argv: list[str]) -> argparse.Namespace:
@@ -132,7 +130,7 @@ def read(argv: list[str]) -> argparse.Namespace:
     parser.set_defaults(out=None, workers=None)
     given = parser.parse_args(argv)
     given.model = base_of(parser, given)
-    given.out = given.out or STUDY.folder("-quick" if given.quick else "")
+    given.out = given.processor or given.out or STUDY.folder("-quick" if given.quick else "")
     given.workers = given.workers or (8 if given.device == "cuda" else 1)
     return given
 
@@ -146,21 +144,22 @@ def main(argv: list[str]) -> int:
         if given.device == "cpu" and (reason := inference.lacking()):
             print(f"note: no GGUF files are measured: {reason}", file=sys.stderr)
         if given.processor:
-            return on_processor(base, given.processor)
+            return on_processor(base, given.out)
         plan = begin(base, given.out, given.device, PLAN["quick" if given.quick else "full"])
         if not plan.results.done("about"):
             about = STUDY.about(argv) | {"base": f"{base.name} ({given.model.license})"}
             plan.results.put("about", about)
         return STUDY.measure(plan.results, plan.lines, until, given.workers, plan.quantise)
 
-    return STUDY.main(given, argv, measure)
+    return STUDY.main(given, argv, measure, "--processor" if given.processor else "--out")
 
 
 def on_processor(base: Path, out: Path) -> tuple[Results, int, int]:
     """Add to the results in `out` how the same base writes on this machine's processor, by transformers and
     as GGUF files by llama.cpp. Raises ChatError for results of another base."""
-    settings = read_results(out, STUDY.version)["settings"] | {"base": fingerprint(str(base))}
-    plan = Plan(base, Results(out, STUDY.version, settings), "cpu", "gptq-processor")
+    settings = STUDY.read(out, "--processor")["settings"] | {"base": fingerprint(str(base))}
+    with reading(out / FILE, "--processor"):
+        plan = Plan(base, STUDY.results(out, settings), "cpu", "gptq-processor")
     plan.settings = settings | {"windows": PLAN["quick"]["windows"]}  # which speed doesn't depend on
     plan.results.put(ABOUT, processor_now())
     return STUDY.measure(plan.results, lambda: plan.timed("processor"), before=plan.quantise)

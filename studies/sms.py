@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a script: import from the repository, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from core.command import missing
+from core.command import importing
 
-try:
+with importing():
     import torch
     import yaml
 
     from bench import full_size, messages
-    from bench.cells import FILE, Cell, Results, read_results
+    from bench.cells import FILE, Cell, Results, reading
     from bench.comparison import SEEDS
     from bench.study import Study, between
     from bench.tuned import tuned
@@ -41,8 +41,6 @@ try:
     from train.tasks.sms import example_of
     from train.tasks.sms_generator import Row, rows
     from train.tasks.sms_truth import judged, of_baselines, split
-except ModuleNotFoundError as error:
-    sys.exit(missing(error))
 
 if TYPE_CHECKING:
     from chat.model_host import Host
@@ -138,8 +136,8 @@ def read(argv: list[str]) -> Namespace:
     add("--train", type=between(8, 1500), default=32, help="rows that a model is tuned on")
     add("--test", type=between(8, 300), default=24, help="rows of other campaigns that it is tested on")
     add("--asked", type=between(0, messages.GOLD), default=20, help="gold messages that the model reads")
-    add("--epochs", type=float, default=1.0)
-    add("--batch", type=int, default=1, help="blocks of a step")
+    add("--epochs", type=between(0.01, 100, float), default=1.0)
+    add("--batch", type=between(1, 64), default=1, help="blocks of a step")
     add("--rates", type=between(1e-8, 1, float), nargs="+", default=[2e-4], help="the best is taken")
     add("--checkpointed-seeds", type=between(0, len(SEEDS)), default=1, help="tuned with checkpointing too")
     add("--only", choices=("tuned", "chat"), help="what is trained, or what needs a model of the chat")
@@ -157,8 +155,12 @@ def measure(given: Namespace, argv: list[str], until: float) -> tuple[Results, i
     sizes = (given.recipe, given.train, given.test, given.epochs, given.batch, given.rates)
     plan = Plan(*sizes, given.checkpointed_seeds)
     if given.only == "chat" and (given.out / FILE).exists():  # with it, whatever it was begun with
-        plan = Plan(**read_results(given.out, STUDY.version)["settings"])
-    results, about = Results(given.out, STUDY.version, asdict(plan)), STUDY.about(argv, ["torch"])
+        with reading(given.out / FILE):
+            plan = Plan(**STUDY.read(given.out)["settings"])
+            plan.sides(SEEDS[0])
+    for arm in ARMS if given.only != "chat" else ():
+        plan.recipe_of(arm, SEEDS[0], plan.rates[0])  # a wrong one is told of before anything is measured
+    results, about = STUDY.results(given.out, asdict(plan)), STUDY.about(argv, ["torch"])
     here = {name: about[name] for name in ("date", "command")} | about["versions"]
     here["device"] = f"{about['cores']} CPU core(s)" if about["device"] == "CPU" else about["device"]
     models = None if given.only == "tuned" else messages.host_of(given.engine, given.model)

@@ -8,14 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from bench.cells import FILE
+from bench.cells import FILE, claimed
 from chat.model_host import Host
 from chat.reply import Sessions
 from chat.sms import ask_features, likelihood, without_each_word
@@ -29,6 +31,8 @@ from tests.integration.elsewhere import endpoints, opened
 from tests.integration.openai_app import KEY, NAME, end, serve
 from tests.integration.stranger import EVENTS, Answer, Stranger, event, models
 
+SETTINGS: dict[str, Any] = {"recipe": "smollm2-quotes", "train": 8, "test": 8, "epochs": 1.0, "batch": 1}
+SETTINGS |= {"rates": [2e-4], "checkpointed_seeds": 0, "rows": 2000}
 MESSAGE = "Lumovi: 20% off tea. Today only!"
 GOOD: dict[str, Any] = dict.fromkeys(("call_to_action", "personal", "emoji", "opt_out", "link"), False)
 GOOD |= {"discount": "percent", "size": 20, "currency": "none", "deadline": True}
@@ -164,6 +168,9 @@ def command(*options: str) -> list[str]:
         (["--engine", "http://127.0.0.1:1"], "no engine can be used: http://127.0.0.1:1"),
         (["--engine", "ftp://somewhere"], "it has the form http://HOST:PORT"),
         (["--engine", "nonsense"], "unknown engine 'nonsense'"),
+        (["--epochs", "nan"], "--epochs: nan is not from 0.01 to 100"),
+        (["--epochs", "0"], "--epochs: 0 is not from 0.01 to 100"),
+        (["--batch", "0"], "--batch: 0 is not from 1 to 64"),
         (["--full-size"], "--full-size: PyTorch sees no CUDA GPU here"),
     ],
 )
@@ -176,7 +183,61 @@ def test_a_wrong_option_is_one_line(
     assert left.value.code == 2
     assert said in error
     assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize("named", ["nosuch", "README.md", "/", "smollm2-quotes-dpo"])
+def test_a_wrong_recipe_is_told_of_before_anything_is_measured(
+    named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--only", "tuned", "--recipe", named, "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"settings": {}},
+        *({"settings": SETTINGS | more} for more in ({"tea": 1}, {"train": "9"}, {"rates": []})),
+        *({"cells": {"chat_made": cell}} for cell in ({}, None, "a model")),
+        {"cells": {"rate/0.1": {}}},
+    ],
+)
+def test_a_damaged_file_is_not_gone_on_with(
+    changed: dict[str, Any], short_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {"version": STUDY.version, "settings": SETTINGS, "cells": {}} | changed
+    (tmp_path / FILE).write_text(json.dumps(content))
+    assert main(["--only", "chat", "--model", str(short_model), "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path / FILE} is damaged: " in error
+    assert "Move it away, or give another folder: --out FOLDER" in error
+    assert json.loads((tmp_path / FILE).read_text()) == content
+
+
+def test_a_folder_in_which_another_process_measures_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with claimed(tmp_path):
+        assert main(["--only", "tuned", "--out", str(tmp_path)]) == 1
+    assert "another process measures in " in capsys.readouterr().err
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize("study", ["sms", "quantised"])
+def test_ctrl_c_while_packages_are_imported_is_one_line(study: str, tmp_path: Path) -> None:
+    begun = psutil.Popen(
+        [sys.executable, str(ROOT / "studies" / f"{study}.py"), "--out", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not any("libtorch" in each.path for each in begun.memory_maps()):
+        time.sleep(0.02)
+    begun.send_signal(signal.SIGINT)
+    error = begun.communicate(timeout=60)[1]
+    assert (begun.returncode, error) == (130, "\nStopped; nothing was begun.\n")
 
 
 def test_a_study_that_was_interrupted_goes_on(

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.cells import Results
+from bench.cells import FILE, Results
 from bench.short_run import spikes
 from bench.task_sets import OTHER, TEST, TRAIN, Row, content_of, load_tasks, reworded
+from core.errors import ChatError
 from studies.quantised import CALIBRATION, PLAN, STUDY, Plan
 from studies.quantised_report import ARMS, DATA
 
@@ -90,6 +91,25 @@ def test_what_was_measured_is_gone_on_with(results: Path) -> None:
         if "learning_rate" in measured[key]:
             (recipe, *_) = work.args  # type: ignore[attr-defined]
             assert recipe.sft.learning_rate == measured[key]["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        *(("cells", "about", value) for value in (None, {}, "x")),
+        *(("settings", key, None) for key in ("sizes", "tasks")),
+        ("settings", "sizes", dict.fromkeys(CONTENT["settings"]["sizes"], "1")),
+        *(("cells", "task|quotes|nf4|1", value) for value in (None, {"loss": "0.1"})),
+        ("cells", "gptq", {"a": 1}),
+    ],
+)
+def test_a_damaged_file_is_told_of_in_a_line(part: str, key: str, value: Any, tmp_path: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    content[part][key] = value
+    (tmp_path / FILE).write_text(json.dumps(content))
+    with pytest.raises(ChatError, match=r"results\.json is damaged: .*\. Give another folder: --page FOLDER"):
+        STUDY.publish(tmp_path, tmp_path / "pages")
+    assert not (tmp_path / "pages").exists()
 
 
 def test_the_answer_tells_of_gaps_that_the_seeds_do_not_make() -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from bench import likelihoods, messages
+from bench.cells import FILE
 from chat.sms_page import Calibration
+from core.errors import ChatError
 from core.sms_rules import extract
 from studies.sms import ARMS, STUDY, Plan, baselines
 from studies.sms_page import PAGE, best_rate, calibration_json, page, runs
@@ -163,6 +165,35 @@ def test_the_page_says_what_its_json_says() -> None:
 
 def test_the_arms_are_those_of_the_committed_results() -> None:
     assert {key.split("/")[1] for key in CONTENT["cells"] if key.startswith("tuned/")} == set(ARMS)
+
+
+@pytest.mark.parametrize(
+    ("key", "cell"),
+    [
+        *(("tuned/16 bit/1", cell) for cell in (None, {}, [], {"log_loss": "0.5"})),
+        *((key, {"seconds": 1, "features": None}) for key in ("asked/x", "asked/9999")),
+        ("tuned/16 bit/x", CONTENT["cells"]["tuned/16 bit/1"]),
+        ("baselines/1", None),
+        ("made", "a machine"),
+        ("rules", "x"),
+        ("rate/1", {}),
+        ("rate/x", {"log_loss": 1}),
+        ("full/16 bit", {"memory_gb": 1}),
+        ("chat/1", CONTENT["cells"]["tuned/16 bit/1"]),  # and no model that said so
+    ],
+)
+def test_a_damaged_cell_is_told_of_in_a_line(key: str, cell: Any, tmp_path: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    if key == "chat/1":
+        content["cells"].pop("chat_made", None)
+    content["cells"][key] = cell
+    (tmp_path / FILE).write_text(json.dumps(content))
+    with pytest.raises(
+        ChatError, match=r"results\.json is damaged: .*\. Give another folder: --page FOLDER"
+    ) as told:
+        STUDY.publish(tmp_path, tmp_path / "pages")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "pages").exists()
 
 
 def test_the_truth_reaches_all_and_the_mean_rate_nothing() -> None:
