@@ -90,7 +90,7 @@ class Study:
         add("--minutes", type=minutes, default=math.inf, help="begin no cell that would end later")
         add("--workers", type=between(1, 32), default=1, metavar="N", help="train side by side, at most 32")
         add("--page", type=full_path, metavar="FOLDER", help="write docs/studies of its results")
-        add("--name", type=_file_name, default="", help=f"of the page ({self.name}, or its FOLDER's there)")
+        add("--name", type=_file_name, help=f"of the page ({self.name}, or its FOLDER's there)")
         return parser
 
     def about(self, argv: Iterable[str], libraries: Iterable[str] = LIBRARIES) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Study:
             write_whole(folder / name, made)
         return f"{folder / page} is written, from {len(content['cells'])} cells."
 
-    def publish(self, folder: Path, pages: Path, name: str = "") -> int:
+    def publish(self, folder: Path, pages: Path, name: str | None = None) -> int:
         """Write `folder`'s results as `pages`/<name>.md, with plots and JSON in `pages`/<name>. Raises
         ChatError. Those of a page have its name, if none is given."""
         content = self.read(folder, "--page")

@@ -189,7 +189,7 @@ def test_a_damaged_cell_is_told_of_in_a_line(key: str, cell: Any, tmp_path: Path
     content["cells"][key] = cell
     (tmp_path / FILE).write_text(json.dumps(content))
     with pytest.raises(
-        ChatError, match=r"results\.json is damaged: .*\. Give another folder: --page FOLDER"
+        ChatError, match=r"results\.json is damaged: .*\. Give another folder: --page"
     ) as told:
         STUDY.publish(tmp_path, tmp_path / "pages")
     assert "\n" not in str(told.value)
