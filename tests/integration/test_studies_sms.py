@@ -282,18 +282,8 @@ def test_a_study_that_was_interrupted_goes_on(
 def test_cells_of_another_device_are_not_added(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [
-        "--recipe",
-        str(recipe),
-        "--only",
-        "tuned",
-        "--train",
-        "8",
-        "--test",
-        "8",
-        "--out",
-        str(tmp_path),
-    ]
+    sizes = ["--train", "8", "--test", "8"]
+    given = ["--recipe", str(recipe), "--only", "tuned", *sizes, "--out", str(tmp_path)]
     assert main([*given, "--minutes", "0"]) == 0
     content = json.loads((tmp_path / FILE).read_text())
     assert list(content["cells"]) == ["made"]

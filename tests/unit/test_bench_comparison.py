@@ -224,18 +224,6 @@ def test_a_study_publishes_its_page_and_beside_it_results_and_plots(
         replace(STUDY, version=2).publish(tmp_path / "run", tmp_path / "pages", "sms")
 
 
-@pytest.mark.parametrize(
-    ("words", "said"), [("--name a/b", "'a/b' can't be"), ("--workers 0", "invalid choice")]
-)
-def test_a_wrong_option_is_said_in_a_line(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        STUDY.parser("What?").parse_args(words.split())
-    assert left.value.code == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
-
-
 def test_a_command_is_told_without_folders_and_times() -> None:
     words = ["--base", "/somewhere/smol.gguf", "--out", "/x/y z", "--minutes", "8", "--device", "cuda"]
     about = STUDY.about(words, ["numpy"])
