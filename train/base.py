@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.command import ROOT
-from core.errors import ChatError, TrainError
+from core.errors import ChatError, ConvertError, TrainError
 from core.families import refusal, text_config
-from core.files import file_hashes
+from core.files import file_hashes, read_json
 from core.from_gguf import GGUF_WRITERS, checkpoint_from_gguf
 from core.gguf_reader import model_name, parts
 from core.hub import card_folder, files_of, hub_error, look_up, offline
-from core.other_formats import method_of, other_format, quantised
+from core.other_formats import TOKENIZERS, method_of, other_format, quantised
 from train.recipe import Recipe
 from train.sections import Model
 
@@ -38,6 +38,8 @@ def find_base(model: Model, bases: Path = BASES) -> str:
     if not model.gguf_file:
         return str(folder) if folder.is_dir() else model.base_model
     gguf = folder / model.gguf_file
+    if gguf.is_dir():
+        raise TrainError(f"the base {str(gguf)!r} is a folder, and no GGUF")
     if not gguf.is_file():
         raise TrainError(f"the base {str(gguf)!r} is not there; see model.base_model and model.gguf_file")
     there = [part for part in parts(gguf) if part.is_file()]  # who writes it out names one that isn't
@@ -52,10 +54,20 @@ def find_base(model: Model, bases: Path = BASES) -> str:
 
 def model_at(path: Path, license: str) -> Model:
     """A base on this disk: a 16-bit checkpoint's folder, or a GGUF that becomes one. Raises TrainError."""
-    if path.suffix == ".gguf":
+    if not path.exists():
+        raise TrainError(f"{str(path)!r} is not there")
+    if path.suffix == ".gguf" and path.is_file():
         return Model(base_model=str(path.parent), gguf_file=path.name, license=license)
     if not (path / "config.json").is_file():
         raise TrainError(f"{str(path)!r} is no checkpoint, as it has no config.json, and no GGUF")
+    _read_config(path)
+    names = files_of(str(path), None)
+    if other := other_format(names, repr(str(path))):
+        raise TrainError(other)
+    parts = {"weights (*.safetensors)": [*path.glob("*.safetensors")], "tokenizer": {*TOKENIZERS} & {*names}}
+    for part, there in parts.items():
+        if not there:
+            raise TrainError(f"{str(path)!r} has no {part}; get the checkpoint again, whole")
     return Model(base_model=str(path), license=license)
 
 
@@ -86,6 +98,8 @@ def load_config(base: str, revision: str | None) -> Any:
     """
     from transformers import AutoConfig, PreTrainedConfig  # seconds to import
 
+    if (Path(base) / "config.json").is_file():
+        _read_config(Path(base))
     with hub_errors(base, revision):
         content, _ = PreTrainedConfig.get_config_dict(base, revision=revision)
         if reason := refusal(content, repr(base)):
@@ -136,7 +150,7 @@ def hub_errors(base: str, revision: str | None) -> Iterator[None]:
 
 
 def fingerprint(base: str) -> str:
-    """SHA-256 of a folder's weights and config, by their content; empty for a hub name.
+    """SHA-256 of a folder's weights and config, by their content; empty for a hub name. Raises TrainError.
 
     What writes a config anew may note its own version and the folder there: these don't count.
     """
@@ -144,13 +158,21 @@ def fingerprint(base: str) -> str:
     if not folder.is_dir():
         return ""
     weights = sorted(folder.glob("*.safetensors"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _read_config(folder)
     kept = {
         key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")
     }
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
     digest.update(repr([path.name for path in weights]).encode() + _content(*weights))
     return digest.hexdigest()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint. Raises TrainError."""
+    try:
+        return read_json(folder / "config.json")
+    except ConvertError as error:
+        raise TrainError(f"{error}; get the checkpoint again, whole") from None
 
 
 def _content(*files: Path) -> bytes:

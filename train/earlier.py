@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import TrainError
 from core.files import ADAPTER_CONFIG, file_hash
+from train.folder import read_inputs, read_json
+from train.layers import targets
 from train.recipe import Recipe, changed, parse, read_yaml
 from train.refused import REFUSED
 from train.sections import Lora
 from train.upstream import keywords
+
+if TYPE_CHECKING:
+    from train.session import Base
 
 WEIGHTS = "adapter_model.safetensors"
 # What is written anew into each adapter, or says nothing of its form.
@@ -53,13 +57,37 @@ def check_base(recipe: Recipe, content: str, base: str) -> None:
     """Raise TrainError where the earlier run was on other weights; `content` is the hash of the base's."""
     if not recipe.model.adapter:
         return
-    noted = Path(recipe.model.adapter).parent / "inputs.json"
-    begun = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
+    begun = read_inputs(Path(recipe.model.adapter).parent)
     if content and begun.get("base", content) != content:
         raise TrainError(
             f"the adapter {recipe.model.adapter} was trained on another base than {base}, and is worth "
             "nothing on it; say the same model.base_model"
         )
+
+
+def check_form(folder: Path, lora: Lora, base: Base) -> None:
+    """Raise TrainError where a saved adapter's settings aren't `lora`, before anything is allocated."""
+    path = folder / ADAPTER_CONFIG
+    config = read_json(path, cure="or train it anew")
+    if config is None:
+        raise TrainError(f"{folder} has no {ADAPTER_CONFIG}; bring it back, or train the adapter anew")
+    for name in ("r", "lora_alpha"):
+        if config.get(name) != (wanted := getattr(lora, name)):
+            raise TrainError(_other_form(path, name, config.get(name), wanted))
+    theirs, ours = config.get("target_modules"), lora.target_modules
+    # An adapter of a part is saved with the names of the whole: there, its tensors decide.
+    if theirs != ours and not hasattr(base.config, "part_of"):
+        there = base.shape.linears
+        known = isinstance(theirs, str) or (isinstance(theirs, list) and {*map(type, theirs)} <= {str})
+        if not known or targets(theirs, there)[0] != targets(ours, there)[0]:
+            raise TrainError(_other_form(path, "target_modules", theirs, ours))
+
+
+def _other_form(path: Path, name: str, theirs: Any, ours: Any) -> str:
+    return (
+        f"{path} says {name}: {theirs!r}, and the recipe LoraConfig.{name}: {ours!r}: one of them was "
+        "changed after the training; bring back what it was"
+    )
 
 
 def _found(given: str, outputs: Path) -> Path:
@@ -83,7 +111,7 @@ def _lora(folder: Path, given: str) -> Lora:
     recipe = folder.parent / "recipe.yaml"
     if recipe.is_file():
         return parse(read_yaml(recipe), recipe).lora
-    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config: dict[str, Any] = read_json(folder / ADAPTER_CONFIG, cure="or train it anew")
     if (kind := config.get("peft_type")) != "LORA":
         raise TrainError(f"model.adapter: {given} is a {kind}, and only LoRA is trained here")
     known = keywords("LoraConfig")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from core.errors import TrainingBroke
+from core.errors import TrainError, TrainingBroke
 from train.batches import in_order
 from train.examples import Encoded
 from train.model import Adapted
@@ -56,6 +56,16 @@ class Progress:
                 f"{'The best adapter so far is kept. ' if self.best_step else ''}"
                 f"Lower learning_rate ({learning_rate:g})"
             )
+
+
+def a_number(loss: float, where: str) -> float:
+    """`loss`, measured at `where`. Raises TrainError where it is no number, which JSON doesn't know."""
+    if not math.isfinite(loss):
+        raise TrainError(
+            f"the loss {where} is {loss}, which is no number: the weights of the base or of the adapter are "
+            "broken. Get the base again, or train anew with a lower learning_rate"
+        )
+    return loss
 
 
 @torch.no_grad()

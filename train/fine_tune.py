@@ -102,7 +102,7 @@ def start(run: Run) -> tuple[Session, dict[str, Any]]:
         tokenizer = run.base.tokenizer
         rendered = tokenizer.rendered_with, tokenizer.rendered
         files.write_prompts(run.folder, run.data.train, run.data.test, *rendered)
-        before = files.read_json(run.folder / files.BEFORE)
+        before = files.read_json(run.folder / files.BEFORE, files.Asked)
         base16 = run.base16_loss() if before is None else None
     (before,) = run.agreed(before)
     session = run.adapt()
@@ -203,7 +203,7 @@ MAX_NEW_TOKENS = 256
 def answer(folder: Path, prompt: str | None) -> str:
     """The adapter's greedy reply. Raises TrainError."""
     recipe, base = reopen(folder)
-    before = files.read_json(folder / files.BEFORE) or {}
+    before = files.read_json(folder / files.BEFORE, files.Asked) or {}
     chats = before.get("prompts") or [[{"role": "user", "content": "Hello!"}]]
     chat = [{"role": "user", "content": prompt}] if prompt else chats[0]
     session = base.adapted(recipe, device_of(PartialState()))

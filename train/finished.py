@@ -7,7 +7,7 @@ from pathlib import Path
 from core.command import command_line
 from core.errors import TrainError
 from train import folder as files
-from train.earlier import WEIGHTS, runs_in
+from train.earlier import WEIGHTS, check_form, runs_in
 from train.recipe import Recipe, parse, read_yaml
 from train.session import Base
 
@@ -36,7 +36,8 @@ def reopen(folder: Path, rendered: str = "") -> tuple[Recipe, Base]:
     recipe = parse(read_yaml(folder / files.RECIPE), folder / files.RECIPE)
     recipe = recipe.model_copy(update={"fully_shard": False, "precision": "16-bit"})
     base = Base(recipe, rendered)
-    begun: files.Inputs = files.read_json(folder / files.INPUTS) or {}
+    check_form(folder / "adapter", recipe.lora, base)
+    begun = files.read_inputs(folder)
     if "base" in begun and base.content not in ("", begun["base"]):
         raise TrainError(
             f"{base.folder} has other content than when {folder.name!r} was trained on it, and its adapter "

@@ -11,10 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import (
+    TYPE_CHECKING,
+    Any,  # pydantic wants these where Python is 3.11
+)
 
 import yaml
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from core.errors import DiskError, TrainError
 from core.files import PROMPTS, RECORD, Rendered, file_hash, write_json, write_whole
@@ -37,6 +41,17 @@ KEPT_ROWS = 48  # of each split, for the conversion
 
 # SHA-256 of the rows ("data") and of the base's weights ("base"); when the rows were rendered ("rendered")
 Inputs = dict[str, str]
+
+
+class Asked(BaseModel):
+    """before.json: what the model said before its first step, and what it scored."""
+
+    model_config = ConfigDict(extra="allow")
+    prompts: list[list[dict[str, str]]]
+    replies: list[str]
+    scores: dict[str, float]
+    base16: float | None
+    margins: list[float] = []
 
 
 @contextmanager
@@ -68,7 +83,7 @@ def claimed(folder: Path, recipe: Recipe, resume: bool, inputs: Inputs | None = 
 def _refuse_another(folder: Path, recipe: Recipe, inputs: Inputs) -> None:
     """Raise TrainError if the run in `folder` was begun with another recipe, other rows or another base."""
     before = parse(read_yaml(folder / RECIPE), folder / RECIPE)
-    begun: Inputs = read_json(folder / INPUTS) or {}
+    begun = read_inputs(folder)
     if inputs and not begun:
         print(f"note: {folder} has no record of its data and base; they are taken to be what they were")
     if begun:  # the content decides, below, and not what it is called
@@ -101,12 +116,16 @@ def changed_inputs(begun: Inputs, now: Inputs, recipe: Recipe) -> str:
 
 
 def rendered_at(folder: Path) -> str:
-    """When the rows of the run or sweep in `folder` were rendered first; empty where there is none.
+    """When the rows of the run in `folder` were rendered first; empty where there is none.
 
     Some templates write the date: rendered on another day, the rows would be others.
     """
-    begun: Inputs = read_json(folder / INPUTS) or {}
-    return begun.get("rendered", "")
+    return read_inputs(folder).get("rendered", "")
+
+
+def read_inputs(folder: Path) -> Inputs:
+    """What the run in `folder` is trained on; empty where nobody noted it. Raises TrainError."""
+    return read_json(folder / INPUTS, Inputs) or {}
 
 
 def dump(recipe: Recipe) -> str:
@@ -183,15 +202,21 @@ def append_metrics(folder: Path, line: dict[str, Any]) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All lines; one that a kill cut short is left out."""
+    """All lines; one that a kill cut short, or that isn't of figures by their names, is left out."""
     found = []
     if (folder / METRICS).is_file():
-        for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
+        for line in (folder / METRICS).read_bytes().splitlines():
             try:
-                found.append(json.loads(line))
-            except ValueError:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(values, dict) and isinstance(values.get("step"), int) and _are_figures(values):
+                found.append(values)
     return found
+
+
+def _are_figures(values: dict[str, Any]) -> bool:
+    return all(value is None or isinstance(value, int | float) for value in values.values())
 
 
 def write_prompts(
@@ -216,6 +241,15 @@ def write_prompts(
     write_json(folder / RECORD, rendered_with | hashed)
 
 
-def read_json(path: Path) -> Any:
-    """Read one; None if it isn't there."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def read_json(path: Path, form: Any = dict[str, Any], cure: str = "or move it away") -> Any:
+    """Read one that holds a `form`; None if it isn't there. Raises TrainError."""
+    if not path.is_file():
+        return None
+    try:
+        found = TypeAdapter(form).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        reason = f"{place}: {first['msg']}" if place else first["msg"]
+        raise TrainError(f"{path} is damaged ({reason}); bring back what it was, {cure}") from None
+    return found.model_dump(exclude_unset=True) if isinstance(found, BaseModel) else found

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from peft.helpers import disable_input_dtype_casting
 from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.logging import (
@@ -240,10 +241,31 @@ class Adapted(nn.Module):
             name_for_whole(folder)
         write_template(self.template, folder)
 
-    def load(self, folder: Path) -> list[str]:
-        """Give the adapter the weights of one that `save` wrote; return those that have no place in it."""
-        result: Any = peft.set_peft_model_state_dict(self.peft, text_tensors(folder))
-        return list(result.unexpected_keys)
+    def load(self, folder: Path) -> None:
+        """Give the adapter the weights of one that `save` wrote. Raises TrainError."""
+        peft.set_peft_model_state_dict(self.peft, self.read(folder))
+
+    def read(self, folder: Path) -> dict[str, torch.Tensor]:
+        """The tensors in `folder`, exactly those of this adapter, and all numbers. Raises TrainError."""
+        unfit = f"the adapter {folder} doesn't fit this base"
+        try:
+            found = text_tensors(folder)
+        except (ValueError, SafetensorError) as error:
+            raise TrainError(f"{unfit}: {' '.join(str(error).split())[:200]}") from None
+        own: dict[str, Any] = {"adapter_name": ADAPTER, "save_embedding_layers": False}
+        wanted: dict[str, torch.Tensor] = peft.get_peft_model_state_dict(self.peft, **own)
+        for name in sorted(wanted.keys() ^ found.keys()):
+            raise TrainError(f"{unfit}: it {'lacks' if name in wanted else 'has no place for'} {name}")
+        for name, tensor in found.items():
+            if tensor.shape != wanted[name].shape:
+                shapes = f"{list(tensor.shape)}, and {list(wanted[name].shape)} is needed"
+                raise TrainError(f"{unfit}: {name} is {shapes}")
+            if not tensor.float().isfinite().all():
+                raise TrainError(
+                    f"the adapter {folder} is broken: {name} holds what is no number; bring back what it "
+                    "was, or train it anew with a lower learning_rate"
+                )
+        return found
 
     def unload(self) -> None:
         """Take the adapter off the base, which is as it was then."""

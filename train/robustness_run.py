@@ -16,6 +16,7 @@ from core.files import write_json, write_whole
 from train import folder as files
 from train.card import table
 from train.data import prepare
+from train.evaluation import a_number
 from train.examples import Example
 from train.finished import refuse_unfinished, reopen
 from train.labels import encode
@@ -58,6 +59,7 @@ def measure_run(folder: Path, limit: int) -> Measured:
     device = device_of(PartialState(cpu=not torch.cuda.is_available()))
     try:
         session = base.adapted(recipe, device)
+        session.check_adapter(folder / "adapter")
         chats = list(islice(_fitting(asked, session), limit))
         if not chats:
             raise TrainError(
@@ -67,10 +69,10 @@ def measure_run(folder: Path, limit: int) -> Measured:
         print(
             f"{len(chats):,} {split} rows as they are and {len(CHANGES)} times changed: the base", flush=True
         )
-        untuned = _arm(session, chats)
+        untuned = _arm(session, chats, "of the base")
         print("and with the adapter", flush=True)
         session.load_adapter(folder / "adapter")
-        return Measured(split, len(chats), untuned, _arm(session, chats))
+        return Measured(split, len(chats), untuned, _arm(session, chats, "with the adapter"))
     except torch.OutOfMemoryError:
         raise TrainError(
             f"the GPU's memory is too small for {base.folder}; stop what else is on it, or measure where "
@@ -78,16 +80,22 @@ def measure_run(folder: Path, limit: int) -> Measured:
         ) from None
 
 
-def _arm(session: Session, chats: Sequence[Example]) -> Arm:
+def _arm(session: Session, chats: Sequence[Example], whose: str) -> Arm:
+    costs = measure(session, chats)
+    for loss in (costs.loss, *costs.changed.values()):
+        a_number(loss, whose)
     replies = session.answer([chat.messages[:-1] for chat in chats], REPLY_TOKENS)
     wanted = [chat.messages[-1]["content"] for chat in chats]
     near = [fmean(map(score, replies, wanted)) for score in (rouge_l, chrf)]
-    return Arm(**vars(measure(session, chats)), rouge_l=near[0], chrf=near[1])
+    return Arm(**vars(costs), rouge_l=near[0], chrf=near[1])
 
 
 def _reopened(folder: Path) -> tuple[Recipe, Base, Splits]:
     """Recipe, base and rows of a run; raises TrainError if there is nothing to measure, or other rows."""
     refuse_unfinished(folder)
+    for path in _reports(folder):
+        if path.is_dir():
+            raise TrainError(f"{path} is a folder, and what is measured is written there; move it away")
     recipe, base = reopen(folder, files.rendered_at(folder))
     if recipe.dpo:
         raise TrainError(
@@ -95,13 +103,16 @@ def _reopened(folder: Path) -> tuple[Recipe, Base, Splits]:
             "measured here is the loss of single replies. Give a run with SFTConfig"
         )
     data = prepare(recipe, base.tokenizer)
-    begun: files.Inputs = files.read_json(folder / files.INPUTS) or {}
-    if other := files.changed_inputs(begun, files.inputs_of(base, data), recipe):
+    if other := files.changed_inputs(files.read_inputs(folder), files.inputs_of(base, data), recipe):
         raise TrainError(
             f"{folder.name} was trained on other content of the {other}, and may have seen rows that are "
             "held out now. Bring back what it was"
         )
     return recipe, base, data.examples
+
+
+def _reports(folder: Path) -> tuple[Path, Path]:
+    return folder / f"{REPORT}.json", folder / f"{REPORT}.md"
 
 
 def held_out(splits: Splits, name: str) -> tuple[str, list[Example]]:
@@ -152,6 +163,7 @@ def write_report(folder: Path, found: Measured) -> str:
         f"prompts as they are:\n\n{table(('prompts', 'base', 'rise', 'tuned', 'rise'), losses)}\n\n"
         f"The model's own replies:\n\n{table(('replies', 'base', 'tuned'), replies)}\n"
     )
-    write_json(folder / f"{REPORT}.json", {"injected": INJECTION, **asdict(found)})
-    write_whole(folder / f"{REPORT}.md", text)
+    figures, page = _reports(folder)
+    write_json(figures, {"injected": INJECTION, **asdict(found)})
+    write_whole(page, text)
     return text

@@ -19,8 +19,8 @@ from train.batches import Order
 from train.checks import check_reading
 from train.data import lost
 from train.dpo import DPOTrainer
-from train.earlier import check_base, content_of
-from train.evaluation import Progress, evaluate
+from train.earlier import check_base, check_form, content_of
+from train.evaluation import Progress, a_number, evaluate
 from train.examples import Encoded, Example, sides
 from train.layers import trainable
 from train.model import Adapted
@@ -88,6 +88,8 @@ class Run:
         """Everything that can be known before the weights are there. Raises TrainError."""
         self.base.check_device(self.device)
         check_base(self.recipe, self.base.content, self.base.folder)
+        if adapter := self.recipe.model.adapter:
+            check_form(Path(adapter), self.recipe.lora, self.base)
         names = (self.data.train, self.data.validation, self.data.test)
         check.check_settings(self.checks, self.recipe, self.base.config.model_type, self.order.steps)
         check.check_targets(self.checks, self.recipe, self.base.shape.linears, self.base.shape.beside)
@@ -271,9 +273,9 @@ def score(task: str, model: Scored, tests: list[Example], train: list[Example]) 
     """Return figures by their names: `test_loss` (nats a token), and those of the task's own file.
 
     A chat has its held-out loss only. So have plain texts, since their prompts aren't chats. What can't be
-    computed (no test rows, one class only) is left out.
+    computed (no test rows, one class only) is left out. Raises TrainError for a loss that is no number.
     """
-    figures = {"test_loss": model.loss(tests)} if tests else {}
+    figures = {"test_loss": a_number(model.loss(tests), "on the test rows")} if tests else {}
     plain = any(not example.messages for example in [*tests, *train])
     if task in _TASKS and not plain:
         figures |= _TASKS[task](model, tests, train)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from pydantic import BaseModel
 from transformers import PreTrainedModel
 
 from core.errors import TrainError, TrainingBroke
@@ -24,6 +25,13 @@ from train.split import Prepared
 from train.table import is_file
 
 
+class Noted(BaseModel):
+    """A sweep's inputs.json."""
+
+    rendered: str = ""
+    runs: dict[str, files.Inputs] = {}
+
+
 class Trainer:
     """Keeps base and data from one run to the next, and loads them anew when their settings change.
 
@@ -34,7 +42,7 @@ class Trainer:
     def __init__(self, folder: Path) -> None:
         """`folder`: the sweep's. Raises TrainError."""
         self._folder = folder
-        noted = files.read_json(folder / files.INPUTS) or {}
+        noted = files.read_json(folder / files.INPUTS, Noted) or {}
         self._rendered: str = noted.get("rendered", "")
         self._inputs: dict[str, files.Inputs] = noted.get("runs", {})
         self._state = PartialState()

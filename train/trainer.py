@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,20 @@ from train.arguments import arguments
 from train.batches import Order, loader
 from train.evaluation import Progress
 from train.examples import Encoded
-from train.folder import disk_errors
+from train.folder import disk_errors, read_json
 from train.logged import Logged, Report
 from train.model import Adapted
 from train.recipe import Recipe
 from train.stops import on_stop
 
 PROGRESS = "progress.json"  # in a checkpoint, beside transformers' files
+
+
+@dataclass
+class Saved(Progress):
+    """What `PROGRESS` holds."""
+
+    processes: int = field(kw_only=True)
 
 
 class Training(Logged, ABC):
@@ -95,13 +102,14 @@ class Training(Logged, ABC):
             raise TrainError(
                 f"{self._checkpoint} was written by another version of this program; train it anew"
             )
-        saved = json.loads((self._checkpoint / PROGRESS).read_text(encoding="utf-8"))
-        if (begun := saved.pop("processes")) != self.order.processes:
+        cure = f"or move {self._checkpoint} away, and it is trained from its first step"
+        saved: Saved = read_json(self._checkpoint / PROGRESS, Saved, cure)
+        if (begun := saved.processes) != self.order.processes:
             raise TrainError(
                 f"{self.folder.name} was begun by {begun} processes and would go on with "
                 f"{self.order.processes}, in another order; start it with accelerate launch as before"
             )
-        self.progress, self._begun = Progress(**saved), True
+        self.progress, self._begun = saved, True
 
     def run(self) -> Progress:
         """Train to the end; return what was reached. Raises TrainError, or KeyboardInterrupt after Ctrl-C."""

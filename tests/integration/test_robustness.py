@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.integration.small_runs import recipe_of, small_phi3, write_chats
 from train import robustness
@@ -104,6 +107,34 @@ def cut_short(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
+Tensors = dict[str, torch.Tensor]
+
+
+def written(name: str, text: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return change
+
+
+def with_tensors(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+) -> Callable[[Path], None]:
+    def changed_file(folder: Path) -> None:
+        weights = folder / "adapter" / "adapter_model.safetensors"
+        save_file(change(load_file(weights)), weights)
+
+    return changed_file
+
+
+def with_settings(**values: Any) -> Callable[[Path], None]:
+    def changed_file(folder: Path) -> None:
+        path = folder / "adapter" / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return changed_file
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -118,6 +149,48 @@ def cut_short(folder: Path) -> None:
         (other_data, r"broken was trained on other content of the data \(.*other.jsonl\)"),
         (preferences, r"broken was trained on preferences"),
         (cut_short, r"the adapter .*broken/adapter doesn't fit this base"),
+        (
+            with_tensors(lambda found: dict([*found.items()][:1])),
+            r"doesn't fit this base: it lacks ",
+        ),
+        (
+            with_tensors(lambda found: found | {"model.layers.9": torch.ones(1)}),
+            r"doesn't fit .*: it has no place for \S+layers.9$",
+        ),
+        (
+            with_tensors(lambda found: {name: tensor[:1].clone() for name, tensor in found.items()}),
+            r"doesn't fit this base: \S+ is \[1, \d+\], and \[\d+, \d+\] is needed",
+        ),
+        (
+            with_tensors(lambda found: {name: tensor * math.nan for name, tensor in found.items()}),
+            r"broken/adapter is broken: \S+ holds what is no number; .* lower learning_rate",
+        ),
+        (
+            with_tensors(lambda found: {name: tensor * 1e30 for name, tensor in found.items()}),
+            r"the loss with the adapter is nan, which is no number: .* lower learning_rate",
+        ),
+        (
+            set_keys({"LoraConfig.r": 400_000_000_000}),  # no machine has the memory for it
+            r"adapter_config.json says r: 4, and the recipe LoraConfig.r: 400000000000: .*; bring back",
+        ),
+        (with_settings(lora_alpha=9), r"says lora_alpha: 9, and the recipe LoraConfig.lora_alpha: 8"),
+        (with_settings(target_modules=["qkv_proj"]), r"says target_modules: \['qkv_proj'\], and the recipe"),
+        (with_settings(target_modules=[1]), r"says target_modules: \[1\], and the recipe"),
+        (
+            lambda folder: (folder / "adapter" / "adapter_config.json").unlink(),
+            r"broken/adapter has no adapter_config.json; bring it back",
+        ),
+        (
+            written("adapter/adapter_config.json", "{"),
+            r"adapter_config.json is damaged .*; bring back what it",
+        ),
+        (
+            written("inputs.json", "[1]"),
+            r"inputs.json is damaged .*; bring back what it was, or move it away",
+        ),
+        (written("inputs.json", "{broken"), r"inputs.json is damaged \(Invalid JSON"),
+        (written("inputs.json", '{"rendered": 1}'), r"inputs.json is damaged \(rendered: .* valid string"),
+        (lambda folder: (folder / "robustness.json").mkdir(), r"robustness.json is a folder, and .* move it"),
     ],
 )
 def test_what_can_not_be_measured_is_refused_in_a_line(
@@ -128,8 +201,11 @@ def test_what_can_not_be_measured_is_refused_in_a_line(
     shutil.copytree(root / "outputs" / "run", folder, ignore=shutil.ignore_patterns("robustness*"))
     change(folder)
     assert robustness.main(["broken", "--root", str(root)]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert re.search(said, error)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert re.search(said, printed.err)
+    assert "the loss" in said or "as they are and" not in printed.out  # the base isn't measured first
+    assert "Next:" not in printed.out
     assert not (folder / "robustness.md").exists()
+    assert not (folder / "robustness.json").is_file()

@@ -175,6 +175,12 @@ def test_an_earlier_run_is_gone_on_with_and_is_the_reference(base: Path, data: P
         train_run(other, tmp_path, False)
     with pytest.raises(TrainError, match=r"no run and no folder is called 'frist'; runs: first, second"):
         train_run(recipe_of(base, data, name="third", model={"adapter": "frist"}), tmp_path, False)
+    settings = first / "adapter" / "adapter_config.json"
+    content = settings.read_text()
+    settings.write_text(json.dumps(json.loads(content) | {"lora_alpha": 9}))
+    with pytest.raises(TrainError, match=r"says lora_alpha: 9, and the recipe LoraConfig.lora_alpha: 8"):
+        train_run(recipe, tmp_path, True)
+    settings.write_text(content)
     save_file({n: t + 1 for n, t in before.items()}, first / "adapter" / "adapter_model.safetensors")
     with pytest.raises(TrainError, match=r"begun on other content of the adapter"):
         train_run(recipe, tmp_path, True)

@@ -23,7 +23,7 @@ from tests.integration.commands import Command
 from tests.integration.small_runs import NF4, adapter_of, metrics_of, recipe_of, small_phi3, write_chats
 from train.evaluation import evaluate
 from train.fine_tune import answer, train_run
-from train.folder import dump
+from train.folder import dump, read_metrics
 from train.recipe import Recipe, changed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +151,38 @@ def test_a_folder_that_is_used_is_refused(recipe: Recipe, whole: Path, tmp_path:
     with pytest.raises(TrainError, match="is in use for something else"):
         train_run(recipe, tmp_path, True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("inputs.json", "{broken", r"inputs\.json is damaged \(Invalid JSON.*or move it away"),
+        ("inputs.json", "[1]", r"inputs\.json is damaged .*or move it away"),
+        ("before.json", "[1]", r"before\.json is damaged .*or move it away"),
+        ("before.json", "{}", r"before\.json is damaged \(prompts: Field required\).*or move it away"),
+        ("checkpoint/progress.json", "\xff", r"progress\.json is damaged .*or move \S+checkpoint away"),
+        ("checkpoint/progress.json", '{"step": 1}', r"damaged \(processes: .*or move \S+checkpoint away"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_told_of_with_its_cure(
+    name: str, text: str, said: str, recipe: Recipe, whole: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    (folder / name).write_text(text, encoding="latin-1")
+    with pytest.raises(TrainError, match=said):
+        train_run(recipe, tmp_path, True)
+    if not name.startswith("checkpoint"):
+        with pytest.raises(TrainError, match=said):
+            answer(folder, None)
+    (folder / name.partition("/")[0]).rename(tmp_path / "away")  # the cure
+    same_run(train_run(recipe, tmp_path, True), whole)
+
+
+def test_lines_of_metrics_that_hold_no_figures_are_left_out(whole: Path, tmp_path: Path) -> None:
+    lines = (whole / "metrics.jsonl").read_bytes()
+    broken = b'[1]\n{"loss": 1}\n{"step": "1"}\n{"step": 1, "loss": "x"}\n\xff\n{"step": 1, "lo'
+    (tmp_path / "metrics.jsonl").write_bytes(lines + broken)
+    assert read_metrics(tmp_path) == read_metrics(whole) != []
 
 
 def test_other_content_under_the_same_names_is_refused(recipe: Recipe, whole: Path, tmp_path: Path) -> None:

@@ -45,6 +45,19 @@ def prepared(folder: Path, rate: str) -> list[str]:
     return [str(folder / "alpha.yaml"), "--root", str(folder)]
 
 
+@pytest.mark.parametrize("text", ["{broken", "[1]", '{"runs": []}', '{"runs": {"a": 1}}', '{"rendered": 1}'])
+def test_damaged_inputs_are_told_of(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = prepared(tmp_path, "1.0e-3")
+    out = tmp_path / "outputs" / "alpha"
+    out.mkdir(parents=True)
+    (out / "inputs.json").write_text(text)
+    assert sweep.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert f"error: {out / 'inputs.json'} is damaged (" in said
+    assert "Traceback" not in said
+    assert said.endswith("bring back what it was, or move it away\n")
+
+
 def test_a_sweep_is_trained_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = prepared(tmp_path, "1.0e-3")
     out = tmp_path / "outputs" / "alpha"
