@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter
+
 from core.files import file_hashes, whole
 
 
@@ -32,40 +34,58 @@ def _part(part: object) -> str:
     return json.dumps(part, sort_keys=True)
 
 
+class _Made(BaseModel):
+    """A file or folder as a stage left it."""
+
+    state: list[list[Any]]
+    sha256: str
+
+
+class _Record(BaseModel):
+    """A stage that is done."""
+
+    key: str
+    made: dict[str, _Made]
+    note: Any
+
+
+_RECORDS = TypeAdapter(dict[str, _Record])
+
+
 class Stages:
     """The stages of one run that are done."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # never written, or cut short: then everything is done again
+            self._done = _RECORDS.validate_json(path.read_bytes())
+        except (OSError, ValueError):  # never written, cut short or changed: then everything is done again
             self._done = {}
 
     def done(self, stage: str, wanted: str) -> bool:
         """Whether `stage` was finished with the key `wanted` and its files haven't changed since."""
         record = self._done.get(stage)
-        if not record or record["key"] != wanted:
+        if not record or record.key != wanted:
             return False
-        return all(_unchanged(Path(path), made) for path, made in record["made"].items())
+        return all(_unchanged(Path(path), made) for path, made in record.made.items())
 
     def note(self, stage: str) -> Any:
         """What `finish` was told about the stage."""
-        return self._done[stage]["note"]
+        return self._done[stage].note
 
     def finish(self, stage: str, wanted: str, made: Iterable[Path], note: Any = None) -> None:
         """Record a stage, with its key, whose files are complete under their final names."""
-        files = {str(path): {"state": _state(path), "sha256": key(path)} for path in made}
-        self._done[stage] = {"key": wanted, "made": files, "note": note}
+        files = {str(path): _Made(state=_state(path), sha256=key(path)) for path in made}
+        self._done[stage] = _Record(key=wanted, made=files, note=note)
         with whole(self._path) as partial:
-            partial.write_text(json.dumps(self._done, indent=1) + "\n", encoding="utf-8")
+            partial.write_bytes(_RECORDS.dump_json(self._done, indent=1) + b"\n")
 
 
-def _unchanged(path: Path, made: dict[str, Any]) -> bool:
+def _unchanged(path: Path, made: _Made) -> bool:
     """Whether a file or folder is as a stage left it: by what can't be set back, else by content."""
-    if not made["state"] or not _files(path):
+    if not made.state or not _files(path):
         return False
-    return bool(_state(path) == made["state"] or key(path) == made["sha256"])
+    return _state(path) == made.state or key(path) == made.sha256
 
 
 def _state(path: Path) -> list[list[Any]]:

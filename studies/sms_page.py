@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from bench import full_size, likelihoods, messages
 from bench.cells import of_kind
-from bench.comparison import SEEDS, Section, apart, spread
+from bench.comparison import SEEDS, Section, apart, given, spread
 from bench.comparison_plots import drawn
 from bench.study import Content, paragraphs, shown
 from train.tasks.sms_calibration import calibration
@@ -42,7 +42,7 @@ def runs(content: Content) -> dict[str, list[dict[str, Any]]]:
     for kind in ("baselines", "chat", "tuned"):
         for key, cell in of_kind(content, kind).items():
             arm, _, seed = key.rpartition("/")
-            beside = content["cells"][f"baselines/{seed}"]
+            beside = content["cells"].get(f"baselines/{seed}", {})
             named = {"baselines": cell, "chat": {CHAT: cell}, "tuned": {f"LoRA, {arm}": cell}}[kind]
             for name, run in named.items():
                 more = {"seed": int(seed), "reached": share_reached(run, beside)}
@@ -57,8 +57,8 @@ def told(found: likelihoods.Runs) -> list[str]:
 
 def answer(found: likelihoods.Runs, rows: int) -> dict[str, str]:
     """What the page says in short, as far as it is known."""
-    share = {arm: [run["reached"] for run in of] for arm, of in found.items()}
-    tuned = [share[arm] for arm in told(found) if arm.startswith("LoRA, ")]
+    share = {arm: v for arm, of in found.items() if (v := given(run["reached"] for run in of))}
+    tuned = [share[arm] for arm in told(found) if arm.startswith("LoRA, ") and arm in share]
     plain = {arm: of for arm, of in share.items() if arm.endswith(f", {rows} rows")}
     if not tuned or not plain:
         return {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from convert.stages import Stages, key
 
 
@@ -35,8 +37,19 @@ def test_a_folder_is_done_as_long_as_nothing_in_it_changes(tmp_path: Path) -> No
     assert not stages.done("merge", "key")
 
 
-def test_a_record_that_was_cut_short_means_nothing_is_done(tmp_path: Path) -> None:
-    (tmp_path / "stages.json").write_text('{"merge": {"key": "key 1", "ma')
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"merge": {"key": "key 1", "ma',
+        "[1]",
+        '{"merge": "key 1"}',
+        '{"merge": {"key": "key 1"}}',
+        '{"merge": {"key": "key 1", "made": {"a": 1}, "note": null}}',
+        b"\xff",
+    ],
+)
+def test_a_record_that_was_cut_short_means_nothing_is_done(tmp_path: Path, content: str | bytes) -> None:
+    (tmp_path / "stages.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     assert not Stages(tmp_path / "stages.json").done("merge", "key 1")
 
 

@@ -196,6 +196,15 @@ def test_a_damaged_cell_is_told_of_in_a_line(key: str, cell: Any, tmp_path: Path
     assert not (tmp_path / "pages").exists()
 
 
+@pytest.mark.parametrize("kinds", [("baselines",), ("baselines", "rules", "tuned"), ("chat", "asked")])
+def test_what_there_was_no_time_for_is_left_out(kinds: tuple[str, ...]) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["cells"] = {k: v for k, v in content["cells"].items() if k.partition("/")[0] not in kinds}
+    made = STUDY.made(content)
+    assert "reached.png" in made
+    assert ("In short" in str(made["report.md"])) is ("baselines" not in kinds)
+
+
 def test_the_truth_reaches_all_and_the_mean_rate_nothing() -> None:
     found = {arm: [run["reached"] for run in of] for arm, of in runs(CONTENT).items()}
     assert found["the generator's truth"] == pytest.approx([1, 1, 1])
