@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Error, Locator, Page, expect
 
 WAIT_MS = 120_000  # a reply on a machine that does other things too
 ENDED = re.compile(r"seed \d+")
@@ -45,7 +45,13 @@ class Person:
         self._loaded()
 
     def reload(self) -> None:
-        self.page.reload()
+        try:
+            self.page.reload()
+        except Error as error:  # the page, which has noticed that its app is another, loads itself meanwhile
+            if "ERR_ABORTED" not in str(error):
+                raise
+            self.page.wait_for_load_state()
+            self.page.reload()
         self.trouble.clear()  # requests of the page before, which were cut off
         self._loaded()
 
