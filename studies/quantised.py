@@ -1,6 +1,6 @@
 """What does a quantised base do to training, and to what comes out? One base as GPTQ, NF4, int8 and bf16.
 
-    python studies/quantised.py --quick              two cores, some 12 minutes
+    python studies/quantised.py --quick              two cores, some 9 minutes
     python studies/quantised.py --device cuda        all of it; with --minutes 8 as much of it as fits
     python studies/quantised.py --processor FOLDER   adds to its results how the base writes on a processor
     python studies/quantised.py --page FOLDER        makes docs/studies/quantised.md of its results

@@ -1,6 +1,6 @@
 """Do marketing messages sell, and can a language model tell? python studies/sms.py
 
-    python studies/sms.py                     SmolLM2, two cores, some 6 minutes
+    python studies/sms.py                     SmolLM2, two cores, some 5 minutes
     python studies/sms.py --only tuned --train 1500 --test 300 --epochs 3 --workers 4    on a GPU
     python studies/sms.py --only chat --out FOLDER    adds what needs a model of the chat, on any machine
     python studies/sms.py --page FOLDER       what FOLDER/results.json says, as docs/studies/sms.md
