@@ -126,21 +126,20 @@ class Study:
         text = self.page(content, {name: inside[file] for name, (file, _) in plots.items()})
         return {inside[name]: made for name, made in files.items()} | {page: text}
 
-    def write(self, content: Content, folder: Path, page: str = REPORT, pictures: str = "") -> str:
-        """Write the page into `folder` and its plots into `folder`/`pictures`; say where."""
-        for name, made in self.made(content, page, pictures).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / name, made)
-        return f"{folder / page} is written, from {len(content['cells'])} cells."
+    def write(self, content: Content, folder: Path) -> str:
+        """Write the report, its plots beside it, into `folder`; say where."""
+        return _write(self.made(content), folder, REPORT, len(content["cells"]))
 
     def publish(self, folder: Path, pages: Path, name: str | None = None) -> int:
         """Write `folder`'s results as `pages`/<name>.md, with plots and JSON in `pages`/<name>. Raises
         ChatError. Those of a page have its name, if none is given."""
-        content = self.read(folder, "--page")
+        content = read_results(folder, self.version, self.name, "--page")
         of_page = folder.resolve().parent == pages.resolve()
         name = name or (folder.name if of_page else self.name)
-        print(self.write(content, pages, f"{name}.md", name))
-        write_whole(pages / name / FILE, json.dumps(content, ensure_ascii=False) + "\n")
+        with reading(folder / FILE, "--page"):
+            made = self.made(content, f"{name}.md", name)
+        made[f"{name}/{FILE}"] = json.dumps(content, ensure_ascii=False) + "\n"
+        print(_write(made, pages, f"{name}.md", len(content["cells"])))
         return 0
 
     def measure(
@@ -195,6 +194,14 @@ class Study:
             return 1 if failed else 0
 
         return run(work, f"Stopped; finished cells are kept. Go on with: {again}")
+
+
+def _write(made: Mapping[str, str | bytes], folder: Path, page: str, cells: int) -> str:
+    """Write each file into `folder`; say where the page is."""
+    for name, content in made.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / name, content)
+    return f"{folder / page} is written, from {cells} cells."
 
 
 def filled(

@@ -29,7 +29,7 @@ with importing():
 
     from bench import full_size, inference
     from bench.bases import add_base, base_of
-    from bench.cells import FILE, Cell, Results, reading
+    from bench.cells import FILE, Cell, Results, read_results, reading
     from bench.comparison import SEEDS
     from bench.inference_report import ABOUT, processor_now
     from bench.study import Study
@@ -157,7 +157,8 @@ def main(argv: list[str]) -> int:
 def on_processor(base: Path, out: Path) -> tuple[Results, int, int]:
     """Add to the results in `out` how the same base writes on this machine's processor, by transformers and
     as GGUF files by llama.cpp. Raises ChatError for results of another base."""
-    settings = STUDY.read(out, "--processor")["settings"] | {"base": fingerprint(str(base))}
+    found = read_results(out, STUDY.version, STUDY.name, "--processor")  # which main has looked through
+    settings = found["settings"] | {"base": fingerprint(str(base))}
     with reading(out / FILE, "--processor"):
         plan = Plan(base, STUDY.results(out, settings), "cpu", "gptq-processor")
     plan.settings = settings | {"windows": PLAN["quick"]["windows"]}  # which speed doesn't depend on

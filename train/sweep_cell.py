@@ -70,8 +70,9 @@ class Trainer:
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of many runs it is a lot
             return measured(progress)
         except TrainingBroke:
-            losses = [line["eval_loss"] for line in files.read_metrics(folder) if "eval_loss" in line]
-            steps = [line["step"] for line in files.read_metrics(folder) if "loss" in line]
+            lines = files.read_metrics(folder)
+            losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+            steps = [line["step"] for line in lines if "loss" in line]
             start, best = (losses[0], min(losses[1:], default=None)) if losses else (None, None)
             return row(start, best, None, None, True, steps[-1])
         finally:
