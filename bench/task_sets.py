@@ -27,11 +27,8 @@ from train.tasks.quotes import answer, clean_author, clean_quote, parts, prompt
 from train.tasks.scored import Scored
 from train.tasks.text_scores import chrf, rouge_l
 
-TRAIN, TEST, OTHER = (
-    "train",
-    "test",
-    "other",
-)  # the splits; the last one is another domain, where there is one
+TRAIN, TEST = "train", "test"  # the splits
+OTHER = "other"  # and of some tasks, another domain
 ACCURACY = "accuracy"  # by the probabilities of the labels
 SCORES: Mapping[str, Callable[[str, str], float]] = MappingProxyType(  # of a reply and the answer, 0 to 1
     {

@@ -11,10 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Any,  # pydantic wants these where Python is 3.11
-)
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
